@@ -1,0 +1,1 @@
+"""Run language models in the memory you have, with a plan that says beforehand what will fit."""

@@ -1,0 +1,57 @@
+"""Number formats by name: how many values make a block, and how many bytes hold it."""
+
+import math
+from dataclasses import dataclass
+
+from residency.errors import FileError, UnsupportedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A number format: a row is a run of blocks of `block_values` values in `block_bytes` bytes."""
+
+    name: str
+    block_values: int
+    block_bytes: int
+
+    def bytes_of(self, shape: tuple[int, ...]) -> int:
+        """Bytes of a tensor of `shape`, blocks along the last axis. FileError if the axis is not whole blocks."""
+        if shape and shape[-1] % self.block_values:
+            raise FileError(
+                f"a tensor of shape {shape} cannot be {self.name}: "
+                f"its rows are not whole blocks of {self.block_values} values."
+            )
+        return math.prod(shape) // self.block_values * self.block_bytes
+
+    @property
+    def bits_per_value(self) -> float:
+        """Bits per value, scales included."""
+        return self.block_bytes * 8 / self.block_values
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the values are plain floating-point numbers."""
+        return self.block_values == 1
+
+
+# Block layouts as the GGUF specification gives them (ggml's gguf.md and ggml-common.h).
+F32 = Format(name="F32", block_values=1, block_bytes=4)
+F16 = Format(name="F16", block_values=1, block_bytes=2)
+BF16 = Format(name="BF16", block_values=1, block_bytes=2)
+Q4_0 = Format(name="Q4_0", block_values=32, block_bytes=18)
+Q4_1 = Format(name="Q4_1", block_values=32, block_bytes=20)
+Q5_0 = Format(name="Q5_0", block_values=32, block_bytes=22)
+Q5_1 = Format(name="Q5_1", block_values=32, block_bytes=24)
+Q8_0 = Format(name="Q8_0", block_values=32, block_bytes=34)
+Q4_K = Format(name="Q4_K", block_values=256, block_bytes=144)
+Q5_K = Format(name="Q5_K", block_values=256, block_bytes=176)
+Q6_K = Format(name="Q6_K", block_values=256, block_bytes=210)
+
+FORMATS = {f.name: f for f in (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K)}
+
+
+def format_named(name: str) -> Format:
+    """The format called `name`. UnsupportedError names the ones there are."""
+    if name not in FORMATS:
+        raise UnsupportedError(f"the number format {name} is not supported; supported are {', '.join(FORMATS)}.")
+    return FORMATS[name]
