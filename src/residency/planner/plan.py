@@ -1,8 +1,17 @@
 """The plan: everything the engine needs to know, decided beforehand. Frozen, and JSON on disk."""
 
+import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from residency.errors import FileError
+from residency.records import from_data, to_data
+from residency.units import binary_bytes
+
+PLAN_VERSION = 1
+DTYPE_BYTES = {"float32": 4, "float16": 2, "int8": 1, "uint8": 1, "int32": 4, "int64": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +35,12 @@ class Buffer:
 
     name: str
     shape: tuple[int, ...]
-    dtype: str  # a NumPy dtype name
+    dtype: str  # a NumPy dtype name, one of DTYPE_BYTES
 
     @property
-    def num_bytes(self) -> int: ...
+    def num_bytes(self) -> int:
+        """Bytes of the array."""
+        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +49,18 @@ class KvGroup:
 
     layers: tuple[int, ...]
     window_tokens: int | None
-    num_pages: int
+    num_pages: int  # for all sequences together
     page_bytes: int  # of one page in one layer: keys and values
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all pages in all layers of the group."""
+        return self.num_pages * self.page_bytes * len(self.layers)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedForecast:
-    """What the cost model expects."""
+    """What the cost model expects, with the figures it divided."""
 
     decode_tokens_per_second: float
     prefill_tokens_per_second: float
@@ -52,6 +68,10 @@ class SpeedForecast:
     bound: Literal["memory", "compute"]  # of decode
     read_bytes_per_token: int  # weights plus the keys and values of a half-full context
     read_bytes_per_second: float  # what the probe measured
+    operations_per_token: int  # multiplications and additions of one token of decode
+    operations_per_second: float  # of the integer matrix kernels
+    step_overhead_seconds: float  # of one step, beside reading and computing
+    assumed: tuple[str, ...]  # names of the rates that nobody has measured on this machine yet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,3 +93,64 @@ class Plan:
     kv_groups: tuple[KvGroup, ...]
     memory: MemoryBytes
     forecast: SpeedForecast
+
+    @property
+    def free_bytes(self) -> int:
+        """What the budget leaves over."""
+        return self.budget_bytes - self.memory.peak
+
+    def buffer(self, name: str) -> Buffer:
+        """The buffer called `name`; KeyError where the plan has none."""
+        for buffer in self.buffers:
+            if buffer.name == name:
+                return buffer
+        raise KeyError(name)
+
+    def to_json(self) -> str:
+        """The plan as text that `from_json` reads back to an equal plan."""
+        return json.dumps({"plan_version": PLAN_VERSION, **to_data(self)}, indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> "Plan":
+        """The plan that `to_json` wrote. Other text, unknown fields, wrong types, other versions and sums that
+        do not add up are a FileError."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError):
+            raise FileError("the plan cannot be used: it is not JSON; make it anew with --plan-out.") from None
+        if not isinstance(data, dict) or "plan_version" not in data:
+            raise FileError("the plan cannot be used: it has no 'plan_version', so it is not a plan of residency.")
+        version = data.pop("plan_version")
+        if version != PLAN_VERSION or isinstance(version, bool):
+            raise FileError(
+                f"the plan cannot be used: it has version {version!r:.40} and this residency reads {PLAN_VERSION}; "
+                "make it anew with --plan-out."
+            )
+        plan = from_data(Plan, data, what="the plan", error=FileError)
+        _check(plan)
+        return plan
+
+
+def _check(plan: Plan) -> None:
+    for name in ("context_tokens", "max_sequences", "chunk_tokens", "page_tokens", "threads"):
+        if getattr(plan, name) < 1:
+            raise FileError(f"the plan cannot be used: '{name}' is 0; make it anew with --plan-out.")
+    for buffer in plan.buffers:
+        if buffer.dtype not in DTYPE_BYTES:
+            raise FileError(
+                f"the plan cannot be used: buffer {buffer.name!r:.60} is of {buffer.dtype!r:.40}, not an array."
+            )
+    for name, sum_bytes, said_bytes in (
+        ("activations", sum(buffer.num_bytes for buffer in plan.buffers), plan.memory.activations),
+        ("kv_cache", sum(group.num_bytes for group in plan.kv_groups), plan.memory.kv_cache),
+    ):
+        if sum_bytes != said_bytes:
+            raise FileError(
+                f"the plan contradicts itself: its {name} add up to {sum_bytes} bytes "
+                f"and it says {said_bytes}; make it anew with --plan-out."
+            )
+    if plan.memory.peak > plan.budget_bytes:
+        raise FileError(
+            f"the plan contradicts itself: it needs {binary_bytes(plan.memory.peak)}, "
+            f"more than its budget of {binary_bytes(plan.budget_bytes)}; make it anew with --plan-out."
+        )

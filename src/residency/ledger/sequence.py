@@ -1,0 +1,88 @@
+"""The pages of one sequence in one KV group: its block table."""
+
+from collections.abc import Sequence
+
+from residency.ledger.pages import PagePool
+
+
+class SequencePages:
+    """Pages of consecutive tokens. Token t lies in `pages[t // page_tokens - first_page]`.
+
+    In a group with a window, a token sees itself and window_tokens - 1 tokens before it; pages that no later
+    token can see are given back by `slide`, and `first_page` tells how many that were.
+    """
+
+    def __init__(self, pool: PagePool, *, page_tokens: int, window_tokens: int | None = None) -> None:
+        if page_tokens < 1 or (window_tokens is not None and window_tokens < 1):
+            raise ValueError("pages and windows hold at least one token")
+        self._pool = pool
+        self._page_tokens = page_tokens
+        self._window_tokens = window_tokens
+        self._first_page = 0
+        self._pages: list[int] = []
+
+    @property
+    def pages(self) -> Sequence[int]:
+        """Page numbers in the pool, in the order of their tokens. A copy."""
+        return tuple(self._pages)
+
+    @property
+    def first_page(self) -> int:
+        """How many of the sequence's pages have slid out of the window."""
+        return self._first_page
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens from the sequence's start that the pages reach."""
+        return (self._first_page + len(self._pages)) * self._page_tokens
+
+    def pages_to_grow(self, num_tokens: int) -> int:
+        """Pages that `grow` would take."""
+        return max(0, -(-(num_tokens - self.capacity_tokens) // self._page_tokens))
+
+    def pages_to_slide(self, num_tokens: int) -> int:
+        """Pages that `slide` would give up."""
+        if self._window_tokens is None:
+            return 0
+        first_visible = max(0, num_tokens - self._window_tokens + 1) // self._page_tokens
+        return min(max(0, first_visible - self._first_page), len(self._pages))
+
+    def grow(self, num_tokens: int) -> Sequence[int]:
+        """Reach `num_tokens` tokens from the sequence's start; the pages that were added.
+
+        BudgetError, and nothing changed, where the pool has too few.
+        """
+        added = self._pool.take(self.pages_to_grow(num_tokens))
+        self._pages.extend(added)
+        return added
+
+    def slide(self, num_tokens: int) -> int:
+        """Give back the pages that token number `num_tokens` and later ones cannot see; how many that were."""
+        num_gone = self.pages_to_slide(num_tokens)
+        for page in self._pages[:num_gone]:
+            self._pool.release(page)
+        del self._pages[:num_gone]
+        self._first_page += num_gone
+        return num_gone
+
+    def share_prefix(self, num_tokens: int) -> "SequencePages":
+        """A second sequence that holds this one's whole pages of the first `num_tokens` tokens as well.
+
+        A page that is only partly inside is not shared, as both would write to it. ValueError where the start
+        has slid out of the window or the tokens reach past the pages.
+        """
+        num_pages = num_tokens // self._page_tokens
+        if num_pages > len(self._pages) or self._first_page > 0:
+            raise ValueError(f"the first {num_tokens} tokens are not all held")
+        twin = SequencePages(self._pool, page_tokens=self._page_tokens, window_tokens=self._window_tokens)
+        for page in self._pages[:num_pages]:
+            self._pool.share(page)
+            twin._pages.append(page)
+        return twin
+
+    def free(self) -> None:
+        """Give back every page; the sequence is empty again."""
+        for page in reversed(self._pages):
+            self._pool.release(page)
+        self._pages.clear()
+        self._first_page = 0
