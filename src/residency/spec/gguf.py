@@ -61,7 +61,7 @@ TENSOR_TYPES = {
 
 
 def read_gguf(path: Path) -> Checkpoint:
-    """The checkpoint in the GGUF file `path`, from its header alone. FileError or UnsupportedError say what is wrong."""
+    """The checkpoint in the GGUF file `path`, by its header alone. FileError or UnsupportedError say what is wrong."""
     try:
         with open(path, "rb", buffering=1 << 16) as file:
             return _Header(path, file, path.stat().st_size).read()

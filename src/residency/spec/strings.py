@@ -1,4 +1,4 @@
-"""Long runs of length-prefixed strings (a tokenizer's vocabulary) in a file: walked quickly, decoded only when asked."""
+"""Long runs of length-prefixed strings (a vocabulary) in a file: walked quickly, decoded only when asked."""
 
 import os
 from collections.abc import Iterator, Sequence

@@ -1,0 +1,176 @@
+"""A model's configuration, read with types: config.json as it is, GGUF's metadata under the same keys."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from residency.errors import FileError, UnsupportedError
+from residency.spec.checkpoint import Checkpoint
+
+LARGEST_INTEGER = 2**31 - 1
+
+# GGUF's key, after "{architecture}.", by the key that `transformers` uses (ggml's docs/gguf.md).
+GGUF_KEYS = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "max_position_embeddings": "context_length",
+    "v_head_dim": "attention.value_length",
+    "rotary_dim": "rope.dimension_count",
+    "sliding_window": "attention.sliding_window",
+    "sliding_window_pattern": "attention.sliding_window_pattern",
+    "rope_theta": "rope.freq_base",
+    "rope_local_base_freq": "rope.freq_base_swa",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "num_experts": "expert_count",
+    "logits_scaling": "logit_scale",
+    "residual_multiplier": "residual_scale",
+    "embedding_multiplier": "embedding_scale",
+    "attention_multiplier": "attention.scale",
+    "clip_qkv": "attention.clamp_kqv",
+    "rope_scale_linear": "rope.scale_linear",
+}
+GGUF_ROPE_KEYS = {
+    "rope_type": "rope.scaling.type",
+    "factor": "rope.scaling.factor",
+    "original_max_position_embeddings": "rope.scaling.original_context_length",
+    "beta_fast": "rope.scaling.yarn_beta_fast",
+    "beta_slow": "rope.scaling.yarn_beta_slow",
+    "yarn_multiplier": "rope.scaling.attn_factor",
+    "yarn_attn_factor": "rope.scaling.yarn_attn_factor",
+    "yarn_log_multiplier": "rope.scaling.yarn_log_multiplier",
+}
+# Keys whose value would change what the model computes, and the values that do not.
+UNHANDLED: Mapping[str, tuple[float | None, ...]] = {
+    "attn_logit_softcapping": (None, 0),
+    "final_logit_softcapping": (None, 0),
+    "mlp_bias": (None, False),
+    "attention_bias": (None, False),
+    "quantization_config": (None,),
+    "partial_rotary_factor": (None, 1),
+    "use_bidirectional_attention": (None, False),
+    "num_experts": (None, 0),
+    "num_local_experts": (None, 0),
+    "logits_scaling": (None, 0, 1),
+    "residual_multiplier": (None, 0, 1),
+    "embedding_multiplier": (None, 0, 1),
+    "attention_multiplier": (None, 0),
+    "clip_qkv": (None, 0),
+    "is_causal": (None, True),
+    "rope_scale_linear": (None, 0, 1),
+    "yarn_attn_factor": (None, 1),
+    "yarn_log_multiplier": (None, 0),
+}
+
+
+class Configuration:
+    """Values by the keys of `transformers`. What is missing, of a wrong type or out of range is a FileError."""
+
+    def __init__(self, source: str, values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> None:
+        self.source = source
+        self._values = values
+        self._names = names or {}
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there, and not null."""
+        return self._values.get(key) is not None
+
+    def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+        """A whole number from `least` to 2^31 - 1; without a default it must be there."""
+        value = self._value(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST_INTEGER:
+            raise self._wrong(key, value, f"a whole number from {least} to {LARGEST_INTEGER}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A positive finite number; without a default it must be there."""
+        value = self._value(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise self._wrong(key, value, "a positive number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self._value(key, default)
+        if not isinstance(value, bool):
+            raise self._wrong(key, value, "true or false")
+        return value
+
+    def text(self, key: str, default: str) -> str:
+        """A string."""
+        value = self._value(key, default)
+        if not isinstance(value, str):
+            raise self._wrong(key, value, "a string")
+        return value
+
+    def texts(self, key: str, count: int) -> list[str]:
+        """A list of `count` strings."""
+        value = self._value(key, None)
+        if not isinstance(value, Sequence) or len(value) != count or not all(isinstance(v, str) for v in value):
+            raise self._wrong(key, value, f"a list of {count} strings")
+        return list(value)
+
+    def names(self, key: str) -> bool:
+        """Whether the key is there, be it null."""
+        return key in self._values
+
+    def flags(self, key: str, count: int) -> list[bool] | None:
+        """A list of `count` truth values, or None if the key is missing or holds no list."""
+        value = self._values.get(key)
+        if value is None or isinstance(value, str) or not hasattr(value, "__len__"):
+            return None
+        if len(value) != count:
+            raise self._wrong(key, value, f"a list of {count} truth values")
+        return [bool(each) for each in value]
+
+    def section(self, key: str) -> "Configuration":
+        """The nested object under `key`; an empty one if there is none."""
+        value = self._values.get(key)
+        if value is not None and not isinstance(value, Mapping):
+            raise self._wrong(key, value, "an object")
+        return Configuration(self.source, value or {}, self._names)
+
+    def with_defaults(self, **defaults: Any) -> "Configuration":
+        """The same with `defaults` for the keys that are missing or null."""
+        present = {key: value for key, value in self._values.items() if value is not None}
+        return Configuration(self.source, {**defaults, **present}, self._names)
+
+    def refuse_unhandled(self) -> None:
+        """UnsupportedError if a key would change the result in a way that is not implemented."""
+        for key, harmless in UNHANDLED.items():
+            value = self._values.get(key)
+            if value is not None and (not isinstance(value, int | float) or value not in harmless):
+                name = self._names.get(key, key)
+                raise UnsupportedError(
+                    f"{self.source} sets {name} to {str(value)[:80]}, which is not supported; choose another model."
+                )
+
+    def _value(self, key: str, default: Any) -> Any:
+        value = self._values.get(key)
+        if value is None:
+            value = default
+        if value is None:
+            raise FileError(f"{self.source} does not say {self._names.get(key, key)}; fetch the model again.")
+        return value
+
+    def _wrong(self, key: str, value: object, expected: str) -> FileError:
+        name = self._names.get(key, key)
+        return FileError(f"{self.source} says {name} is {str(value)[:80]!r}, which is not {expected}.")
+
+
+def configuration(checkpoint: Checkpoint) -> Configuration:
+    """The checkpoint's configuration, under the keys that `transformers` uses."""
+    if checkpoint.kind == "safetensors":
+        return Configuration(str(checkpoint.path / "config.json"), checkpoint.config)
+    prefix = checkpoint.architecture + "."
+    values: dict[str, Any] = {key: checkpoint.config.get(prefix + name) for key, name in GGUF_KEYS.items()}
+    scaling = {key: checkpoint.config.get(prefix + name) for key, name in GGUF_ROPE_KEYS.items()}
+    values["rope_scaling"] = {key: value for key, value in scaling.items() if value is not None}
+    values["tie_word_embeddings"] = "output.weight" not in checkpoint.tensors
+    names = {key: prefix + name for key, name in (GGUF_KEYS | GGUF_ROPE_KEYS).items()}
+    return Configuration(str(checkpoint.path), values, names)

@@ -1,0 +1,87 @@
+"""Finds a model's tensors in a checkpoint under the names of `transformers`, and leaves none unexplained."""
+
+from collections.abc import Iterable, Mapping
+
+from residency.errors import FileError, UnsupportedError
+from residency.spec.checkpoint import Checkpoint
+from residency.spec.model import Rearrange, SourceTensor, TensorSpec
+
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
+GGUF_LAYER_NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+# Where text models keep their tensors, alone and inside a model that also sees.
+FOLDER_PREFIXES = (("model.", "model."), ("model.", "language_model.model."), ("model.", "model.language_model."))
+UNUSED_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+UNUSED_SUFFIXES = ("rotary_emb.inv_freq", "rope_freqs.weight")  # computed from the configuration; read apart
+
+
+class TensorFinder:
+    """Hands out the tensors of one checkpoint, each checked against the shape that the configuration implies."""
+
+    def __init__(self, checkpoint: Checkpoint, gguf_layer_names: Mapping[str, str] = GGUF_LAYER_NAMES) -> None:
+        self._checkpoint = checkpoint
+        self._gguf_layer_names = gguf_layer_names
+        self._taken: set[str] = set()
+        prefixes = (new for _, new in FOLDER_PREFIXES if new + "embed_tokens.weight" in checkpoint.tensors)
+        self._prefix = next(prefixes, "model.")
+
+    def file_name(self, name: str) -> str:
+        """What the checkpoint calls the tensor `name`."""
+        if self._checkpoint.kind == "safetensors":
+            if name.startswith("model."):
+                return self._prefix + name.removeprefix("model.")
+            return "language_model." + name if self._prefix.startswith("language_model.") else name
+        stem, _, kind = name.rpartition(".")
+        if stem in GGUF_NAMES:
+            return f"{GGUF_NAMES[stem]}.{kind}"
+        _, _, layer, part = stem.split(".", 3)
+        return f"blk.{layer}.{self._gguf_layer_names[part]}.{kind}"
+
+    def rows(self, name: str) -> int:
+        """Rows of the matrix `name`. FileError if it is missing."""
+        return self._source(self.file_name(name)).shape[0]
+
+    def take(self, name: str, shape: tuple[int, ...], rearrange: Rearrange = Rearrange.NONE) -> TensorSpec:
+        """The tensor `name`. FileError if it is missing or not of `shape`."""
+        file_name = self.file_name(name)
+        source = self._source(file_name)
+        if source.shape != shape:
+            raise FileError(
+                f"{self._checkpoint.path} holds {file_name} of shape {source.shape}, "
+                f"and its configuration asks for {shape}; fetch the model again."
+            )
+        if len(shape) == 1 and not source.format.is_float:
+            raise UnsupportedError(f"{self._checkpoint.path} holds {file_name} in {source.format.name}, not as floats.")
+        self._taken.add(file_name)
+        return TensorSpec(name=name, shape=shape, format=source.format, rearrange=rearrange, source=source)
+
+    def refuse_unused(self, also_unused: Iterable[str] = ()) -> None:
+        """UnsupportedError if the checkpoint holds a tensor that no part of the model has taken."""
+        unused = self._checkpoint.tensors.keys() - self._taken - {self.file_name(name) for name in also_unused}
+        for name in sorted(unused):
+            if not name.startswith(UNUSED_PREFIXES) and not name.endswith(UNUSED_SUFFIXES):
+                raise UnsupportedError(
+                    f"{self._checkpoint.path} holds the tensor {name[:80]!r}, which {self._checkpoint.architecture} "
+                    "models here have no use for; the model is of a variant that is not supported."
+                )
+
+    def _source(self, file_name: str) -> SourceTensor:
+        source = self._checkpoint.tensors.get(file_name)
+        if source is None:
+            raise FileError(f"{self._checkpoint.path} lacks the tensor {file_name}; fetch the model again.")
+        return source
