@@ -1,0 +1,18 @@
+"""What will fit, where every byte will live, and how fast it will go."""
+
+from residency.planner.cost import Workload, forecast_speed
+from residency.planner.explain import explain
+from residency.planner.memory import plan_run
+from residency.planner.plan import Buffer, KvGroup, MemoryBytes, Plan, SpeedForecast
+
+__all__ = [
+    "Buffer",
+    "KvGroup",
+    "MemoryBytes",
+    "Plan",
+    "SpeedForecast",
+    "Workload",
+    "explain",
+    "forecast_speed",
+    "plan_run",
+]

@@ -11,6 +11,7 @@ from residency.records import from_data, to_data
 from residency.units import binary_bytes
 
 PLAN_VERSION = 1
+PAGE_TOKENS = 16  # of a page of the KV cache
 DTYPE_BYTES = {"float32": 4, "float16": 2, "int8": 1, "uint8": 1, "int32": 4, "int64": 8}
 
 

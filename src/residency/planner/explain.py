@@ -1,0 +1,37 @@
+"""A plan in words: the lines that are printed before anything is loaded."""
+
+from residency.planner.plan import Plan, SpeedForecast
+from residency.units import binary_bytes, decimal_bytes, mib, operations_rate, rate
+
+
+def explain(plan: Plan) -> str:
+    """Three lines (model and budget; bytes by class; speed with its arithmetic), and a fourth where rates are
+    assumed. Without a newline at the end."""
+    memory = plan.memory
+    sequences = f" · {plan.max_sequences} sequences" if plan.max_sequences > 1 else ""
+    lines = [
+        f"{plan.model_name} · {plan.architecture} · {plan.format_label} · context {plan.context_tokens}{sequences}"
+        f" · RAM budget {binary_bytes(plan.budget_bytes)}",
+        f"weights {mib(memory.weights)} · KV cache {mib(memory.kv_cache)} · activations {mib(memory.activations)}"
+        f" · runtime {mib(memory.runtime)} · free {mib(plan.free_bytes)}",
+        f"forecast {speed(plan.forecast.decode_tokens_per_second)} tokens/s, {_arithmetic(plan.forecast)}",
+    ]
+    if plan.forecast.assumed:
+        names = ", ".join(name.replace("_", " ") for name in plan.forecast.assumed)
+        lines.append(f"assumed, as nobody has measured it here yet: {names}")
+    return "plan   " + "\n       ".join(lines)
+
+
+def speed(tokens_per_second: float) -> str:
+    """Tokens a second in three digits: "310", "26.4", "0.52"."""
+    decimals = 0 if tokens_per_second >= 99.95 else 1 if tokens_per_second >= 9.995 else 2
+    return f"{tokens_per_second:.{decimals}f}"
+
+
+def _arithmetic(forecast: SpeedForecast) -> str:
+    if forecast.bound == "memory":
+        figures = f"{decimal_bytes(forecast.read_bytes_per_token)} a token at {rate(forecast.read_bytes_per_second)}"
+    else:
+        operations = operations_rate(forecast.operations_per_token).removesuffix("/s")
+        figures = f"{operations} a token at {operations_rate(forecast.operations_per_second)}"
+    return f"{forecast.bound}-bound: {figures}"

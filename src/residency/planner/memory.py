@@ -1,0 +1,221 @@
+"""What fits: weights, KV cache, activations and runtime inside one budget, and what to change where they do not."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from residency.errors import BudgetError, ContextError, UsageError
+from residency.hardware import Machine
+from residency.ledger.kv import pages_of_a_sequence
+from residency.planner.buffers import activation_buffers
+from residency.planner.cost import forecast_speed, prefill_seconds
+from residency.planner.plan import PAGE_TOKENS, Buffer, KvGroup, MemoryBytes, Plan
+from residency.spec.layout import store_layout
+from residency.spec.model import ModelSpec
+from residency.units import binary_bytes, enough_mib
+
+DEFAULT_CONTEXT_TOKENS = 2048
+LEAST_DEFAULT_CONTEXT_TOKENS = 128  # less is planned only when it is asked for
+CHUNK_CHOICES = (512, 256, 128, 64, 32, 16)
+DEFAULT_BUDGET_PART = 0.9  # of what is available; the rest is for whatever else runs
+
+# A chunk that is smaller keeps activations in the processor's caches and leaves room for context; it is taken when
+# its prefill is forecast to be at most this much slower than the best.
+_CHUNK_SLOWER_AT_MOST = 1.03
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """What the user asked for and what does not depend on context or chunk."""
+
+    model: ModelSpec
+    weights_bytes: int
+    runtime_bytes: int
+    max_sequences: int
+    budget_bytes: int
+
+    def buffers(self, context_tokens: int, chunk_tokens: int) -> tuple[Buffer, ...]:
+        return activation_buffers(
+            self.model,
+            chunk_tokens=chunk_tokens,
+            max_sequences=self.max_sequences,
+            max_context_tokens=context_tokens,
+        )
+
+    def kv_groups(self, context_tokens: int, chunk_tokens: int) -> tuple[KvGroup, ...]:
+        return kv_groups(
+            self.model,
+            context_tokens=context_tokens,
+            chunk_tokens=chunk_tokens,
+            max_sequences=self.max_sequences,
+        )
+
+    def memory(self, context_tokens: int, chunk_tokens: int) -> MemoryBytes:
+        return MemoryBytes(
+            weights=self.weights_bytes,
+            kv_cache=sum(group.num_bytes for group in self.kv_groups(context_tokens, chunk_tokens)),
+            activations=sum(buffer.num_bytes for buffer in self.buffers(context_tokens, chunk_tokens)),
+            runtime=self.runtime_bytes,
+        )
+
+    def fits(self, context_tokens: int, chunk_tokens: int) -> bool:
+        return self.memory(context_tokens, chunk_tokens).peak <= self.budget_bytes
+
+
+def plan_run(
+    model: ModelSpec,
+    *,
+    machine: Machine,
+    runtime_bytes: int,
+    budget_bytes: int | None,
+    context_tokens: int | None,
+    max_sequences: int = 1,
+    chunk_tokens: int | None = None,
+    threads: int | None = None,
+    model_path: Path,
+    fingerprint: str,
+) -> Plan:
+    """The plan of a run of `model` on `machine` inside `budget_bytes`, each sequence with room for `context_tokens`.
+
+    None lets the planner choose: as budget nine tenths of what is available; as context the model's, at most 2048,
+    or the most that fits; as chunk the smallest that is about as fast as any; as threads all that the container
+    allows. BudgetError names the missing bytes and the cheapest change, ContextError a context that the model does
+    not have, UsageError what cannot mean anything.
+    """
+    for name, number in (("context", context_tokens), ("sequences", max_sequences), ("chunk", chunk_tokens)):
+        if number is not None and number < 1:
+            raise UsageError(f"a {name} of {number} means nothing; give at least 1.")
+    threads = _threads(machine, threads)
+    if context_tokens is not None and context_tokens > model.max_context_tokens:
+        raise ContextError(
+            f"a context of {context_tokens} tokens is {context_tokens - model.max_context_tokens} more than "
+            f"{model.name} has; ask for --context {model.max_context_tokens} or less."
+        )
+    request = _Request(
+        model=model,
+        weights_bytes=store_layout(model).resident_bytes,
+        runtime_bytes=runtime_bytes,
+        max_sequences=max_sequences,
+        budget_bytes=_budget(machine, budget_bytes),
+    )
+    context = _context(request, context_tokens, chunk_tokens)
+    chunk = chunk_tokens or _chunk(request, context, machine, threads)
+    memory = request.memory(context, chunk)
+    return Plan(
+        model_path=model_path,
+        model_fingerprint=fingerprint,
+        model_name=model.name,
+        architecture=model.architecture,
+        format_label=model.format_label,
+        budget_bytes=request.budget_bytes,
+        context_tokens=context,
+        max_sequences=max_sequences,
+        chunk_tokens=chunk,
+        page_tokens=PAGE_TOKENS,
+        threads=threads,
+        buffers=request.buffers(context, chunk),
+        kv_groups=request.kv_groups(context, chunk),
+        memory=memory,
+        forecast=forecast_speed(model, machine=machine, context_tokens=context, chunk_tokens=chunk, threads=threads),
+    )
+
+
+def kv_groups(model: ModelSpec, *, context_tokens: int, chunk_tokens: int, max_sequences: int) -> tuple[KvGroup, ...]:
+    """Layers by window and page size, in the order of their first layers, with pages for all sequences."""
+    layers: dict[tuple[int | None, int], list[int]] = {}
+    for index, layer in enumerate(model.layers):
+        page_bytes = layer.state().bytes_per_token * PAGE_TOKENS
+        layers.setdefault((layer.attention.window_tokens, page_bytes), []).append(index)
+    return tuple(
+        KvGroup(
+            layers=tuple(indices),
+            window_tokens=window_tokens,
+            num_pages=max_sequences
+            * pages_of_a_sequence(
+                context_tokens, page_tokens=PAGE_TOKENS, window_tokens=window_tokens, chunk_tokens=chunk_tokens
+            ),
+            page_bytes=page_bytes,
+        )
+        for (window_tokens, page_bytes), indices in layers.items()
+    )
+
+
+def _threads(machine: Machine, threads: int | None) -> int:
+    if threads is None:
+        return machine.threads
+    if not 1 <= threads <= machine.threads:
+        raise UsageError(f"{threads} threads cannot run here: {machine.threads} are allowed; give 1 to that many.")
+    return threads
+
+
+def _budget(machine: Machine, budget_bytes: int | None) -> int:
+    ram = machine.tier("ram")
+    if budget_bytes is None:
+        return int(ram.available_bytes * DEFAULT_BUDGET_PART)
+    if budget_bytes > ram.capacity_bytes:
+        raise BudgetError(
+            f"a budget of {binary_bytes(budget_bytes)} is {binary_bytes(budget_bytes - ram.capacity_bytes)} more than "
+            f"the memory here; give --memory {ram.capacity_bytes // 1024**2}MiB or less."
+        )
+    return budget_bytes
+
+
+def _least_chunk(request: _Request, context_tokens: int) -> int:
+    return max(min(CHUNK_CHOICES[-1], context_tokens), request.max_sequences)
+
+
+def _context(request: _Request, context_tokens: int | None, chunk_tokens: int | None) -> int:
+    """The context asked for, or the default where it fits, or the most pages that fit. BudgetError otherwise."""
+    wanted = context_tokens or min(request.model.max_context_tokens, DEFAULT_CONTEXT_TOKENS)
+
+    def fits(tokens: int) -> bool:
+        return request.fits(tokens, chunk_tokens or _least_chunk(request, tokens))
+
+    if fits(wanted):
+        return wanted
+    largest_pages = _largest(lambda pages: fits(pages * PAGE_TOKENS), at_most=(wanted - 1) // PAGE_TOKENS)
+    largest_tokens = largest_pages * PAGE_TOKENS
+    if context_tokens is None and largest_tokens >= min(LEAST_DEFAULT_CONTEXT_TOKENS, wanted):
+        return largest_tokens
+    if context_tokens is None:
+        wanted = min(LEAST_DEFAULT_CONTEXT_TOKENS, wanted)
+    raise _refusal(request, wanted, largest_tokens, chunk_tokens or _least_chunk(request, wanted))
+
+
+def _refusal(request: _Request, wanted_tokens: int, largest_tokens: int, chunk_tokens: int) -> BudgetError:
+    memory = request.memory(wanted_tokens, chunk_tokens)
+    missing_bytes = memory.peak - request.budget_bytes
+    enough = f"--memory {enough_mib(memory.peak)}"
+    change = f"--context {largest_tokens}, or {enough}" if largest_tokens else enough
+    sequences = f" for each of {request.max_sequences} sequences" if request.max_sequences > 1 else ""
+    return BudgetError(
+        f"{request.model.name} needs {binary_bytes(memory.peak)} with a context of {wanted_tokens}{sequences} "
+        f"(weights {binary_bytes(memory.weights)}, KV cache {binary_bytes(memory.kv_cache)}, "
+        f"activations {binary_bytes(memory.activations)}, runtime {binary_bytes(memory.runtime)}); the budget is "
+        f"{binary_bytes(request.budget_bytes)}, {binary_bytes(missing_bytes)} ({missing_bytes} bytes) too little. "
+        f"The cheapest change: {change}."
+    )
+
+
+def _chunk(request: _Request, context_tokens: int, machine: Machine, threads: int) -> int:
+    """Of the chunks that fit, the smallest whose prefill is forecast to be about as quick as the best."""
+    least = _least_chunk(request, context_tokens)
+    choices = [size for size in CHUNK_CHOICES if least < size <= context_tokens and request.fits(context_tokens, size)]
+    prompt_tokens = max(1, context_tokens // 2)
+    forecast = {
+        size: prefill_seconds(
+            request.model, prompt_tokens=prompt_tokens, chunk_tokens=size, machine=machine, threads=threads
+        )
+        for size in (*choices, least)
+    }
+    best_seconds = min(forecast.values())
+    return min(size for size, needed in forecast.items() if needed <= best_seconds * _CHUNK_SLOWER_AT_MOST)
+
+
+def _largest(fits: Callable[[int], bool], *, at_most: int) -> int:
+    """The largest number up to `at_most` that fits, where all smaller ones than one that fits do; 0 for none."""
+    low, high = 0, at_most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
