@@ -16,6 +16,7 @@ from residency.formats.format import (
     Format,
     format_named,
 )
+from residency.formats.rows import pack_rows, unpack_rows
 
 __all__ = [
     "BF16",
@@ -32,4 +33,6 @@ __all__ = [
     "Q6_K",
     "Q8_0",
     "format_named",
+    "pack_rows",
+    "unpack_rows",
 ]
