@@ -1,0 +1,146 @@
+"""Writes small GGUF models through the gguf package, tokenizer included."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+from support.models import SmallModel, Weights, random_weights
+
+from residency.formats import F32, Format, format_named, pack_rows, unpack_rows
+
+LAYER_NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+GEMMA_NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+OUTER_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+MERGES = ["t h", "th e", "Ġ the", "i n", "e r", "Ġ a", "o n"]
+
+
+def write_gguf(
+    path: Path,
+    model: SmallModel,
+    number_format: str = "F32",
+    *,
+    weights: Weights | None = None,
+    edit: Callable[[gguf.GGUFWriter], None] | None = None,
+) -> Path:
+    """Writes `model` with its matrices in `number_format`; `edit` may add metadata or tensors before it is written.
+
+    `weights` are those of a `transformers` checkpoint (default: random); they are rearranged as llama.cpp's
+    converter does. A tokenizer of the 256 bytes, a few merges and three special tokens comes with it.
+    """
+    writer = gguf.GGUFWriter(path, model.architecture)
+    _add_metadata(writer, model)
+    _add_tokenizer(writer, model.vocabulary)
+    matrix_format = format_named(number_format)
+    for name, values in (weights or random_weights(model)).items():
+        stored = as_gguf_holds(model, name, values)
+        _add_tensor(writer, gguf_name(model, name), stored, matrix_format if stored.ndim == 2 else F32)
+    if edit is not None:
+        edit(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def rounded(weights: Weights, number_format: str) -> Weights:
+    """The weights as they are after a round trip through `number_format`: what a reference must compute with."""
+    chosen = format_named(number_format)
+    return {
+        name: unpack_rows(chosen, pack_rows(chosen, values)) if values.ndim == 2 else values
+        for name, values in weights.items()
+    }
+
+
+def gguf_name(model: SmallModel, name: str) -> str:
+    """GGUF's name of the tensor that `transformers` calls `name`."""
+    stem, _, kind = name.rpartition(".")
+    if stem in OUTER_NAMES:
+        return f"{OUTER_NAMES[stem]}.{kind}"
+    _, _, layer, part = stem.split(".", 3)
+    names = LAYER_NAMES | (GEMMA_NAMES if model.architecture == "gemma3" else {})
+    return f"blk.{layer}.{names[part]}.{kind}"
+
+
+def as_gguf_holds(model: SmallModel, name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Rotary halves interleaved in llama's q and k; one added to Gemma's norms."""
+    if model.architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+        halves = values.reshape(-1, 2, model.head_dim // 2, values.shape[1])
+        return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
+    if model.architecture == "gemma3" and name.endswith("norm.weight"):
+        return values + 1
+    return values
+
+
+def byte_characters() -> list[str]:
+    """The character that byte-level BPE writes for each byte (GPT-2): itself if printable, else from U+0100 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(rest)) for byte in range(256)]
+
+
+def _add_tensor(writer: gguf.GGUFWriter, name: str, values: npt.NDArray[np.float32], chosen: Format) -> None:
+    packed = pack_rows(chosen, np.atleast_2d(values))
+    if chosen.name == "F32":
+        writer.add_tensor(name, values)
+    else:
+        writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType[chosen.name])
+
+
+def _add_metadata(writer: gguf.GGUFWriter, model: SmallModel) -> None:
+    writer.add_name(f"small {model.architecture}")
+    writer.add_context_length(model.context_tokens)
+    writer.add_embedding_length(model.hidden)
+    writer.add_block_count(model.num_layers)
+    writer.add_feed_forward_length(model.intermediate)
+    writer.add_head_count(model.num_heads)
+    writer.add_head_count_kv(model.num_kv_heads)
+    writer.add_key_length(model.head_dim)
+    writer.add_value_length(model.head_dim)
+    writer.add_layer_norm_rms_eps(model.norm_epsilon)
+    writer.add_rope_freq_base(model.rope_theta)
+    if model.architecture == "llama":
+        writer.add_rope_dimension_count(model.head_dim)
+        writer.add_vocab_size(model.vocabulary)
+    if model.architecture == "gemma3":
+        writer.add_sliding_window(model.window_tokens)
+        writer.add_sliding_window_pattern(model.window_pattern)
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary: int) -> None:
+    tokens = byte_characters() + [merge.replace(" ", "") for merge in MERGES] + SPECIAL_TOKENS
+    kinds = [gguf.TokenType.NORMAL] * (len(tokens) - len(SPECIAL_TOKENS)) + [gguf.TokenType.CONTROL] * 3
+    first_special = len(tokens) - len(SPECIAL_TOKENS)
+    unused = max(0, vocabulary - len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens + [f"[PAD{index}]" for index in range(unused)])
+    writer.add_token_types(kinds + [gguf.TokenType.UNUSED] * unused)
+    writer.add_token_merges(MERGES)
+    writer.add_bos_token_id(first_special)
+    writer.add_eos_token_id(first_special + 2)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(CHAT_TEMPLATE)

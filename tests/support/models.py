@@ -1,0 +1,72 @@
+"""Small random models of each architecture: their extents, and weights under the names of `transformers`."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Weights = dict[str, npt.NDArray[np.float32]]
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallModel:
+    """A model small enough for a test. Widths are multiples of 256, so that every block format fits."""
+
+    architecture: str
+    hidden: int = 256
+    intermediate: int = 512
+    num_layers: int = 3
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 64
+    vocabulary: int = 320
+    context_tokens: int = 512
+    norm_epsilon: float = 1e-6
+    rope_theta: float = 10000.0
+    window_tokens: int = 8  # gemma3
+    window_pattern: int = 2  # gemma3: every second layer sees everything
+    tied: bool = True
+
+
+def small_model(architecture: str, **changes: object) -> SmallModel:
+    """The usual small model of `architecture`: gemma3's global rope base is its own, llama's head is not tied."""
+    usual = {"gemma3": {"rope_theta": 1e6}, "llama": {"tied": False}}.get(architecture, {})
+    return SmallModel(architecture=architecture, **{**usual, **changes})  # type: ignore[arg-type]
+
+
+def random_weights(model: SmallModel, seed: int = 0) -> Weights:
+    """Weights in the form of a `transformers` checkpoint (Gemma's norms hold w of 1 + w)."""
+    rng = np.random.default_rng(seed)
+    gemma = model.architecture == "gemma3"
+
+    def matrix(rows: int, columns: int) -> npt.NDArray[np.float32]:
+        return (rng.standard_normal((rows, columns)) * columns**-0.5).astype(np.float32)
+
+    def norm(width: int) -> npt.NDArray[np.float32]:
+        return (rng.standard_normal(width) * 0.1 + (0 if gemma else 1)).astype(np.float32)
+
+    q_rows, kv_rows = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+    weights: Weights = {"model.embed_tokens.weight": matrix(model.vocabulary, model.hidden)}
+    for layer in range(model.num_layers):
+        name = f"model.layers.{layer}."
+        weights[name + "input_layernorm.weight"] = norm(model.hidden)
+        for part, rows in (("q", q_rows), ("k", kv_rows), ("v", kv_rows)):
+            weights[f"{name}self_attn.{part}_proj.weight"] = matrix(rows, model.hidden)
+            if model.architecture == "qwen2":
+                weights[f"{name}self_attn.{part}_proj.bias"] = matrix(rows, 1)[:, 0]
+        if model.architecture in ("qwen3", "gemma3"):
+            weights[name + "self_attn.q_norm.weight"] = norm(model.head_dim)
+            weights[name + "self_attn.k_norm.weight"] = norm(model.head_dim)
+        weights[name + "self_attn.o_proj.weight"] = matrix(model.hidden, q_rows)
+        weights[name + "post_attention_layernorm.weight"] = norm(model.hidden)
+        if gemma:
+            weights[name + "pre_feedforward_layernorm.weight"] = norm(model.hidden)
+            weights[name + "post_feedforward_layernorm.weight"] = norm(model.hidden)
+        weights[name + "mlp.gate_proj.weight"] = matrix(model.intermediate, model.hidden)
+        weights[name + "mlp.up_proj.weight"] = matrix(model.intermediate, model.hidden)
+        weights[name + "mlp.down_proj.weight"] = matrix(model.hidden, model.intermediate)
+    weights["model.norm.weight"] = norm(model.hidden)
+    if not model.tied:
+        weights["lm_head.weight"] = matrix(model.vocabulary, model.hidden)
+    return weights
