@@ -64,16 +64,13 @@ class KvPages:
 
     def can_ever_hold(self, num_tokens: int, *, chunk_tokens: int) -> bool:
         """Whether one sequence alone, fed at most `chunk_tokens` at a time, can grow to `num_tokens`."""
-        return all(
-            pages_of_a_sequence(
-                num_tokens,
-                page_tokens=self._page_tokens,
-                window_tokens=group.window_tokens,
-                chunk_tokens=chunk_tokens,
-            )
-            <= group.num_pages
-            for group in self._groups
-        )
+        needed = self._pages_of_a_sequence(num_tokens, chunk_tokens)
+        return all(pages <= group.num_pages for pages, group in zip(needed, self._groups, strict=True))
+
+    def has_room_for(self, num_tokens: int, *, chunk_tokens: int) -> bool:
+        """Whether a new sequence, fed at most `chunk_tokens` at a time, can grow to `num_tokens` on free pages."""
+        needed = self._pages_of_a_sequence(num_tokens, chunk_tokens)
+        return all(pages <= pool.num_free for pages, pool in zip(needed, self._pools, strict=True))
 
     def free(self, sequence: int) -> None:
         """Give back all pages of a sequence, which is then unknown; KeyError where it already is."""
@@ -85,6 +82,17 @@ class KvPages:
             SequencePages(pool, page_tokens=self._page_tokens, window_tokens=group.window_tokens)
             for group, pool in zip(self._groups, self._pools, strict=True)
         )
+
+    def _pages_of_a_sequence(self, num_tokens: int, chunk_tokens: int) -> list[int]:
+        return [
+            pages_of_a_sequence(
+                num_tokens,
+                page_tokens=self._page_tokens,
+                window_tokens=group.window_tokens,
+                chunk_tokens=chunk_tokens,
+            )
+            for group in self._groups
+        ]
 
     def _missing(self, sequence: int, start_token: int, num_tokens: int) -> list[int]:
         tables = self._tables.get(sequence) or self._new_tables()

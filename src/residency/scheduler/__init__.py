@@ -1,0 +1,7 @@
+"""What runs next. Integers only: no tensors, no clock, no token's value."""
+
+from residency.scheduler.batch import Batch, BatchEntry
+from residency.scheduler.request import Request
+from residency.scheduler.scheduler import Scheduler
+
+__all__ = ["Batch", "BatchEntry", "Request", "Scheduler"]

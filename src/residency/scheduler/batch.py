@@ -1,0 +1,26 @@
+"""One step's work."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchEntry:
+    """Consecutive tokens of one request."""
+
+    request_id: int
+    start_token: int  # position of the first
+    num_tokens: int
+    needs_logits: bool  # whether the last of them is the request's last known token, so that a new one is sampled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What a step computes. Pages for all entries are held; requests in `preempted` have lost theirs."""
+
+    entries: tuple[BatchEntry, ...]
+    preempted: tuple[int, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all entries."""
+        return sum(entry.num_tokens for entry in self.entries)
