@@ -1,0 +1,33 @@
+"""Text from tokens as they come, never with half a character in it."""
+
+import codecs
+
+from residency.engine.text.tokenizer import Tokenizer
+
+
+class StreamDecoder:
+    """Joins the bytes of tokens and hands out whole characters.
+
+    starts_text: the tokens begin a text of their own, so a space that the tokenizer puts before texts is taken away;
+    False where they continue a text that is printed before them. Special tokens print nothing unless asked to.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, starts_text: bool = True, skip_special: bool = True) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._drop_space = starts_text and tokenizer.begins_with_space
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token_id: int) -> str:
+        """The characters that `token_id` completes; often one word, sometimes nothing."""
+        if self._skip_special and self._tokenizer.is_special(token_id):
+            return ""
+        data = self._tokenizer.token_bytes(token_id)
+        if self._drop_space and data:
+            self._drop_space = False
+            data = data.removeprefix(b" ")
+        return self._utf8.decode(data)
+
+    def flush(self) -> str:
+        """U+FFFD for a character that was begun and never completed, else nothing. The decoder is as new then."""
+        return self._utf8.decode(b"", final=True)
