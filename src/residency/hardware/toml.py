@@ -18,7 +18,7 @@ def _value(value: Any) -> str:
         return f"[{inner}]"
     if isinstance(value, str):
         # A JSON string is a TOML basic string, but for the delete character, which TOML wants escaped.
-        return json.dumps(value, ensure_ascii=True).replace("\x7f", "\\u007F")
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
     return json.dumps(value)
 
 
