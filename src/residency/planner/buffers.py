@@ -1,6 +1,7 @@
 """The activation arrays of a step. A step has T tokens; matrix inputs are kept as float32 and quantized to int8."""
 
 from residency.planner.plan import PAGE_TOKENS, Buffer
+from residency.spec.layout import TILE_ROWS
 from residency.spec.model import ModelSpec
 
 # Activations are quantized in groups of 32 values: 32 int8 and 4 words (scale, sum and padding).
@@ -11,15 +12,26 @@ GROUP_BYTES = 48
 # that the result does not depend on it.
 ATTENTION_SPLITS = 16
 
+# What a thread's attention works in, beside 64 bytes for each value of a head: scores of 8 rows against 4 pages, and
+# five statistics of each row.
+ATTENTION_SCRATCH_BYTES = 8 * 4 * 64 + 5 * 64
+
 
 def activation_buffers(
-    model: ModelSpec, *, chunk_tokens: int, max_sequences: int, max_context_tokens: int
+    model: ModelSpec,
+    *,
+    chunk_tokens: int,
+    max_sequences: int,
+    max_context_tokens: int,
+    threads: int,
+    logit_rows: int | None = None,
 ) -> tuple[Buffer, ...]:
     """All arrays that a step of at most `chunk_tokens` tokens of at most `max_sequences` sequences writes to.
 
     "gate" is overwritten by the gated product. "rope" holds cosines and sines, one table for each way of rotating
-    that the model has (`rope_variants`). The attention scratch holds of each part its weighted sum, its largest
-    score and its sum of weights.
+    that the model has (`rope_variants`). Of each part of a split context, the partials hold the weighted sum, the
+    largest score and the sum of weights. `logit_rows` is how many tokens' logits a step gives, by default one of
+    each sequence.
     """
     attentions = [layer.attention for layer in model.layers]
     query_values = max(a.num_heads * a.head_dim for a in attentions)
@@ -27,28 +39,42 @@ def activation_buffers(
     heads = max(a.num_heads for a in attentions)
     head_dim = max(a.head_dim for a in attentions)
     intermediate = max(layer.mlp.intermediate for layer in model.layers)
-    windows = len({a.window_tokens for a in attentions})
-    tokens, hidden = chunk_tokens, model.hidden
+    groups = len({(a.window_tokens, a.num_kv_heads * a.head_dim) for a in attentions})
+    tokens, hidden, logits = chunk_tokens, model.hidden, logit_rows or max_sequences
     context_pages = -(-max_context_tokens // PAGE_TOKENS)
     return (
-        Buffer(name="token_ids", shape=(tokens,), dtype="int32"),
-        Buffer(name="positions", shape=(tokens,), dtype="int32"),
-        Buffer(name="block_tables", shape=(windows, max_sequences, context_pages), dtype="int32"),
+        Buffer(name="counts", shape=(8,), dtype="int64"),
+        Buffer(name="positions", shape=(tokens,), dtype="int64"),
+        Buffer(name="sequences", shape=(tokens,), dtype="int64"),
+        Buffer(name="items", shape=(tokens, 2), dtype="int64"),
+        Buffer(name="logit_rows", shape=(logits,), dtype="int64"),
+        Buffer(name="slots", shape=(groups, tokens), dtype="int64"),
+        Buffer(name="block_tables", shape=(groups, max_sequences, context_pages), dtype="int32"),
         Buffer(name="rope", shape=(rope_variants(model), tokens, head_dim), dtype="float32"),
-        Buffer(name="hidden", shape=(tokens, hidden), dtype="float32"),
-        Buffer(name="normed", shape=(tokens, hidden), dtype="float32"),
+        Buffer(name="hidden", shape=(tokens, in_tiles(hidden)), dtype="float32"),
+        Buffer(name="normed", shape=(tokens, in_tiles(hidden)), dtype="float32"),
         Buffer(name="normed_q8", shape=(tokens, quantized_bytes(hidden)), dtype="uint8"),
-        Buffer(name="q", shape=(tokens, query_values), dtype="float32"),
-        Buffer(name="k", shape=(tokens, key_values), dtype="float32"),
-        Buffer(name="v", shape=(tokens, key_values), dtype="float32"),
-        Buffer(name="attended", shape=(tokens, query_values), dtype="float32"),
+        Buffer(name="q", shape=(tokens, in_tiles(query_values)), dtype="float32"),
+        Buffer(name="k", shape=(tokens, in_tiles(key_values)), dtype="float32"),
+        Buffer(name="v", shape=(tokens, in_tiles(key_values)), dtype="float32"),
+        Buffer(name="attended", shape=(tokens, in_tiles(query_values)), dtype="float32"),
         Buffer(name="attended_q8", shape=(tokens, quantized_bytes(query_values)), dtype="uint8"),
-        Buffer(name="attention_scratch", shape=(ATTENTION_SPLITS, max_sequences, heads, head_dim + 2), dtype="float32"),
-        Buffer(name="gate", shape=(tokens, intermediate), dtype="float32"),
-        Buffer(name="up", shape=(tokens, intermediate), dtype="float32"),
+        Buffer(
+            name="attention_partials", shape=(max_sequences * heads * ATTENTION_SPLITS, head_dim + 16), dtype="float32"
+        ),
+        Buffer(
+            name="attention_scratch", shape=(threads, ATTENTION_SCRATCH_BYTES + 64 * head_dim), dtype="uint8"
+        ),
+        Buffer(name="gate", shape=(tokens, in_tiles(intermediate)), dtype="float32"),
+        Buffer(name="up", shape=(tokens, in_tiles(intermediate)), dtype="float32"),
         Buffer(name="gated_q8", shape=(tokens, quantized_bytes(intermediate)), dtype="uint8"),
-        Buffer(name="logits", shape=(max_sequences, model.vocabulary), dtype="float32"),
+        Buffer(name="logits", shape=(logits, in_tiles(model.vocabulary)), dtype="float32"),
     )
+
+
+def in_tiles(columns: int) -> int:
+    """Columns of a product's rows: matrices are stored, and write, whole tiles of 16 rows."""
+    return -(-columns // TILE_ROWS) * TILE_ROWS
 
 
 def quantized_bytes(columns: int) -> int:

@@ -32,6 +32,8 @@ class _Request:
     weights_bytes: int
     runtime_bytes: int
     max_sequences: int
+    logit_rows: int | None
+    threads: int
     budget_bytes: int
 
     def buffers(self, context_tokens: int, chunk_tokens: int) -> tuple[Buffer, ...]:
@@ -40,6 +42,8 @@ class _Request:
             chunk_tokens=chunk_tokens,
             max_sequences=self.max_sequences,
             max_context_tokens=context_tokens,
+            threads=self.threads,
+            logit_rows=self.logit_rows,
         )
 
     def kv_groups(self, context_tokens: int, chunk_tokens: int) -> tuple[KvGroup, ...]:
@@ -71,6 +75,7 @@ def plan_run(
     context_tokens: int | None,
     max_sequences: int = 1,
     chunk_tokens: int | None = None,
+    logit_rows: int | None = None,
     threads: int | None = None,
     model_path: Path,
     fingerprint: str,
@@ -96,6 +101,8 @@ def plan_run(
         weights_bytes=store_layout(model).resident_bytes,
         runtime_bytes=runtime_bytes,
         max_sequences=max_sequences,
+        logit_rows=logit_rows,
+        threads=threads,
         budget_bytes=_budget(machine, budget_bytes),
     )
     context = _context(request, context_tokens, chunk_tokens)

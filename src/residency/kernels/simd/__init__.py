@@ -1,0 +1,1 @@
+"""The vector language of the CPU kernels, their compiler and their linker."""

@@ -1,0 +1,56 @@
+"""Parts that models are made of: attention and the gated feed-forward network, recorded operator by operator."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from residency.kernels.attention import attention
+from residency.kernels.gate import gated
+from residency.kernels.matmul import Matrix, linear
+from residency.kernels.recorder import FloatArray, Recorder, Rows
+from residency.kernels.rotary import LayerPages, rotate_and_store
+from residency.spec.model import LayerSpec, ModelSpec, RopeSpec
+from residency.store.weights import Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a model's forward pass is given, beside the step."""
+
+    spec: ModelSpec
+    weights: Weights
+    caches: Sequence[LayerPages]  # one per layer
+    angles: Mapping[RopeSpec, FloatArray]  # cosines | sines of the step's tokens, (tokens, head_dim)
+
+    def matrix(self, layer: int, part: str) -> Matrix:
+        """A matrix of a layer: "self_attn.q_proj"."""
+        return self.weights.matrix(f"model.layers.{layer}.{part}.weight")
+
+    def vector(self, layer: int, part: str) -> FloatArray:
+        """A vector of a layer: "input_layernorm.weight", "self_attn.q_proj.bias"."""
+        return self.weights.vector(f"model.layers.{layer}.{part}")
+
+
+def self_attention(step: Recorder, parts: Parts, index: int, x: Rows) -> Rows:
+    """Grouped-query attention of x (tokens, hidden), before the output projection: (tokens, heads * head_dim)."""
+    layer = parts.spec.layers[index]
+    spec = layer.attention
+    q, k, v = (step.buffers[name] for name in ("q", "k", "v"))
+    for name, out in (("q", q), ("k", k), ("v", v)):
+        bias = parts.vector(index, f"self_attn.{name}_proj.bias") if spec.bias else None
+        matrix = parts.matrix(index, f"self_attn.{name}_proj")
+        linear(step, x, matrix, out, bias=bias, meet=name == "v")
+    norms = [parts.vector(index, f"self_attn.{name}_norm.weight") if spec.qk_norm else None for name in ("q", "k")]
+    cache = parts.caches[index]
+    epsilon = parts.spec.norm_epsilon
+    rotate_and_store(
+        step, spec, q, k, v, parts.angles[spec.rope], cache, q_norm=norms[0], k_norm=norms[1], epsilon=epsilon
+    )
+    return attention(step, spec, q, cache)
+
+
+def gated_mlp(step: Recorder, parts: Parts, index: int, x: Rows) -> Rows:
+    """activation(gate(x)) * up(x), before the down projection: (tokens, intermediate)."""
+    layer: LayerSpec = parts.spec.layers[index]
+    gate = linear(step, x, parts.matrix(index, "mlp.gate_proj"), step.buffers["gate"], meet=False)
+    up = linear(step, x, parts.matrix(index, "mlp.up_proj"), step.buffers["up"])
+    return gated(step, gate, up, layer.mlp.activation, layer.mlp.intermediate, into_q8="gated_q8")

@@ -1,0 +1,98 @@
+"""What changes from step to step: written by Python before a step, read by its kernels."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from residency.kernels.attention import MAX_ROWS, MAX_SPLITS
+from residency.kernels.recorder import Inputs, address_of
+from residency.ledger import KvPages
+from residency.scheduler import Batch
+from residency.spec.model import ModelSpec, RopeSpec
+
+NUM_TOKENS, NUM_LOGITS, NUM_ITEMS, SPLITS = range(4)
+_PAGES_PER_SPLIT = 8  # fewer pages are not worth another thread's start
+
+
+class StepInputs:
+    """Views of the input buffers, and how a batch is written into them."""
+
+    def __init__(self, spec: ModelSpec, buffers: Mapping[str, npt.NDArray[Any]], page_tokens: int, threads: int) -> None:
+        self._page_tokens = page_tokens
+        self._threads = threads
+        self._counts = buffers["counts"]
+        self._positions = buffers["positions"]
+        self._sequences = buffers["sequences"]
+        self._logit_rows = buffers["logit_rows"]
+        self._items = buffers["items"]
+        self.slots = buffers["slots"]  # (groups, tokens)
+        self.tables = buffers["block_tables"]  # (groups, sequences, pages)
+        self.angles: dict[RopeSpec, npt.NDArray[np.float32]] = {}
+        for rope in dict.fromkeys(layer.attention.rope for layer in spec.layers):
+            self.angles[rope] = buffers["rope"][len(self.angles)]
+        self._frequencies = {rope: np.asarray(rope.inverse_frequencies) for rope in self.angles}
+        groups = {layer.attention.num_heads // layer.attention.num_kv_heads for layer in spec.layers}
+        self._item_tokens = max(1, MAX_ROWS // max(groups))
+        self._kv_heads = min(layer.attention.num_kv_heads for layer in spec.layers)
+
+    @property
+    def addresses(self) -> Inputs:
+        """Where kernels find them."""
+        counts = address_of(self._counts)
+        return Inputs(
+            num_tokens=counts + 8 * NUM_TOKENS,
+            num_logits=counts + 8 * NUM_LOGITS,
+            num_items=counts + 8 * NUM_ITEMS,
+            splits=counts + 8 * SPLITS,
+            logit_rows=address_of(self._logit_rows),
+            items=address_of(self._items),
+            positions=address_of(self._positions),
+            sequences=address_of(self._sequences),
+        )
+
+    def write(self, batch: Batch, pages: KvPages, *, every_logit: bool = False) -> Sequence[int]:
+        """Write a batch; returns for each row of logits its request. `every_logit` asks for all tokens' logits."""
+        row_of: list[int] = []
+        first = num_items = 0
+        longest_pages = 0
+        for index, entry in enumerate(batch.entries):
+            last = first + entry.num_tokens
+            self._positions[first:last] = np.arange(entry.start_token, entry.start_token + entry.num_tokens)
+            self._sequences[first:last] = index
+            longest_pages = max(longest_pages, (entry.start_token + entry.num_tokens) // self._page_tokens + 1)
+            self._write_pages(index, entry.request_id, first, last, pages)
+            for start in range(first, last, self._item_tokens):
+                self._items[num_items] = start, min(self._item_tokens, last - start)
+                num_items += 1
+            wanted = range(first, last) if every_logit else range(last - 1, last) if entry.needs_logits else ()
+            for row in wanted:
+                self._logit_rows[len(row_of)] = row
+                row_of.append(entry.request_id)
+            first = last
+        self._write_angles(first)
+        self._counts[: SPLITS + 1] = first, len(row_of), num_items, self._splits(num_items, first, longest_pages)
+        return row_of
+
+    def _write_pages(self, index: int, request_id: int, first: int, last: int, pages: KvPages) -> None:
+        positions = self._positions[first:last]
+        for group, sequence in enumerate(pages.sequences[request_id]):
+            table = self.tables[group, index]
+            held = sequence.pages
+            table[sequence.first_page : sequence.first_page + len(held)] = held
+            self.slots[group, first:last] = table[positions // self._page_tokens].astype(np.int64) * self._page_tokens
+            self.slots[group, first:last] += positions % self._page_tokens
+
+    def _write_angles(self, num_tokens: int) -> None:
+        for rope, angles in self.angles.items():
+            half = len(rope.inverse_frequencies)
+            phases = np.multiply.outer(self._positions[:num_tokens], self._frequencies[rope])
+            np.multiply(np.cos(phases), rope.factor, out=angles[:num_tokens, :half], casting="same_kind")
+            np.multiply(np.sin(phases), rope.factor, out=angles[:num_tokens, half : 2 * half], casting="same_kind")
+
+    def _splits(self, num_items: int, num_tokens: int, longest_pages: int) -> int:
+        """Parts of each context: one where items keep all threads busy, else as many as have pages enough."""
+        if num_items < num_tokens or num_items * self._kv_heads >= 8 * self._threads or num_tokens > len(self.tables[0]):
+            return 1
+        return max(1, min(MAX_SPLITS, longest_pages // _PAGES_PER_SPLIT))

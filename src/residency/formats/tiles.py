@@ -1,0 +1,212 @@
+"""The kernels' layout of a matrix: tiles of 16 rows, so that a lane of a 512-bit vector is a row.
+
+A matrix of `rows` x `columns` becomes ceil(rows / 16) tiles, each a run of blocks along the columns; the block of a
+tile holds the same bits as the 16 blocks of its rows, rearranged:
+
+    codes     per group of 32 columns four vectors of 64 bytes; byte 4 r + i of vector q holds, for row r, the code of
+              column 8 q + i in its low nibble and of column 8 q + 4 + i in its high nibble (8-bit codes: eight vectors,
+              vector p holds columns 4 p + i)
+    planes    the codes' bits above the fourth: bit (or pair of bits) 2 q + h of byte 4 r + i belongs to half h of vector q
+    scales    one value for each of the 16 rows, group after group
+
+Codes are unsigned; Q8_0's are shifted by 128. Float formats keep the 16 values of a column together. Rows missing from the
+last tile are zero.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from residency.formats.format import Format
+
+TILE_ROWS = 16
+
+Bytes = npt.NDArray[np.uint8]
+Lanes = npt.NDArray[np.int64]
+Codec = tuple[Callable[[Bytes], list[Bytes]], Callable[[Bytes, Lanes], list[Bytes]]]
+
+
+def tile_rows(fmt: Format, rows_RB: Bytes) -> Bytes:
+    """Rows in the format's own layout (rows, row_bytes) to tiles (tiles, tile_bytes)."""
+    missing = -len(rows_RB) % TILE_ROWS
+    if missing:
+        rows_RB = np.concatenate([rows_RB, np.zeros((missing, rows_RB.shape[1]), np.uint8)])
+    tiles = len(rows_RB) // TILE_ROWS
+    if fmt.is_float:
+        return _tile_floats(fmt, rows_RB.reshape(tiles, TILE_ROWS, -1))
+    blocks = rows_RB.reshape(tiles, TILE_ROWS, -1, fmt.block_bytes).transpose(0, 2, 1, 3)
+    return np.concatenate(_CODECS[fmt.name][0](blocks), axis=2).reshape(tiles, -1)
+
+
+def untile_rows(fmt: Format, tiles_TB: Bytes, rows: npt.NDArray[np.int64]) -> Bytes:
+    """The given rows of a tiled matrix, in the format's own layout (len(rows), row_bytes)."""
+    tiles = tiles_TB[rows // TILE_ROWS]
+    lanes = rows % TILE_ROWS
+    if fmt.is_float:
+        return _untile_floats(fmt, tiles, lanes)
+    blocks = tiles.reshape(len(rows), -1, TILE_ROWS * fmt.block_bytes)
+    return np.concatenate(_CODECS[fmt.name][1](blocks, lanes), axis=2).reshape(len(rows), -1)
+
+
+def _tile_floats(fmt: Format, tiles_TRB: Bytes) -> Bytes:
+    tiles = tiles_TRB.reshape(len(tiles_TRB), TILE_ROWS, -1, fmt.block_bytes)
+    return np.ascontiguousarray(tiles.transpose(0, 2, 1, 3)).reshape(len(tiles), -1)
+
+
+def _untile_floats(fmt: Format, tiles_NB: Bytes, lanes: Lanes) -> Bytes:
+    values = tiles_NB.reshape(len(tiles_NB), -1, TILE_ROWS, fmt.block_bytes)
+    return values[np.arange(len(lanes)), :, lanes].reshape(len(lanes), -1)
+
+
+# Below: blocks_ABRX are the 16 rows' blocks of a tile (tiles, blocks, 16, block_bytes); packing returns the parts of the
+# tile's block in order, each (tiles, blocks, bytes). Unpacking takes (rows, blocks, tile block bytes) and each row's lane.
+
+
+def _nibbles(codes_ABRC: Bytes) -> Bytes:
+    """Codes (…, 16, columns) to nibble vectors (…, bytes), groups of 8 columns apart."""
+    a, b, r, c = codes_ABRC.shape
+    split = codes_ABRC.reshape(a, b, r, c // 8, 2, 4)
+    packed = (split[..., 0, :] & 15) | ((split[..., 1, :] & 15) << 4)
+    return packed.transpose(0, 1, 3, 2, 4).reshape(a, b, -1)
+
+
+def _from_nibbles(packed_ABX: Bytes, lanes: Lanes) -> Bytes:
+    a, b, _ = packed_ABX.shape
+    mine = packed_ABX.reshape(a, b, -1, TILE_ROWS, 4)[np.arange(a), :, :, lanes]
+    return np.stack([mine & 15, mine >> 4], axis=3).reshape(a, b, -1)
+
+
+def _planes(codes_ABRC: Bytes, bits: int) -> Bytes:
+    """The bits above the fourth, `8 // bits` vectors of four columns in each byte."""
+    a, b, r, c = codes_ABRC.shape
+    fields = (codes_ABRC >> 4).reshape(a, b, r, c // (32 // bits), 8 // bits, 4)
+    shifts = (np.arange(8 // bits, dtype=np.uint8) * bits)[:, None]
+    packed = np.bitwise_or.reduce(fields << shifts, axis=4)
+    return packed.transpose(0, 1, 3, 2, 4).reshape(a, b, -1)
+
+
+def _from_planes(packed_ABX: Bytes, lanes: Lanes, bits: int) -> Bytes:
+    a, b, _ = packed_ABX.shape
+    mine = packed_ABX.reshape(a, b, -1, TILE_ROWS, 4)[np.arange(a), :, :, lanes]
+    shifts = (np.arange(8 // bits, dtype=np.uint8) * bits)[:, None]
+    fields = (mine[:, :, :, None, :] >> shifts) & ((1 << bits) - 1)
+    return (fields << 4).reshape(a, b, -1).astype(np.uint8)
+
+
+def _by_row(part_ABRX: Bytes, value_bytes: int) -> Bytes:
+    """Scales of each row, grouped: value after value, the 16 rows together."""
+    a, b, r, _ = part_ABRX.shape
+    return part_ABRX.reshape(a, b, r, -1, value_bytes).transpose(0, 1, 3, 2, 4).reshape(a, b, -1)
+
+
+def _from_row(part_ABX: Bytes, lanes: Lanes, value_bytes: int) -> Bytes:
+    a, b, _ = part_ABX.shape
+    return part_ABX.reshape(a, b, -1, TILE_ROWS, value_bytes)[np.arange(a), :, :, lanes].reshape(a, b, -1)
+
+
+def _halves(nibbles: Bytes) -> Bytes:
+    """ggml's order of 32 codes: low nibbles are the first half, high nibbles the second."""
+    return np.concatenate([nibbles & 15, nibbles >> 4], axis=-1)
+
+
+def _to_halves(codes: Bytes) -> Bytes:
+    half = codes.shape[-1] // 2
+    return codes[..., :half] | (codes[..., half:] << 4)
+
+
+def _small(scale_bytes: int, has_plane: bool) -> Codec:
+    """Q4_0, Q4_1, Q5_0, Q5_1: scale (and minimum), fifth bits, nibbles."""
+
+    def pack(blocks: Bytes) -> list[Bytes]:
+        scales = blocks[..., :scale_bytes]
+        codes = _halves(blocks[..., -16:])
+        if not has_plane:
+            return [_nibbles(codes), _by_row(scales, 2)]
+        high = np.unpackbits(blocks[..., scale_bytes : scale_bytes + 4], axis=-1, bitorder="little")
+        codes = codes | (high << 4)
+        return [_nibbles(codes), _planes(codes, 1), _by_row(scales, 2)]
+
+    def unpack(blocks: Bytes, lanes: Lanes) -> list[Bytes]:
+        scales = _from_row(blocks[..., 320 if has_plane else 256 :], lanes, 2)
+        packed = _to_halves(_from_nibbles(blocks[..., :256], lanes))
+        if not has_plane:
+            return [scales, packed]
+        high = _from_planes(blocks[..., 256:320], lanes, 1) >> 4
+        return [scales, np.packbits(high, axis=-1, bitorder="little"), packed]
+
+    return pack, unpack
+
+
+def _pack_q8_0(blocks: Bytes) -> list[Bytes]:
+    a, b, r, _ = blocks.shape
+    codes = (blocks[..., 2:] ^ 0x80).reshape(a, b, r, 8, 4).transpose(0, 1, 3, 2, 4).reshape(a, b, -1)
+    return [codes, _by_row(blocks[..., :2], 2)]
+
+
+def _unpack_q8_0(blocks: Bytes, lanes: Lanes) -> list[Bytes]:
+    a, b, _ = blocks.shape
+    codes = blocks[..., :512].reshape(a, b, 8, TILE_ROWS, 4)[np.arange(a), :, :, lanes].reshape(a, b, 32)
+    return [_from_row(blocks[..., 512:], lanes, 2), codes ^ 0x80]
+
+
+def _k(has_plane: bool) -> Codec:
+    """Q4_K, Q5_K: super-scale and super-minimum, 12 bytes of 6-bit scales and minima, fifth bits, nibbles."""
+
+    def pack(blocks: Bytes) -> list[Bytes]:
+        nibbles = blocks[..., -128:].reshape(*blocks.shape[:3], 4, 32)
+        codes = _halves(nibbles).reshape(*blocks.shape[:3], 256)
+        tail = [_by_row(blocks[..., 4:16], 4), _by_row(blocks[..., :4], 2)]
+        if not has_plane:
+            return [_nibbles(codes), *tail]
+        bits = (blocks[..., 16:48][..., None, :] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
+        codes = codes | (bits.reshape(codes.shape) << 4)
+        return [_nibbles(codes), _planes(codes, 1), *tail]
+
+    def unpack(blocks: Bytes, lanes: Lanes) -> list[Bytes]:
+        tail = 2560 if has_plane else 2048
+        codes = _from_nibbles(blocks[..., :2048], lanes)
+        nibbles = _to_halves(codes.reshape(*codes.shape[:2], 4, 64)).reshape(*codes.shape[:2], 128)
+        head = [_from_row(blocks[..., tail + 192 :], lanes, 2), _from_row(blocks[..., tail : tail + 192], lanes, 4)]
+        if not has_plane:
+            return [*head, nibbles]
+        high = (_from_planes(blocks[..., 2048:2560], lanes, 1) >> 4).reshape(*codes.shape[:2], 8, 32)
+        bits = np.bitwise_or.reduce(high << np.arange(8, dtype=np.uint8)[:, None], axis=2)
+        return [*head, bits, nibbles]
+
+    return pack, unpack
+
+
+def _pack_q6_k(blocks: Bytes) -> list[Bytes]:
+    shape = blocks.shape[:3]
+    nibbles = blocks[..., :128].reshape(*shape, 2, 64)
+    low = np.concatenate([nibbles & 15, nibbles >> 4], axis=-1)  # columns 0-63 low, 64-127 high, of each half
+    pairs = blocks[..., 128:192].reshape(*shape, 2, 1, 32) >> np.array([[0], [2], [4], [6]], np.uint8)
+    codes = (low | ((pairs & 3).reshape(*shape, 2, 128) << 4)).reshape(*shape, 256)
+    a, b = shape[:2]
+    body = np.concatenate(
+        [_nibbles(codes).reshape(a, b, 16, 128), _planes(codes, 2).reshape(a, b, 16, 64)], axis=3
+    ).reshape(a, b, -1)
+    return [body, _by_row(blocks[..., 192:208], 1), _by_row(blocks[..., 208:], 2)]
+
+
+def _unpack_q6_k(blocks: Bytes, lanes: Lanes) -> list[Bytes]:
+    a, b, _ = blocks.shape
+    body = blocks[..., :3072].reshape(a, b, 16, 192)
+    low = _from_nibbles(body[..., :128].reshape(a, b, -1), lanes).reshape(a, b, 2, 128)
+    high = (_from_planes(body[..., 128:].reshape(a, b, -1), lanes, 2) >> 4).reshape(a, b, 2, 4, 32)
+    pairs = np.bitwise_or.reduce(high << np.array([[0], [2], [4], [6]], np.uint8), axis=3).reshape(a, b, 64)
+    nibbles = (low[..., :64] | (low[..., 64:] << 4)).reshape(a, b, 128)
+    return [nibbles, pairs, _from_row(blocks[..., 3072:3328], lanes, 1), _from_row(blocks[..., 3328:], lanes, 2)]
+
+
+_CODECS: dict[str, Codec] = {
+    "Q4_0": _small(2, False),
+    "Q4_1": _small(4, False),
+    "Q5_0": _small(2, True),
+    "Q5_1": _small(4, True),
+    "Q8_0": (_pack_q8_0, _unpack_q8_0),
+    "Q4_K": _k(False),
+    "Q5_K": _k(True),
+    "Q6_K": (_pack_q6_k, _unpack_q6_k),
+}

@@ -1,0 +1,67 @@
+"""Attention over a paged KV cache."""
+
+from residency.kernels.recorder import FloatArray, Recorder, Rows, address_of, row_bytes
+from residency.kernels.rotary import LayerPages
+from residency.spec.model import AttentionSpec
+
+MAX_ROWS = 8  # queries that meet a page together
+MAX_SPLITS = 16  # parts of one long context
+_NO_WINDOW = 1 << 40
+
+
+def scratch_bytes(head_dim: int) -> int:
+    """Bytes that each thread works in: scores, statistics, and MAX_ROWS heads of queries and of sums."""
+    return MAX_ROWS * 256 + 5 * 64 + 2 * MAX_ROWS * 4 * head_dim
+
+
+def partial_bytes(head_dim: int) -> int:
+    """Bytes of one part of one head: weighted values, maximum and sum."""
+    return 4 * head_dim + 64
+
+
+def attention(step: Recorder, spec: AttentionSpec, q: FloatArray, cache: LayerPages) -> Rows:
+    """softmax(scale q kᵀ) v for each token and head, over all earlier tokens or the window's, into "attended".
+
+    q (tokens, heads * head_dim), rotated. Items (runs of tokens of one sequence), positions and the number of splits are
+    the step's inputs.
+    """
+    assert spec.head_dim % 16 == 0 and spec.num_heads * spec.head_dim % 32 == 0
+    out, q8 = step.buffers["attended"], step.buffers["attended_q8"]
+    partials, scratch = step.buffers["attention_partials"], step.buffers["attention_scratch"]
+    step.launch(
+        "attention.attend",
+        q=address_of(q),
+        q_stride=row_bytes(q),
+        scale=spec.scale,
+        heads=spec.num_heads,
+        kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        pages=address_of(cache.pages),
+        page_bytes=row_bytes(cache.pages),
+        tables=address_of(cache.tables),
+        table_stride=row_bytes(cache.tables),
+        items_at=step.inputs.items,
+        num_items_at=step.inputs.num_items,
+        positions_at=step.inputs.positions,
+        sequences_at=step.inputs.sequences,
+        window=_NO_WINDOW if spec.window_tokens is None else spec.window_tokens,
+        splits_at=step.inputs.splits,
+        out=address_of(out),
+        out_stride=row_bytes(out),
+        partials=address_of(partials),
+        scratch=address_of(scratch),
+        scratch_bytes=row_bytes(scratch),
+    )
+    combine = step.launch(
+        "attention.combine",
+        partials=address_of(partials),
+        splits_at=step.inputs.splits,
+        heads=spec.num_heads,
+        head_dim=spec.head_dim,
+        q8=0,
+        q8_stride=row_bytes(q8),
+        tokens_at=step.inputs.num_tokens,
+        out=address_of(out),
+        out_stride=row_bytes(out),
+    )
+    return Rows(out, q8, combine)

@@ -1,0 +1,242 @@
+"""Flash attention over pages: keys and values are read once for a block of up to 8 rows (queries that share them).
+
+A row is one query head of one token. Rows of an item (tokens of one sequence, all heads of one key-value head) meet the
+pages four at a time: scores, running maximum, exponentials, and the weighted values, as in FlashAttention-2 (Dao, 2023).
+Where one item has a long context its pages are split, and `combine` merges the parts (Flash-Decoding, Dao et al., 2023).
+A page holds keys as [head_dim][16 tokens], so that tokens are lanes, and values as [16 tokens][head_dim].
+"""
+
+from numba import njit
+
+from residency.kernels.simd.blocks import GROUP, GROUP_BYTES, exp_f32, quantize_group, share_start
+from residency.kernels.simd.language import (
+    add_f32,
+    add_i32,
+    fma_splat_each,
+    lane_numbers,
+    largest_f32,
+    less_than,
+    load_f16x16,
+    load_f32,
+    load_f32x16,
+    load_i32,
+    load_i64,
+    load_rows_f32,
+    max_f32,
+    mul_f32,
+    mul_splat_each,
+    select_f32,
+    splat_f32,
+    splat_i32,
+    store_each,
+    store_f32,
+    store_f32x16,
+    store_i64,
+    sub_f32,
+    sum_f32,
+    zeros_f32,
+)
+
+PAGE_TOKENS = 16
+TILE_PAGES = 4  # pages between two updates of the running maximum
+MAX_ROWS = 8
+MASKED = -1e30
+LOWEST = -1e20  # where the running maximum starts: far above MASKED, so that a masked score's exponential is 0
+SCORE_STRIDE = 4 * PAGE_TOKENS * TILE_PAGES
+SCORES = 0  # from here on: where a thread's scratch memory keeps what
+MAXIMA, SUMS, FACTORS, FIRSTS, LASTS, QUERIES = (MAX_ROWS * SCORE_STRIDE + 64 * i for i in range(6))
+# QUERIES: MAX_ROWS heads of scaled queries, then as many of weighted values
+
+_device = njit(error_model="numpy", nogil=True, forceinline=True)
+_function = njit(error_model="numpy", nogil=True)
+
+
+@_function
+def _mask(scores, rows, scratch, page, first_lane):
+    """Overwrite the scores of keys that a row may not see: after its token, or before its window."""
+    for row in range(rows):
+        first = load_i64(scratch + FIRSTS + 8 * row)
+        last = load_i64(scratch + LASTS + 8 * row)
+        start = page * PAGE_TOKENS
+        if first <= start and start + PAGE_TOKENS - 1 <= last:
+            continue
+        at = scores + SCORE_STRIDE * row + first_lane
+        keys = add_i32(lane_numbers(), splat_i32(start))
+        values = select_f32(less_than(keys, splat_i32(first)), splat_f32(MASKED), load_f32x16(at))
+        store_f32x16(at, select_f32(less_than(splat_i32(last), keys), splat_f32(MASKED), values))
+
+
+@_function
+def _exponentials(rows, scratch, pages):
+    """Scores to exponentials under the running maximum; leaves each row's factor for what was summed before."""
+    for row in range(rows):
+        at = scratch + SCORES + SCORE_STRIDE * row
+        largest = load_f32x16(at)
+        for i in range(1, pages):
+            largest = max_f32(largest, load_f32x16(at + 64 * i))
+        before = load_f32(scratch + MAXIMA + 4 * row)
+        maximum = max(before, largest_f32(largest))
+        total = splat_f32(0.0)
+        for i in range(pages):
+            e = exp_f32(sub_f32(load_f32x16(at + 64 * i), splat_f32(maximum)))
+            total = add_f32(total, e)
+            store_f32x16(at + 64 * i, e)
+        factor = largest_f32(exp_f32(splat_f32(before - maximum)))
+        store_f32(scratch + MAXIMA + 4 * row, maximum)
+        store_f32(scratch + FACTORS + 4 * row, factor)
+        store_f32(scratch + SUMS + 4 * row, load_f32(scratch + SUMS + 4 * row) * factor + sum_f32(total))
+
+
+def _attend_by(rows):
+    """Attention of `rows` rows over the pages first_page .. last_page of one key-value head."""
+
+    @_function
+    def attend(scratch, table, pages, page_bytes, key_offset, value_offset, head_dim, first_page, last_page):
+        row_bytes = 4 * head_dim
+        queries = scratch + QUERIES
+        weighted = queries + MAX_ROWS * row_bytes
+        for tile in range(first_page, last_page, TILE_PAGES):
+            tile_pages = min(TILE_PAGES, last_page - tile)
+            for i in range(tile_pages):
+                keys = pages + page_bytes * load_i32(table + 4 * (tile + i)) + key_offset
+                scores = zeros_f32(rows)
+                for d in range(head_dim):
+                    scores = fma_splat_each(scores, load_f16x16(keys + 32 * d), queries + 4 * d, row_bytes)
+                store_each(scores, scratch + SCORES + 64 * i, SCORE_STRIDE)
+                _mask(scratch + SCORES, rows, scratch, tile + i, 64 * i)
+            _exponentials(rows, scratch, tile_pages)
+            for d in range(0, 2 * head_dim, 32):
+                out = load_rows_f32(rows, weighted + 2 * d, row_bytes)
+                out = mul_splat_each(out, scratch + FACTORS, 4)
+                for i in range(tile_pages):
+                    values = pages + page_bytes * load_i32(table + 4 * (tile + i)) + value_offset + d
+                    for token in range(PAGE_TOKENS):
+                        weight = scratch + SCORES + 64 * i + 4 * token
+                        out = fma_splat_each(out, load_f16x16(values + 2 * head_dim * token), weight, SCORE_STRIDE)
+                store_each(out, weighted + 2 * d, row_bytes)
+
+    return attend
+
+
+_by_1, _by_2, _by_4, _by_8 = (_attend_by(rows) for rows in (1, 2, 4, 8))
+
+
+@_function
+def _load_row(scratch, row, query, scale, head_dim, first, last):
+    """Start a row: its scaled query, an empty sum, and the keys that it may see."""
+    target = scratch + QUERIES + 4 * head_dim * row
+    weighted = target + 4 * head_dim * MAX_ROWS
+    for d in range(0, 4 * head_dim, 64):
+        store_f32x16(target + d, mul_f32(load_f32x16(query + d), splat_f32(scale)))
+        store_f32x16(weighted + d, splat_f32(0.0))
+    store_f32(scratch + MAXIMA + 4 * row, LOWEST)
+    store_f32(scratch + SUMS + 4 * row, 0.0)
+    store_i64(scratch + FIRSTS + 8 * row, first)
+    store_i64(scratch + LASTS + 8 * row, last)
+
+
+@_function
+def _store_row(scratch, row, out, partial, head_dim):
+    """Finish a row: divided by its sum into `out`, or as a part (values, maximum, sum) where `partial` is not 0."""
+    weighted = scratch + QUERIES + 4 * head_dim * (MAX_ROWS + row)
+    total = load_f32(scratch + SUMS + 4 * row)
+    target = out if partial == 0 else partial
+    factor = splat_f32(1.0 / total if partial == 0 else 1.0)
+    for d in range(0, 4 * head_dim, 64):
+        store_f32x16(target + d, mul_f32(load_f32x16(weighted + d), factor))
+    if partial != 0:
+        store_f32(partial + 4 * head_dim, load_f32(scratch + MAXIMA + 4 * row))
+        store_f32(partial + 4 * head_dim + 4, total)
+
+
+def attend(
+    q, q_stride, scale: float, heads, kv_heads, head_dim, pages, page_bytes, tables, table_stride, items_at, num_items_at,
+    positions_at, sequences_at, window, splits_at, out, out_stride, partials, scratch, scratch_bytes, thread, threads,
+):  # fmt: skip
+    """See reference.attention. Units of work: item, key-value head and split, dealt out in turn."""
+    mine = scratch + scratch_bytes * thread
+    splits = load_i64(splits_at)
+    group = heads // kv_heads
+    head_bytes = 2 * PAGE_TOKENS * head_dim
+    partial_bytes = 4 * head_dim + 64
+    units = load_i64(num_items_at) * kv_heads * splits
+    for unit in range(thread, units, threads):
+        item = unit // (kv_heads * splits)
+        kv_head = unit // splits % kv_heads
+        split = unit % splits
+        first_token = load_i64(items_at + 16 * item)
+        num_rows = load_i64(items_at + 16 * item + 8) * group
+        table = tables + table_stride * load_i64(sequences_at + 8 * first_token)
+        for start in range(0, num_rows, MAX_ROWS):
+            rows = min(MAX_ROWS, num_rows - start)
+            block = 1 if rows == 1 else 2 if rows == 2 else 4 if rows <= 4 else 8
+            first_key = load_i64(positions_at + 8 * (first_token + start // group))
+            last_key = first_key
+            for i in range(block):
+                row = start + min(i, rows - 1)
+                token = first_token + row // group
+                head = kv_head * group + row % group
+                last = load_i64(positions_at + 8 * token)
+                first = max(0, last - window + 1)
+                first_key = min(first_key, first)
+                last_key = max(last_key, last)
+                _load_row(mine, i, q + q_stride * token + 4 * head_dim * head, scale, head_dim, first, last)
+            page_0 = first_key // PAGE_TOKENS
+            num_pages = last_key // PAGE_TOKENS + 1 - page_0
+            first_page = page_0 + num_pages * split // splits
+            last_page = page_0 + num_pages * (split + 1) // splits
+            keys = head_bytes * kv_head
+            values = keys + head_bytes * kv_heads
+            if block == 1:
+                _by_1(mine, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
+            elif block == 2:
+                _by_2(mine, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
+            elif block == 4:
+                _by_4(mine, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
+            else:
+                _by_8(mine, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
+            for i in range(rows):
+                token = first_token + (start + i) // group
+                head = kv_head * group + (start + i) % group
+                part = partials + partial_bytes * ((token * heads + head) * splits + split) if splits > 1 else 0
+                _store_row(mine, i, out + out_stride * token + 4 * head_dim * head, part, head_dim)
+
+
+@_device
+def _merged(partials, index, splits, head_dim, d):
+    """16 values of one head, from its parts: each weighted by exp(its maximum - the largest) over the sums."""
+    partial_bytes = 4 * head_dim + 64
+    first = partials + partial_bytes * index * splits
+    maximum = load_f32(first + 4 * head_dim)
+    for i in range(1, splits):
+        maximum = max(maximum, load_f32(first + partial_bytes * i + 4 * head_dim))
+    total = splat_f32(0.0)
+    values = splat_f32(0.0)
+    for i in range(splits):
+        part = first + partial_bytes * i
+        weight = exp_f32(splat_f32(load_f32(part + 4 * head_dim) - maximum))
+        total = add_f32(total, mul_f32(weight, splat_f32(load_f32(part + 4 * head_dim + 4))))
+        values = add_f32(values, mul_f32(weight, load_f32x16(part + 4 * d)))
+    return mul_f32(values, splat_f32(1.0 / (sum_f32(total) / 16.0)))
+
+
+def combine(partials, splits_at, heads, head_dim, out, out_stride, q8, q8_stride, tokens_at, thread, threads):
+    """Merge the parts of split heads into `out`, and write the quantized twin where `q8` is not 0."""
+    splits = load_i64(splits_at)
+    if splits == 1 and q8 == 0:
+        return
+    groups = heads * head_dim // GROUP
+    units = load_i64(tokens_at) * groups
+    for unit in range(share_start(units, thread, threads), share_start(units, thread + 1, threads)):
+        token = unit // groups
+        column = unit % groups * GROUP
+        at = out + out_stride * token + 4 * column
+        if splits > 1:
+            for c in range(column, column + GROUP, 16):
+                merged = _merged(partials, token * heads + c // head_dim, splits, head_dim, c % head_dim)
+                store_f32x16(at + 4 * (c - column), merged)
+        if q8 != 0:
+            quantize_group(load_f32x16(at), load_f32x16(at + 64), q8 + q8_stride * token + GROUP_BYTES * (column // GROUP))
+
+
+KERNELS = {"attend": attend, "combine": combine}

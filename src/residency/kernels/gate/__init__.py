@@ -1,0 +1,28 @@
+"""The gated product of a feed-forward network."""
+
+from typing import Literal
+
+from residency.kernels.recorder import FloatArray, Recorder, Rows, address_of, row_bytes
+
+
+def gated(
+    step: Recorder, gate: FloatArray, up: FloatArray, activation: Literal["silu", "gelu_tanh"], columns: int, into_q8: str
+) -> Rows:
+    """activation(gate) * up, over `gate` or quantized into the buffer `into_q8`, whichever is read.
+
+    gate, up (tokens, columns) (N. Shazeer: GLU variants improve Transformer, 2020).
+    """
+    assert columns % 32 == 0, "a gated product works on groups of 32 columns"
+    assert row_bytes(gate) == row_bytes(up)
+    q8 = step.buffers[into_q8]
+    launch = step.launch(
+        f"gate.{activation}",
+        gate=address_of(gate),
+        up=address_of(up),
+        stride=row_bytes(gate),
+        columns=columns,
+        q8=0,
+        q8_stride=row_bytes(q8),
+        tokens_at=step.inputs.num_tokens,
+    )
+    return Rows(gate, q8, launch)

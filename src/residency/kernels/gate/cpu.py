@@ -1,0 +1,48 @@
+"""activation(gate) * up, written over gate, with the quantized twin of the result in the same pass."""
+
+from numba import njit
+
+from residency.kernels.simd.blocks import GROUP, GROUP_BYTES, exp_f32, quantize_group, share_start
+from residency.kernels.simd.language import add_f32, div_f32, fma, load_f32x16, load_i64, mul_f32, splat_f32, store_f32x16
+
+_device = njit(error_model="numpy", nogil=True, forceinline=True)
+
+
+@_device
+def _sigmoid_times(x, y):
+    """x / (1 + exp(-y))."""
+    return div_f32(x, add_f32(splat_f32(1.0), exp_f32(mul_f32(y, splat_f32(-1.0)))))
+
+
+@_device
+def _silu(x):
+    return _sigmoid_times(x, x)
+
+
+@_device
+def _gelu_tanh(x):
+    """x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x**3))), by tanh(y) = 2 sigmoid(2 y) - 1."""
+    cubic = fma(mul_f32(mul_f32(x, x), x), splat_f32(0.044715), x)
+    return _sigmoid_times(x, mul_f32(cubic, splat_f32(1.5957691216057308)))
+
+
+def _kernel(activation):
+    def gate(gate, up, stride, columns, q8, q8_stride, tokens_at, thread, threads):
+        groups = columns // GROUP
+        units = load_i64(tokens_at) * groups
+        for unit in range(share_start(units, thread, threads), share_start(units, thread + 1, threads)):
+            row = unit // groups
+            group = unit % groups
+            at = stride * row + 128 * group
+            low = mul_f32(activation(load_f32x16(gate + at)), load_f32x16(up + at))
+            high = mul_f32(activation(load_f32x16(gate + at + 64)), load_f32x16(up + at + 64))
+            if q8 != 0:
+                quantize_group(low, high, q8 + q8_stride * row + GROUP_BYTES * group)
+            else:
+                store_f32x16(gate + at, low)
+                store_f32x16(gate + at + 64, high)
+
+    return gate
+
+
+KERNELS = {"silu": _kernel(_silu), "gelu_tanh": _kernel(_gelu_tanh)}

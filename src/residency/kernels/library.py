@@ -1,0 +1,138 @@
+"""Compiled kernels by name: found in the cache, compiled by a subprocess where missing, and linked into memory.
+
+A kernel is called "operator.variant" ("matmul.Q4_K"). Its object is kept under the cache folder in a folder whose
+name is a hash of the kernels' sources, the compiler's versions and the processor: a change of any compiles anew.
+"""
+
+import ctypes
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from residency.errors import StoreError
+from residency.kernels.simd.link import Image
+from residency.paths import cache_folder
+
+Progress = Callable[[int, int], None]  # kernels compiled, kernels to compile
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A linked kernel: the address of its entry, and the names of the words it takes."""
+
+    address: int
+    words: tuple[str, ...]
+
+    def pack(self, values: dict[str, int | float]) -> Any:
+        """The kernel's words as an array of 64-bit integers. KeyError names a word that is missing."""
+        block = (ctypes.c_int64 * max(1, len(self.words)))()
+        for i, word in enumerate(self.words):
+            if word.endswith(":f"):
+                ctypes.c_double.from_buffer(block, 8 * i).value = values.pop(word[:-2])
+            else:
+                block[i] = int(values.pop(word))
+        if values:
+            raise TypeError(f"a kernel without the words {sorted(values)}; it takes {self.words}")
+        return block
+
+
+class Library:
+    """The kernels of one process. Opening links what is in the cache and compiles the rest first."""
+
+    def __init__(self, names: Iterable[str], progress: Progress | None = None) -> None:
+        wanted = sorted(set(names))
+        folder = kernel_folder()
+        missing = [name for name in wanted if not (folder / f"{name}.json").exists()]
+        if missing:
+            compile_kernels(missing, folder, progress)
+        manifests = [json.loads((folder / f"{name}.json").read_bytes()) for name in wanted]
+        objects = [(folder / f"{name}.o").read_bytes() for name in wanted]
+        self._image = Image(objects, [manifest["symbol"] for manifest in manifests])
+        self._kernels = {
+            name: Kernel(address, tuple(manifest["words"]))
+            for name, address, manifest in zip(wanted, self._image.addresses, manifests, strict=True)
+        }
+
+    def __getitem__(self, name: str) -> Kernel:
+        return self._kernels[name]
+
+    def driver(self, name: str, num_arguments: int) -> Callable[..., None]:
+        """A kernel that Python calls itself, with 64-bit integers; the call releases the GIL."""
+        prototype = ctypes.CFUNCTYPE(
+            ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * num_arguments
+        )
+        function = prototype(self._kernels[name].address)
+        unused = (ctypes.c_int64 * 8)()
+        place = ctypes.addressof(unused)
+
+        def call(*arguments: int) -> None:
+            function(place, place, *arguments)
+
+        call.__dict__["keeps"] = (self, unused)
+        return call
+
+
+def compile_kernels(names: list[str], folder: Path, progress: Progress | None = None) -> None:
+    """Compile `names` into `folder`, in as many processes as there are processors. StoreError if one fails."""
+    folder.mkdir(parents=True, exist_ok=True)
+    workers = min(len(names), os.cpu_count() or 1)
+    command = [sys.executable, "-m", "residency.kernels.simd.compile", str(folder)]
+    package_root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package_root, os.environ.get("PYTHONPATH", "")])}
+    running = [
+        subprocess.Popen(
+            [*command, *names[i::workers]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
+        )
+        for i in range(workers)
+    ]
+    _follow(running, len(names), folder, names, progress)
+
+
+def _follow(
+    running: list["subprocess.Popen[str]"], total: int, folder: Path, names: list[str], progress: Progress | None
+) -> None:
+    while any(process.poll() is None for process in running):
+        if progress:
+            progress(sum((folder / f"{name}.json").exists() for name in names), total)
+        try:
+            running[-1 if running[0].poll() is not None else 0].wait(timeout=0.1)
+        except subprocess.TimeoutExpired:
+            continue
+    for process in running:
+        _, problems = process.communicate()
+        if process.returncode:
+            last = (problems.strip().splitlines() or ["no message"])[-1]
+            raise StoreError(f"compiling the kernels failed ({last}); check that numba works in this Python.")
+    if progress:
+        progress(total, total)
+
+
+@cache
+def kernel_folder() -> Path:
+    """Where this machine's kernels of this version are kept."""
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    for source in sorted([*here.glob("*/cpu.py"), *here.glob("simd/*.py")]):
+        digest.update(source.read_bytes())
+    for package in ("numba", "llvmlite"):
+        digest.update(importlib.metadata.version(package).encode())
+    digest.update(f"{sys.version_info[:2]} {platform.machine()} {_processor()}".encode())
+    return cache_folder() / "kernels" / digest.hexdigest()[:16]
+
+
+def _processor() -> str:
+    """What the compiler would look at: the processor's model and instruction sets."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features")))

@@ -1,0 +1,61 @@
+"""Matrix products: rows of activations times a matrix in its own format."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from residency.formats import Format
+from residency.kernels.recorder import FloatArray, Recorder, Rows, address_of, row_bytes
+
+_FLOAT_BLOCK_COLUMNS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """A matrix (rows, columns) in tiles of 16 rows; see residency.formats.tiles."""
+
+    format: Format
+    rows: int
+    columns: int
+    tiles: npt.NDArray[np.uint8]
+
+    @property
+    def blocks(self) -> int:
+        """Blocks along the columns of a tile."""
+        return self.columns // (_FLOAT_BLOCK_COLUMNS if self.format.is_float else self.format.block_values)
+
+
+def linear(
+    step: Recorder,
+    x: Rows,
+    matrix: Matrix,
+    out: FloatArray,
+    *,
+    bias: FloatArray | None = None,
+    accumulate: bool = False,
+    of_logits: bool = False,
+    meet: bool = True,
+) -> FloatArray:
+    """out = x · matrixᵀ (+ bias) (+ out, where `accumulate`), for the step's tokens or its logits' rows.
+
+    x (tokens, columns), out (tokens, rows rounded up to 16). Integer formats multiply the quantized rows of x.
+    """
+    assert x.values.shape[1] >= matrix.columns, (x.values.shape, matrix.columns)
+    assert out.shape[1] * 4 >= -(-matrix.rows // 16) * 64, "each tile of 16 rows is stored whole"
+    source: FloatArray | npt.NDArray[np.uint8] = x.as_values() if matrix.format.is_float else x.as_q8()
+    step.launch(
+        f"matmul.{matrix.format.name}",
+        meet=meet,
+        weights=address_of(matrix.tiles),
+        x=address_of(source),
+        x_stride=row_bytes(source),
+        out=address_of(out),
+        out_stride=row_bytes(out),
+        bias=0 if bias is None else address_of(bias),
+        accumulate=accumulate,
+        tiles=-(-matrix.rows // 16),
+        blocks=matrix.blocks,
+        tokens_at=step.inputs.num_logits if of_logits else step.inputs.num_tokens,
+    )
+    return out

@@ -1,0 +1,114 @@
+"""A step, recorded: models call operators once, and what they would have computed becomes a list of kernels.
+
+The list is the CPU's counterpart of a CUDA graph. Its kernels read the number of tokens, positions and page tables from
+the step's inputs, so one recording serves every step; Python only writes the inputs and starts the threads.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from residency.kernels.library import Library
+
+Array = npt.NDArray[Any]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass
+class Launch:
+    """One kernel with its words. Words may still change until the recording ends."""
+
+    kernel: str
+    words: dict[str, int | float]
+    meet: bool  # whether all threads wait for each other after it
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Addresses of what changes from step to step (see engine/inputs.py, which writes it)."""
+
+    num_tokens: int
+    num_logits: int
+    num_items: int
+    splits: int
+    logit_rows: int
+    items: int
+    positions: int
+    sequences: int
+
+
+@dataclass
+class Rows:
+    """The rows of an activation: float32, int8 in groups, or both; the operator that makes them writes what is asked for.
+
+    `values` (tokens, columns); `q8` (tokens, columns / 32 x 48) bytes, see simd/blocks.quantize_group.
+    """
+
+    values: FloatArray
+    q8: npt.NDArray[np.uint8] | None = None
+    launch: Launch | None = None  # its maker, whose words "out" and "q8" are 0 until somebody asks
+
+    def as_values(self) -> FloatArray:
+        """The float32 rows."""
+        if self.launch is not None and "out" in self.launch.words:
+            self.launch.words["out"] = address_of(self.values)
+        return self.values
+
+    def as_q8(self) -> npt.NDArray[np.uint8]:
+        """The quantized rows."""
+        assert self.q8 is not None and self.launch is not None
+        self.launch.words["q8"] = address_of(self.q8)
+        return self.q8
+
+
+@dataclass
+class Recorder:
+    """Collects launches. Arrays that are named in them must outlive the program."""
+
+    inputs: Inputs
+    buffers: dict[str, Array]
+    launches: list[Launch] = field(default_factory=list)
+
+    def launch(self, kernel: str, *, meet: bool = True, **words: int | float) -> Launch:
+        """Append a kernel; `meet=False` where the next one does not read what this one writes."""
+        made = Launch(kernel, dict(words), meet)
+        self.launches.append(made)
+        return made
+
+    @property
+    def kernels(self) -> set[str]:
+        """The names of all kernels that were recorded."""
+        return {launch.kernel for launch in self.launches}
+
+    def finish(self, library: Library) -> "Program":
+        """The recording with every address resolved."""
+        blocks = [library[launch.kernel].pack(dict(launch.words)) for launch in self.launches]
+        table = np.empty((len(blocks), 3), np.int64)
+        for i, (launch, block) in enumerate(zip(self.launches, blocks, strict=True)):
+            table[i] = library[launch.kernel].address, np.frombuffer(block, np.int64).ctypes.data, launch.meet
+        return Program(table, blocks)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A finished recording: per kernel its entry, its words and whether threads meet after it."""
+
+    table: npt.NDArray[np.int64]
+    blocks: list[Any]  # keeps the words alive
+
+    @property
+    def address(self) -> int:
+        """Where the table is."""
+        return address_of(self.table)
+
+
+def address_of(array: Array) -> int:
+    """The address of an array's first value."""
+    return int(array.ctypes.data)
+
+
+def row_bytes(array: Array) -> int:
+    """Bytes from one row of a two-dimensional array to the next."""
+    return int(array.strides[0])

@@ -1,0 +1,81 @@
+"""Run a recorded step: every thread walks the list of (kernel, words) and all meet after each kernel."""
+
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from residency.kernels.simd.language import atomic_add, atomic_load, load_i64, pause, store_i64, yield_core
+
+SPINS_BEFORE_YIELD = 4000
+_I64 = ir.IntType(64)
+
+
+@intrinsic
+def call_kernel(typingctx, function, words, thread, threads):
+    """Call a kernel's entry by address. Numba's convention: (place for a result, place for an exception, ...)."""
+
+    def codegen(context, builder, sig, args):
+        kernel = ir.FunctionType(ir.IntType(32), [_I64.as_pointer()] * 2 + [_I64] * 3).as_pointer()
+        with builder.goto_entry_block():
+            unused = builder.alloca(_I64, size=8)
+        builder.call(builder.inttoptr(args[0], kernel), [unused, unused, *args[1:]])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, types.int64), codegen
+
+
+@njit(error_model="numpy")
+def barrier(meeting, threads):
+    """Wait until all threads are here. `meeting`: an arrival count, and 64 bytes on, a generation."""
+    generation = atomic_load(meeting + 64)
+    if atomic_add(meeting, 1) == threads - 1:
+        atomic_add(meeting, -threads)
+        atomic_add(meeting + 64, 1)
+        return
+    spins = 0
+    while atomic_load(meeting + 64) == generation:
+        spins += 1
+        if spins < SPINS_BEFORE_YIELD:
+            pause()
+        else:
+            yield_core()
+
+
+@njit(error_model="numpy")
+def _replay(program, num_kernels, meeting, thread, threads):
+    for i in range(num_kernels):
+        at = program + 24 * i
+        call_kernel(load_i64(at), load_i64(at + 8), thread, threads)
+        if load_i64(at + 16) != 0 and threads > 1:
+            barrier(meeting, threads)
+
+
+def run(program, num_kernels, meeting, thread, threads):
+    """Walk `program`: per kernel three words: entry, words, and whether all threads meet after it."""
+    _replay(program, num_kernels, meeting, thread, threads)
+
+
+def serve(control, seen_at, meeting, thread, threads, max_spins):
+    """Run each new program in `control` (generation, program, kernels, stop) until none comes for `max_spins`.
+
+    The word at `seen_at` is the last generation that this thread has run.
+    """
+    seen = load_i64(seen_at)
+    spins = 0
+    while spins < max_spins:
+        if atomic_load(control) == seen:
+            spins += 1
+            pause()
+            continue
+        if load_i64(control + 24) != 0:
+            return
+        seen += 1
+        store_i64(seen_at, seen)
+        _replay(load_i64(control + 8), load_i64(control + 16), meeting, thread, threads)
+        spins = 0
+
+
+run.is_driver = True
+serve.is_driver = True
+
+KERNELS = {"run": run, "serve": serve}

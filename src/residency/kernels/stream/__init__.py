@@ -1,0 +1,1 @@
+"""Reading memory at its speed, for the probe."""

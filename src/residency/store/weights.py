@@ -1,0 +1,146 @@
+"""A model's weights, mapped from its store."""
+
+import json
+import mmap
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from residency.errors import StoreError
+from residency.formats import unpack_rows
+from residency.formats.tiles import untile_rows
+from residency.kernels.matmul import Matrix
+from residency.paths import cache_folder
+from residency.spec.layout import store_layout
+from residency.spec.model import ModelSpec, TensorSpec
+from residency.store.convert import STORE_VERSION, Progress, convert
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def store_folder(fingerprint: str) -> Path:
+    """Where the store of the checkpoint with this fingerprint is, or will be."""
+    return cache_folder() / "stores" / f"{fingerprint[:32]}-v{STORE_VERSION}"
+
+
+def ensure_store(model: ModelSpec, fingerprint: str, *, progress: Progress | None = None) -> Path:
+    """The store's folder, converted first where it is missing or of the wrong length."""
+    folder = store_folder(fingerprint)
+    if not _is_whole(folder, store_layout(model).total_bytes):
+        if folder.exists():
+            _set_aside(folder)
+        convert(model, folder, progress=progress)
+    return folder
+
+
+def _is_whole(folder: Path, total_bytes: int) -> bool:
+    try:
+        header = json.loads((folder / "store.json").read_text())
+        return (
+            header["store_version"] == STORE_VERSION
+            and header["total_bytes"] == total_bytes == (folder / "weights").stat().st_size
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _set_aside(folder: Path) -> None:
+    """Give a damaged store a name that the next conversion removes."""
+    folder.rename(folder.with_name(f"{folder.name}.0.part"))
+
+
+class Weights:
+    """The tensors of an open store, by the names of `transformers`. Matrices are views of the map: close it last.
+
+    Resident tensors are mapped; an embedding that is not tied to the head is read row by row from the file.
+    """
+
+    def __init__(self, model: ModelSpec, folder: Path) -> None:
+        self._model = model
+        self._layout = store_layout(model)
+        self._tensors = {tensor.name: tensor for tensor in model.tensors}
+        try:
+            self._file = (folder / "weights").open("rb")
+        except OSError as error:
+            raise StoreError(f"the store {folder} could not be opened: {error.strerror}; run again to convert.") from error
+        length = os.fstat(self._file.fileno()).st_size
+        if length != self._layout.total_bytes:
+            self._file.close()
+            raise StoreError(f"the store {folder} is {self._layout.total_bytes - length} bytes short; delete it.")
+        self._map = mmap.mmap(self._file.fileno(), self._layout.resident_bytes, prot=mmap.PROT_READ)
+        self._map.madvise(mmap.MADV_WILLNEED)
+        self._bytes: npt.NDArray[Any] = np.frombuffer(self._map, np.uint8)
+
+    def __enter__(self) -> "Weights":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the map back once no view of it is left, and close the file."""
+        del self._bytes
+        try:
+            self._map.close()
+        except BufferError:
+            pass  # a matrix is still referred to; the map goes with it
+        self._file.close()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes mapped."""
+        return self._layout.resident_bytes
+
+    @property
+    def address(self) -> int:
+        """Where the map begins."""
+        return int(self._bytes.ctypes.data)
+
+    def matrix(self, name: str) -> Matrix:
+        """A resident matrix."""
+        tensor = self._tensors[name]
+        rows, columns = tensor.shape
+        return Matrix(format=tensor.format, rows=rows, columns=columns, tiles=self._view(name))
+
+    def vector(self, name: str) -> FloatArray:
+        """A norm's weights or a bias, as float32."""
+        return self._view(name).view(np.float32)
+
+    def has(self, name: str) -> bool:
+        """Whether the model has such a tensor."""
+        return name in self._tensors
+
+    @property
+    def head(self) -> Matrix:
+        """The matrix that makes logits: the output head, or the embedding tied to it."""
+        tensor = self._model.head or self._model.embedding
+        return self.matrix(tensor.name)
+
+    def embed(self, tokens: npt.NDArray[np.int64], out: FloatArray) -> None:
+        """The embeddings of `tokens` (n,) into out (n, hidden), scaled as the model asks. Tokens must be in range."""
+        tensor = self._model.embedding
+        rows = self._tied_rows(tensor, tokens) if self._model.tied else self._file_rows(tensor, tokens)
+        out[:] = unpack_rows(tensor.format, rows)
+        if self._model.embedding_scale != 1.0:
+            out *= np.float32(self._model.embedding_scale)
+
+    def _tied_rows(self, tensor: TensorSpec, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        tile_bytes = 16 * tensor.format.bytes_of(tensor.shape[1:])
+        return untile_rows(tensor.format, self._view(tensor.name).reshape(-1, tile_bytes), tokens)
+
+    def _file_rows(self, tensor: TensorSpec, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        row_bytes = tensor.format.bytes_of(tensor.shape[1:])
+        start = self._layout.by_name[tensor.name].offset
+        rows = np.empty((len(tokens), row_bytes), np.uint8)
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            if os.preadv(self._file.fileno(), [row.data], start + token * row_bytes) != row_bytes:
+                raise StoreError("the store's embedding could not be read; delete the store and run again.")
+        return rows
+
+    def _view(self, name: str) -> npt.NDArray[np.uint8]:
+        entry = self._layout.by_name[name]
+        return self._bytes[entry.offset : entry.offset + entry.num_bytes]
