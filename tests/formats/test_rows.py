@@ -1,6 +1,9 @@
 """Packing and unpacking against the gguf package's."""
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from residency.formats import FORMATS, Format, pack_rows, unpack_rows
@@ -12,7 +15,7 @@ FINITE_HALF_FIELDS |= {"Q5_K": [0, 2], "Q6_K": [208]}
 QUANTIZED_BY_GGUF = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "F32", "BF16"]
 
 
-def random_blocks(number_format: Format, seed: int) -> np.ndarray:
+def random_blocks(number_format: Format, seed: int) -> npt.NDArray[np.uint8]:
     """Rows of blocks with any code at all and finite scales."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (7 * 3, number_format.block_bytes), np.uint8)
@@ -21,7 +24,7 @@ def random_blocks(number_format: Format, seed: int) -> np.ndarray:
     return blocks.reshape(7, -1)
 
 
-def gguf_type(number_format: Format) -> "gguf.GGMLQuantizationType":
+def gguf_type(number_format: Format) -> Any:
     return gguf.GGMLQuantizationType[number_format.name]
 
 

@@ -1,6 +1,7 @@
 """Small random models of each architecture: their extents, and weights under the names of `transformers`."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +30,10 @@ class SmallModel:
     tied: bool = True
 
 
-def small_model(architecture: str, **changes: object) -> SmallModel:
+def small_model(architecture: str, **changes: Any) -> SmallModel:
     """The usual small model of `architecture`: gemma3's global rope base is its own, llama's head is not tied."""
-    usual = {"gemma3": {"rope_theta": 1e6}, "llama": {"tied": False}}.get(architecture, {})
-    return SmallModel(architecture=architecture, **{**usual, **changes})  # type: ignore[arg-type]
+    usual: dict[str, dict[str, Any]] = {"gemma3": {"rope_theta": 1e6}, "llama": {"tied": False}}
+    return SmallModel(architecture=architecture, **{**usual.get(architecture, {}), **changes})
 
 
 def random_weights(model: SmallModel, seed: int = 0) -> Weights:
@@ -41,10 +42,12 @@ def random_weights(model: SmallModel, seed: int = 0) -> Weights:
     gemma = model.architecture == "gemma3"
 
     def matrix(rows: int, columns: int) -> npt.NDArray[np.float32]:
-        return (rng.standard_normal((rows, columns)) * columns**-0.5).astype(np.float32)
+        values = rng.standard_normal((rows, columns)).astype(np.float32)
+        return values * np.float32(columns**-0.5)
 
     def norm(width: int) -> npt.NDArray[np.float32]:
-        return (rng.standard_normal(width) * 0.1 + (0 if gemma else 1)).astype(np.float32)
+        values = rng.standard_normal(width).astype(np.float32)
+        return values * np.float32(0.1) + np.float32(0 if gemma else 1)
 
     q_rows, kv_rows = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     weights: Weights = {"model.embed_tokens.weight": matrix(model.vocabulary, model.hidden)}

@@ -11,7 +11,8 @@ def reference_logits(folder: Path, tokens: list[int]) -> npt.NDArray[np.float32]
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model.train(False)
     with torch.no_grad():
         logits = model(torch.tensor([tokens]), use_cache=False).logits[0]
     result: npt.NDArray[np.float32] = logits.float().numpy()

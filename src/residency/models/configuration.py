@@ -147,7 +147,7 @@ class Configuration:
             if value is not None and (not isinstance(value, int | float) or value not in harmless):
                 name = self._names.get(key, key)
                 raise UnsupportedError(
-                    f"{self.source} sets {name} to {str(value)[:80]}, which is not supported; choose another model."
+                    f"{self.source} sets {name} to {repr(value)[:80]}, which is not supported; choose another model."
                 )
 
     def _value(self, key: str, default: Any) -> Any:
@@ -160,7 +160,7 @@ class Configuration:
 
     def _wrong(self, key: str, value: object, expected: str) -> FileError:
         name = self._names.get(key, key)
-        return FileError(f"{self.source} says {name} is {str(value)[:80]!r}, which is not {expected}.")
+        return FileError(f"{self.source} says {name} is {repr(value)[:80]}, which is not {expected}.")
 
 
 def configuration(checkpoint: Checkpoint) -> Configuration:

@@ -146,7 +146,9 @@ def build_layer(
     q_rows, kv_rows = extents.num_heads * extents.head_dim, extents.num_kv_heads * extents.head_dim
 
     def take(part: str, *shape: int, rearrange: Rearrange = Rearrange.NONE) -> TensorSpec:
-        return finder.take(f"model.layers.{layer}.{part}", shape, rearrange)
+        heads = {"self_attn.q_proj": extents.num_heads, "self_attn.k_proj": extents.num_kv_heads}
+        shared = heads.get(part.rpartition(".")[0]) if rearrange is Rearrange.UNPERMUTE_ROPE else None
+        return finder.take(f"model.layers.{layer}.{part}", shape, rearrange, shared)
 
     tensors = [
         take("input_layernorm.weight", hidden, rearrange=norm),

@@ -56,7 +56,9 @@ class TensorFinder:
         """Rows of the matrix `name`. FileError if it is missing."""
         return self._source(self.file_name(name)).shape[0]
 
-    def take(self, name: str, shape: tuple[int, ...], rearrange: Rearrange = Rearrange.NONE) -> TensorSpec:
+    def take(
+        self, name: str, shape: tuple[int, ...], rearrange: Rearrange = Rearrange.NONE, heads: int | None = None
+    ) -> TensorSpec:
         """The tensor `name`. FileError if it is missing or not of `shape`."""
         file_name = self.file_name(name)
         source = self._source(file_name)
@@ -68,7 +70,7 @@ class TensorFinder:
         if len(shape) == 1 and not source.format.is_float:
             raise UnsupportedError(f"{self._checkpoint.path} holds {file_name} in {source.format.name}, not as floats.")
         self._taken.add(file_name)
-        return TensorSpec(name=name, shape=shape, format=source.format, rearrange=rearrange, source=source)
+        return TensorSpec(name=name, shape=shape, format=source.format, rearrange=rearrange, source=source, heads=heads)
 
     def refuse_unused(self, also_unused: Iterable[str] = ()) -> None:
         """UnsupportedError if the checkpoint holds a tensor that no part of the model has taken."""

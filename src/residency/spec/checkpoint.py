@@ -42,6 +42,13 @@ class Checkpoint:
         return digest.hexdigest()
 
 
+def printable(name: object) -> str:
+    """A name from a file, fit for a terminal: one line without control characters, "" if there is none."""
+    if not isinstance(name, str):
+        return ""
+    return "".join(character if character.isprintable() else " " for character in name[:200]).strip()
+
+
 def refuse_overlaps(path: Path, file_bytes: int, tensors: Iterable[SourceTensor]) -> None:
     """FileError if two of the tensors of the file `path` share bytes, or one passes the file's end."""
     end = 0

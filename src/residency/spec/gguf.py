@@ -12,7 +12,7 @@ import numpy as np
 
 from residency.errors import FileError, UnsupportedError
 from residency.formats import FORMATS, Format
-from residency.spec.checkpoint import Checkpoint, refuse_overlaps
+from residency.spec.checkpoint import Checkpoint, printable, refuse_overlaps
 from residency.spec.model import SourceTensor
 from residency.spec.strings import walk_strings
 
@@ -85,11 +85,11 @@ class _Header:
         architecture = config.get("general.architecture")
         if not isinstance(architecture, str):
             self.damaged("its metadata names no general.architecture")
-        name = config.get("general.name")
+        name = printable(config.get("general.name"))
         return Checkpoint(
             kind="gguf",
             path=self.path,
-            name=name if isinstance(name, str) and name else self.path.stem,
+            name=name or self.path.stem,
             architecture=architecture,
             config=config,
             tensors=tensors,

@@ -42,6 +42,7 @@ class TensorSpec:
     format: Format
     rearrange: Rearrange = Rearrange.NONE
     source: SourceTensor | None = None  # None: planned from a configuration alone
+    heads: int | None = None  # among which UNPERMUTE_ROPE shares the rows
 
     @property
     def num_bytes(self) -> int:

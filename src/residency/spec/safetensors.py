@@ -87,7 +87,7 @@ def _tensor(path: Path, name: str, entry: object, data_offset: int, file_bytes: 
         _damaged(path, f"the tensor {name[:80]!r} has the offsets {str(offsets)[:80]}")
     if not isinstance(dtype, str) or dtype not in NUMBER_FORMATS:
         raise UnsupportedError(
-            f"{path}: the tensor {name[:80]!r} is {str(dtype)[:20]}, which is not supported; "
+            f"{path}: the tensor {name[:80]!r} is {repr(dtype)[:20]}, which is not supported; "
             f"supported are {', '.join(NUMBER_FORMATS)}."
         )
     begin, end = offsets
@@ -119,6 +119,8 @@ def _indexed_shards(folder: Path) -> dict[Path, list[str] | None]:
     for name, file_name in weight_map.items():
         if not isinstance(file_name, str) or not file_name.endswith(".safetensors") or set(file_name) & set("/\\\0:"):
             _damaged(folder / INDEX, f"it places {name[:80]!r} in {str(file_name)[:80]!r}, no file of this folder")
+        if not file_name.isprintable():
+            _damaged(folder / INDEX, f"it names the file {file_name[:80]!r}")
         shards.setdefault(folder / file_name, []).append(name)
     for path in shards:
         if not path.is_file():

@@ -55,7 +55,7 @@ class StringArray(Sequence[str]):
         except OSError as error:
             raise FileError(f"{self._path} could not be read: {error.strerror}.") from error
         starts_N = string_starts(data, self._num_strings)
-        ends = [*starts_N[1:].tolist(), len(data)]
+        ends = [*starts_N.tolist(), len(data)][1:]
         if len(data) != self._num_bytes or len(starts_N) != self._num_strings:
             raise FileError(f"{self._path} has changed since it was opened; open it again.")
         try:

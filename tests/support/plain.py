@@ -1,0 +1,112 @@
+"""A whole forward pass in float64 NumPy from a ModelSpec alone: shows that a spec says all that a model needs.
+
+Shape suffixes: T tokens, H heads, G key-value heads, D values of a head, C channels, V vocabulary.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from residency.formats import unpack_rows
+from residency.spec import AttentionSpec, LayerSpec, ModelSpec, Rearrange, TensorSpec
+
+Array = npt.NDArray[np.float64]
+
+
+def plain_logits(model: ModelSpec, tokens: list[int]) -> Array:
+    """Logits (tokens, vocabulary) after each of `tokens`."""
+    embedding_VC = read_tensor(model.embedding)
+    x_TC = embedding_VC[tokens] * model.embedding_scale
+    for layer in model.layers:
+        x_TC = _layer(model, layer, x_TC)
+    x_TC = _norm(model, x_TC, read_tensor(model.final_norm))
+    return x_TC @ (embedding_VC if model.head is None else read_tensor(model.head)).T
+
+
+def read_tensor(tensor: TensorSpec) -> Array:
+    """The values of a tensor, rearranged as its spec asks."""
+    source = tensor.source
+    assert source is not None
+    with open(source.path, "rb") as file:
+        file.seek(source.offset)
+        data = np.frombuffer(file.read(source.num_bytes), np.uint8)
+    rows = math.prod(source.shape[:-1])
+    values = unpack_rows(source.format, data.reshape(rows, -1)).reshape(source.shape).astype(np.float64)
+    if tensor.rearrange is Rearrange.ADD_ONE:
+        return values + 1
+    return values
+
+
+def _layer(model: ModelSpec, layer: LayerSpec, x_TC: Array) -> Array:
+    part = {tensor.name.split(".", 3)[3]: tensor for tensor in layer.tensors}
+    sandwiched = "pre_feedforward_layernorm.weight" in part
+
+    def norm(name: str, values: Array) -> Array:
+        return _norm(model, values, read_tensor(part[name]))
+
+    attended_TC = _attention(model, layer.attention, part, norm("input_layernorm.weight", x_TC))
+    if sandwiched:
+        attended_TC = norm("post_attention_layernorm.weight", attended_TC)
+    x_TC = x_TC + attended_TC
+    before = "pre_feedforward_layernorm.weight" if sandwiched else "post_attention_layernorm.weight"
+    h_TC = norm(before, x_TC)
+    gate = h_TC @ read_tensor(part["mlp.gate_proj.weight"]).T
+    up = h_TC @ read_tensor(part["mlp.up_proj.weight"]).T
+    if layer.mlp.activation == "silu":
+        gate = gate / (1 + np.exp(-gate))
+    else:
+        gate = 0.5 * gate * (1 + np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
+    fed_TC = (gate * up) @ read_tensor(part["mlp.down_proj.weight"]).T
+    return x_TC + (norm("post_feedforward_layernorm.weight", fed_TC) if sandwiched else fed_TC)
+
+
+def _attention(model: ModelSpec, spec: AttentionSpec, part: dict[str, TensorSpec], x_TC: Array) -> Array:
+    def project(letter: str, num_heads: int) -> Array:
+        values = x_TC @ _head_rows(part[f"self_attn.{letter}_proj.weight"]).T
+        if spec.bias:
+            values = values + read_tensor(part[f"self_attn.{letter}_proj.bias"])
+        heads_THD = values.reshape(len(x_TC), num_heads, spec.head_dim)
+        if letter == "v":
+            return heads_THD
+        if spec.qk_norm:
+            heads_THD = _norm(model, heads_THD, read_tensor(part[f"self_attn.{letter}_norm.weight"]))
+        return _rotate(spec, heads_THD)
+
+    q_THD, k_TGD, v_TGD = (
+        project("q", spec.num_heads),
+        project("k", spec.num_kv_heads),
+        project("v", spec.num_kv_heads),
+    )
+    k_THD, v_THD = (np.repeat(x, spec.num_heads // spec.num_kv_heads, axis=1) for x in (k_TGD, v_TGD))
+    scores_HTS = np.einsum("thd,shd->hts", q_THD, k_THD) * spec.scale
+    distance_TS = np.arange(len(x_TC))[:, None] - np.arange(len(x_TC))
+    hidden_TS = (distance_TS < 0) | (distance_TS >= (spec.window_tokens or len(x_TC)))
+    scores_HTS = np.where(hidden_TS, -np.inf, scores_HTS)
+    weights_HTS = np.exp(scores_HTS - scores_HTS.max(axis=-1, keepdims=True))
+    weights_HTS /= weights_HTS.sum(axis=-1, keepdims=True)
+    mixed_THD = np.einsum("hts,shd->thd", weights_HTS, v_THD)
+    attended: Array = mixed_THD.reshape(len(x_TC), -1) @ read_tensor(part["self_attn.o_proj.weight"]).T
+    return attended
+
+
+def _head_rows(tensor: TensorSpec) -> Array:
+    """The rows of q or k, each head's rotary halves one after the other."""
+    values = read_tensor(tensor)
+    if tensor.rearrange is Rearrange.UNPERMUTE_ROPE:
+        assert tensor.heads is not None
+        pairs = values.reshape(tensor.heads, -1, 2, values.shape[1])
+        return pairs.swapaxes(1, 2).reshape(values.shape)
+    return values
+
+
+def _rotate(spec: AttentionSpec, x_THD: Array) -> Array:
+    angles_TF = np.outer(np.arange(len(x_THD)), spec.rope.inverse_frequencies)
+    cos, sin = (f(angles_TF)[:, None, :] * spec.rope.factor for f in (np.cos, np.sin))
+    first, second = np.split(x_THD, 2, axis=-1)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def _norm(model: ModelSpec, x: Array, weight: Array) -> Array:
+    normed: Array = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + model.norm_epsilon) * weight
+    return normed
