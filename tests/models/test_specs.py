@@ -1,18 +1,21 @@
 """Specs from headers: names, order, and what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.folders import write_folder
 from support.gguf_files import write_gguf
 from support.models import ARCHITECTURES, random_weights, small_model
 
 from residency.errors import FileError, ModelError, UnsupportedError
 from residency.models.specs import model_spec
-from residency.spec import ModelSpec, Rearrange, open_checkpoint
+from residency.spec import Checkpoint, ModelSpec, Rearrange, open_checkpoint
 
 
 def gguf_spec(path: Path, architecture: str, edit: Any = None, **changes: Any) -> ModelSpec:
@@ -189,3 +192,42 @@ def test_experts_in_a_gguf_file_are_refused(tmp_path: Path) -> None:
 def test_heads_whose_values_have_another_width_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="v_head_dim"):
         folder_spec(tmp_path, "llama", v_head_dim=32)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from([0, 1, 2**31, 10**400, "", "yarn", "silu"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["rope_type", "factor"]), inner),
+    max_leaves=4,
+)
+SCALINGS = st.fixed_dictionaries(
+    {"rope_type": st.sampled_from(["linear", "llama3", "yarn"]), "factor": st.floats()},
+    optional={
+        name: st.floats() | st.integers() | JSON
+        for name in ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "low_freq_factor", "high_freq_factor")
+    },
+)
+
+
+@pytest.fixture(scope="module", params=[(a, kind) for a in ARCHITECTURES for kind in ("gguf", "folder")], ids=str)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    (architecture, kind), path = request.param, tmp_path_factory.mktemp("fuzz") / "m"
+    write = write_gguf if kind == "gguf" else write_folder
+    return open_checkpoint(write(path, small_model(architecture)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_value_of_a_configuration_is_used_or_refused(data: st.DataObject, checkpoint: Checkpoint) -> None:
+    keys = [key for key in checkpoint.config if not key.startswith("tokenizer.")]
+    keys += ["rope_scaling", "rope_parameters", "layer_types", "sliding_window_pattern", "sliding_window"]
+    changes = data.draw(st.dictionaries(st.sampled_from(keys), JSON, max_size=2))
+    if data.draw(st.booleans()):
+        changes["rope_scaling"] = data.draw(SCALINGS)
+    try:
+        model_spec(replace(checkpoint, config={**checkpoint.config, **changes}))
+    except ModelError:
+        pass

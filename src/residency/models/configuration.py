@@ -1,6 +1,5 @@
 """A model's configuration, read with types: config.json as it is, GGUF's metadata under the same keys."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,10 +87,10 @@ class Configuration:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A positive finite number; without a default it must be there."""
+        """A number from 1e-30 to 1e30; without a default it must be there."""
         value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise self._wrong(key, value, "a positive number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-30 <= value <= 1e30:
+            raise self._wrong(key, value, "a positive number of a sensible size")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:

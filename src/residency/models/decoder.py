@@ -13,6 +13,7 @@ from residency.spec.checkpoint import Checkpoint
 from residency.spec.model import AttentionSpec, LayerSpec, MlpSpec, ModelSpec, Rearrange, RopeSpec, TensorSpec
 
 MAX_LAYERS = 1 << 12
+MAX_HEAD_DIM = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,8 @@ def dimensions(config: Configuration) -> Dimensions:
     if num_layers > MAX_LAYERS:
         raise FileError(f"{config.source} claims {num_layers} layers; more than {MAX_LAYERS} cannot be right.")
     head_dim = config.integer("head_dim", hidden // num_heads)
+    if head_dim > MAX_HEAD_DIM:
+        raise FileError(f"{config.source} claims heads of {head_dim} values; more than {MAX_HEAD_DIM} cannot be right.")
     for key in ("v_head_dim", "rotary_dim"):
         if config.integer(key, head_dim) != head_dim:
             raise UnsupportedError(

@@ -103,7 +103,7 @@ def _shards(folder: Path) -> dict[Path, list[str] | None]:
         return _indexed_shards(folder)
     if (folder / SINGLE).is_file():
         return {folder / SINGLE: None}
-    found = sorted(folder.glob("*.safetensors"))
+    found = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     if len(found) != 1:
         other = " (pytorch_model.bin files are not read: save the model again as safetensors)"
         hint = other if any(folder.glob("*.bin")) else ""
