@@ -35,7 +35,7 @@ def test_a_plan_s_classes_are_the_store_the_pages_the_buffers_and_the_runtime(
 ) -> None:
     model = make_model(None, None)
     memory = planned(model, machine, context_tokens=100, chunk_tokens=32).memory
-    buffers = activation_buffers(model, chunk_tokens=32, max_sequences=1, max_context_tokens=100)
+    buffers = activation_buffers(model, chunk_tokens=32, max_sequences=1, max_context_tokens=100, threads=2)
     # 7 pages of 16 tokens in 2 layers, each token 2 x 2 x 16 values of 2 bytes.
     assert memory.kv_cache == 7 * 16 * 2 * 128
     assert memory.weights == store_layout(model).resident_bytes
@@ -117,7 +117,15 @@ def test_a_context_beyond_the_model_s_is_refused_by_how_much(make_model: MakeMod
 
 
 @pytest.mark.parametrize(
-    "option", [{"context_tokens": 0}, {"max_sequences": 0}, {"chunk_tokens": -1}, {"threads": 0}, {"threads": 3}]
+    "option",
+    [
+        {"context_tokens": 0},
+        {"max_sequences": 0},
+        {"chunk_tokens": -1},
+        {"logit_rows": 0},
+        {"threads": 0},
+        {"threads": 3},
+    ],
 )
 def test_numbers_that_mean_nothing_are_refused(make_model: MakeModel, machine: Machine, option: dict[str, int]) -> None:
     with pytest.raises(UsageError):

@@ -62,9 +62,7 @@ def activation_buffers(
         Buffer(
             name="attention_partials", shape=(max_sequences * heads * ATTENTION_SPLITS, head_dim + 16), dtype="float32"
         ),
-        Buffer(
-            name="attention_scratch", shape=(threads, ATTENTION_SCRATCH_BYTES + 64 * head_dim), dtype="uint8"
-        ),
+        Buffer(name="attention_scratch", shape=(threads, ATTENTION_SCRATCH_BYTES + 64 * head_dim), dtype="uint8"),
         Buffer(name="gate", shape=(tokens, in_tiles(intermediate)), dtype="float32"),
         Buffer(name="up", shape=(tokens, in_tiles(intermediate)), dtype="float32"),
         Buffer(name="gated_q8", shape=(tokens, quantized_bytes(intermediate)), dtype="uint8"),

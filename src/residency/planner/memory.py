@@ -84,12 +84,13 @@ def plan_run(
 
     None lets the planner choose: as budget nine tenths of what is available; as context the model's, at most 2048,
     or the most that fits; as chunk the smallest that is about as fast as any; as threads all that the container
-    allows. BudgetError names the missing bytes and the cheapest change, ContextError a context that the model does
+    allows; as logit rows, the tokens of a step whose logits are kept, one for each sequence. BudgetError names the missing bytes and the cheapest change, ContextError a context that the model does
     not have, UsageError what cannot mean anything.
     """
-    for name, number in (("context", context_tokens), ("sequences", max_sequences), ("chunk", chunk_tokens)):
+    asked = {"context": context_tokens, "sequences": max_sequences, "chunk": chunk_tokens, "logit rows": logit_rows}
+    for name, number in asked.items():
         if number is not None and number < 1:
-            raise UsageError(f"a {name} of {number} means nothing; give at least 1.")
+            raise UsageError(f"{name} cannot be {number}; give at least 1.")
     threads = _threads(machine, threads)
     if context_tokens is not None and context_tokens > model.max_context_tokens:
         raise ContextError(

@@ -8,7 +8,7 @@ import mmap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from residency.hardware import ThreadRate
@@ -18,6 +18,13 @@ ReadBytes = Callable[[int, int], object]
 
 PIECE_ALIGNMENT = 4096  # where each thread's part of the buffer begins, and what its length is a multiple of
 _TRIAL_SECONDS = 0.05
+_FILL_BYTES = 64 * 1024**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Buffer:
+    address: int
+    num_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +34,19 @@ class _Span:
 
 
 def memory_read_rates(
-    read: ReadBytes, *, max_threads: int, buffer_bytes: int, limit_seconds: float
+    read: ReadBytes, *, max_threads: int, buffer_bytes: int, limit_seconds: float, fill_seconds: float = 1.0
 ) -> tuple[ThreadRate, ...]:
     """The best rate with 1, 2, 4, … and `max_threads` threads, each reading its own part of one buffer.
 
-    Takes about `limit_seconds` beside filling the buffer, whose bytes are given back afterwards.
+    Takes about `limit_seconds` beside filling the buffer, which stops after `fill_seconds` with a smaller buffer. Its
+    bytes are given back afterwards.
     """
     counts = thread_counts(max_threads)
-    with _filled_buffer(buffer_bytes) as address:
+    with _filled_buffer(buffer_bytes, fill_seconds) as buffer:
         return tuple(
             ThreadRate(
                 threads=threads,
-                bytes_per_second=_best_rate(
-                    read, address, threads=threads, buffer_bytes=buffer_bytes, limit_seconds=limit_seconds / len(counts)
-                ),
+                bytes_per_second=_best_rate(read, buffer, threads=threads, limit_seconds=limit_seconds / len(counts)),
             )
             for threads in counts
         )
@@ -54,12 +60,12 @@ def thread_counts(max_threads: int) -> tuple[int, ...]:
     return (*counts, max_threads) if max_threads > 1 else (1,)
 
 
-def _best_rate(read: ReadBytes, address: int, *, threads: int, buffer_bytes: int, limit_seconds: float) -> float:
-    piece_bytes = buffer_bytes // threads // PIECE_ALIGNMENT * PIECE_ALIGNMENT
+def _best_rate(read: ReadBytes, buffer: _Buffer, *, threads: int, limit_seconds: float) -> float:
+    piece_bytes = buffer.num_bytes // threads // PIECE_ALIGNMENT * PIECE_ALIGNMENT
     deadline = time.perf_counter() + limit_seconds
     passes, best_rate = 1, 0.0
     while True:
-        trial_seconds = _trial(read, address, threads=threads, piece_bytes=piece_bytes, passes=passes)
+        trial_seconds = _trial(read, buffer.address, threads=threads, piece_bytes=piece_bytes, passes=passes)
         best_rate = max(best_rate, passes * threads * piece_bytes / trial_seconds)
         if time.perf_counter() + trial_seconds > deadline:
             return best_rate
@@ -89,19 +95,24 @@ def _trial(read: ReadBytes, address: int, *, threads: int, piece_bytes: int, pas
 
 
 @contextmanager
-def _filled_buffer(num_bytes: int) -> Iterator[int]:
-    """The address of anonymous memory whose every page exists; in huge pages where the system has them."""
-    buffer = mmap.mmap(-1, num_bytes)
+def _filled_buffer(num_bytes: int, fill_seconds: float) -> Iterator[_Buffer]:
+    """Anonymous memory whose every page exists; in huge pages where the system has them.
+
+    It ends where `fill_seconds` are over, as some machines take long to hand out pages, but not before its first
+    piece.
+    """
+    memory = mmap.mmap(-1, num_bytes)
     try:
         if hasattr(mmap, "MADV_HUGEPAGE"):
-            try:
-                buffer.madvise(mmap.MADV_HUGEPAGE)
-            except OSError:
-                pass  # a kernel without them
-        first = ctypes.c_char.from_buffer(buffer)
-        address = ctypes.addressof(first)
-        del first
-        ctypes.memset(address, 1, num_bytes)
-        yield address
+            with suppress(OSError):  # a kernel without them
+                memory.madvise(mmap.MADV_HUGEPAGE)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        deadline = time.perf_counter() + fill_seconds
+        filled_bytes = 0
+        while filled_bytes < num_bytes and (filled_bytes == 0 or time.perf_counter() < deadline):
+            piece_bytes = min(_FILL_BYTES, num_bytes - filled_bytes)
+            ctypes.memset(address + filled_bytes, 1, piece_bytes)
+            filled_bytes += piece_bytes
+        yield _Buffer(address=address, num_bytes=filled_bytes)
     finally:
-        buffer.close()
+        memory.close()

@@ -22,12 +22,13 @@ MAX_AGE_SECONDS = 30 * 24 * 3600
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeCost:
-    """What measuring may take: together less than 3 s, filling the buffer included."""
+    """What measuring may take: together less than 3 s."""
 
-    memory_seconds: float = 1.2
+    fill_seconds: float = 0.6  # of the buffer that is read
+    memory_seconds: float = 1.0
     least_buffer_bytes: int = 256 * 1024**2  # of a quarter of the free memory at most
     most_buffer_bytes: int = 1024**3
-    disk_seconds: float = 1.0
+    disk_seconds: float = 0.8
     disk_bytes: int = 256 * 1000**2
 
 
@@ -97,7 +98,11 @@ def _machine_path() -> Path:
 
 def _measure(host: Host, read: ReadBytes, cost: ProbeCost) -> Machine:
     rates = memory_read_rates(
-        read, max_threads=host.threads, buffer_bytes=_buffer_bytes(host, cost), limit_seconds=cost.memory_seconds
+        read,
+        max_threads=host.threads,
+        buffer_bytes=_buffer_bytes(host, cost),
+        limit_seconds=cost.memory_seconds,
+        fill_seconds=cost.fill_seconds,
     )
     ram = Tier(
         name="RAM",
