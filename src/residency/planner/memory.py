@@ -84,8 +84,9 @@ def plan_run(
 
     None lets the planner choose: as budget nine tenths of what is available; as context the model's, at most 2048,
     or the most that fits; as chunk the smallest that is about as fast as any; as threads all that the container
-    allows; as logit rows, the tokens of a step whose logits are kept, one for each sequence. BudgetError names the missing bytes and the cheapest change, ContextError a context that the model does
-    not have, UsageError what cannot mean anything.
+    allows; as logit rows, the tokens of a step whose logits are kept, one for each sequence. BudgetError names the
+    missing bytes and the cheapest change, ContextError a context that the model does not have, UsageError what
+    cannot mean anything.
     """
     asked = {"context": context_tokens, "sequences": max_sequences, "chunk": chunk_tokens, "logit rows": logit_rows}
     for name, number in asked.items():
