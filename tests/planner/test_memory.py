@@ -156,8 +156,21 @@ def test_a_step_has_room_for_a_token_of_every_sequence(make_model: MakeModel, ma
 
 def test_a_chunk_is_no_longer_than_it_pays(make_model: MakeModel, machine: Machine) -> None:
     slow = machine.with_measured(matrix_int8_operations_per_second=1e9)
-    chunks = [planned(make_model(None, None), each).chunk_tokens for each in (slow, machine)]
-    assert chunks[0] < chunks[1]
+    costly_steps = machine.with_measured(step_overhead_seconds=1.0)
+    assert [planned(make_model(None), each).chunk_tokens for each in (slow, costly_steps)] == [128, 512]
+
+
+def test_a_context_that_was_asked_for_is_paid_for_with_the_chunk(make_model: MakeModel, machine: Machine) -> None:
+    model = make_model(None)
+    budget = planned(model, machine, context_tokens=2048, chunk_tokens=40).memory.peak
+    assert planned(model, machine, context_tokens=2048, budget_bytes=budget).chunk_tokens == 32
+
+
+def test_a_context_that_was_not_asked_for_leaves_room_for_a_chunk(make_model: MakeModel, machine: Machine) -> None:
+    model = make_model(None)
+    budget = planned(model, machine, context_tokens=2048, chunk_tokens=40).memory.peak
+    plan = planned(model, machine, budget_bytes=budget)
+    assert (plan.chunk_tokens, plan.context_tokens < 2048) == (128, True)
 
 
 def test_a_quantized_row_is_48_bytes_for_every_32_values_begun() -> None:

@@ -1,6 +1,6 @@
 """What will fit, where every byte will live, and how fast it will go."""
 
-from residency.planner.cost import Workload, forecast_speed
+from residency.planner.cost import ModelCost, Workload, forecast_speed
 from residency.planner.explain import explain
 from residency.planner.memory import plan_run
 from residency.planner.plan import Buffer, KvGroup, MemoryBytes, Plan, SpeedForecast
@@ -9,6 +9,7 @@ __all__ = [
     "Buffer",
     "KvGroup",
     "MemoryBytes",
+    "ModelCost",
     "Plan",
     "SpeedForecast",
     "Workload",

@@ -4,6 +4,7 @@ S. Williams, A. Waterman, D. Patterson: Roofline, an insightful visual performan
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,25 +50,66 @@ class StepSeconds:
         return "memory" if self.read >= self.compute else "compute"
 
 
-def step_workload(model: ModelSpec, *, start_token: int, num_tokens: int) -> Workload:
+@dataclass(frozen=True, kw_only=True)
+class AttentionCost:
+    """What attention costs in layers that are alike."""
+
+    num_layers: int
+    window_tokens: int | None
+    operations_per_pair: int  # of a token with one that it sees, in one layer
+    bytes_per_token: int  # cached in one layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCost:
+    """A model reduced to what steps are made of."""
+
+    num_layers: int
+    weight_bytes: int  # read once in a step
+    layer_operations: int  # with the weights of all layers, for one token
+    head_operations: int  # for one token's logits
+    attention: tuple[AttentionCost, ...]
+
+    @staticmethod
+    def of(model: ModelSpec) -> "ModelCost":
+        """The cost of `model`, a multiplication and an addition for each value of a matrix."""
+        values = sum(math.prod(t.shape) for layer in model.layers for t in layer.tensors if len(t.shape) == 2)
+        alike: Counter[tuple[int | None, int, int]] = Counter()
+        for layer in model.layers:
+            a = layer.attention
+            alike[a.window_tokens, 4 * a.num_heads * a.head_dim, layer.state().bytes_per_token] += 1
+        return ModelCost(
+            num_layers=len(model.layers),
+            weight_bytes=read_bytes_per_token(model),
+            layer_operations=2 * values,
+            head_operations=2 * math.prod((model.head or model.embedding).shape),
+            attention=tuple(
+                AttentionCost(
+                    num_layers=num_layers,
+                    window_tokens=window_tokens,
+                    operations_per_pair=operations_per_pair,
+                    bytes_per_token=bytes_per_token,
+                )
+                for (window_tokens, operations_per_pair, bytes_per_token), num_layers in alike.items()
+            ),
+        )
+
+
+def step_workload(cost: ModelCost, *, start_token: int, num_tokens: int) -> Workload:
     """Tokens start_token … start_token + num_tokens - 1 in one step that ends with one token's logits.
 
     Every matrix is read once and every cached key and value that any of the tokens sees is read once.
     """
-    head = model.head or model.embedding
-    operations = 2 * math.prod(head.shape)
     attention_operations = cached_bytes = 0
-    for layer in model.layers:
-        matrix_values = sum(math.prod(tensor.shape) for tensor in layer.tensors if len(tensor.shape) == 2)
-        operations += 2 * matrix_values * num_tokens
-        a = layer.attention
-        seen_pairs = _seen_pairs(start_token, num_tokens, a.window_tokens)
-        attention_operations += 4 * a.num_heads * a.head_dim * seen_pairs
-        visible_before = start_token if a.window_tokens is None else min(start_token, a.window_tokens - 1)
-        cached_bytes += layer.state().bytes_per_token * (visible_before + num_tokens)
+    for alike in cost.attention:
+        window_tokens = alike.window_tokens
+        seen_pairs = _seen_pairs(start_token, num_tokens, window_tokens)
+        visible_before = start_token if window_tokens is None else min(start_token, window_tokens - 1)
+        attention_operations += alike.num_layers * alike.operations_per_pair * seen_pairs
+        cached_bytes += alike.num_layers * alike.bytes_per_token * (visible_before + num_tokens)
     return Workload(
-        read_bytes=read_bytes_per_token(model) + cached_bytes,
-        matrix_operations=operations,
+        read_bytes=cost.weight_bytes + cached_bytes,
+        matrix_operations=cost.layer_operations * num_tokens + cost.head_operations,
         attention_operations=attention_operations,
     )
 
@@ -85,26 +127,24 @@ def step_seconds(work: Workload, *, num_layers: int, machine: Machine, threads: 
     )
 
 
-def prefill_seconds(
-    model: ModelSpec, *, prompt_tokens: int, chunk_tokens: int, machine: Machine, threads: int
-) -> float:
+def prefill_seconds(cost: ModelCost, *, prompt_tokens: int, chunk_tokens: int, machine: Machine, threads: int) -> float:
     """From an empty cache to the logits after the prompt, chunk by chunk."""
     total_seconds = 0.0
     for start in range(0, prompt_tokens, chunk_tokens):
-        work = step_workload(model, start_token=start, num_tokens=min(chunk_tokens, prompt_tokens - start))
-        total_seconds += step_seconds(work, num_layers=len(model.layers), machine=machine, threads=threads).total
+        work = step_workload(cost, start_token=start, num_tokens=min(chunk_tokens, prompt_tokens - start))
+        total_seconds += step_seconds(work, num_layers=cost.num_layers, machine=machine, threads=threads).total
     return total_seconds
 
 
 def forecast_speed(
-    model: ModelSpec, *, machine: Machine, context_tokens: int, chunk_tokens: int, threads: int
+    cost: ModelCost, *, machine: Machine, context_tokens: int, chunk_tokens: int, threads: int
 ) -> SpeedForecast:
     """Decode with a half-full context, and prefill of a prompt as long as that, of one sequence."""
     half_tokens = max(1, context_tokens // 2)
-    work = step_workload(model, start_token=half_tokens - 1, num_tokens=1)
-    decode = step_seconds(work, num_layers=len(model.layers), machine=machine, threads=threads)
+    work = step_workload(cost, start_token=half_tokens - 1, num_tokens=1)
+    decode = step_seconds(work, num_layers=cost.num_layers, machine=machine, threads=threads)
     first_token_seconds = prefill_seconds(
-        model, prompt_tokens=half_tokens, chunk_tokens=chunk_tokens, machine=machine, threads=threads
+        cost, prompt_tokens=half_tokens, chunk_tokens=chunk_tokens, machine=machine, threads=threads
     )
     return SpeedForecast(
         decode_tokens_per_second=1 / decode.total,

@@ -17,8 +17,7 @@ def explain(plan: Plan) -> str:
         f"forecast {speed(plan.forecast.decode_tokens_per_second)} tokens/s, {_arithmetic(plan.forecast)}",
     ]
     if plan.forecast.assumed:
-        names = ", ".join(name.replace("_", " ") for name in plan.forecast.assumed)
-        lines.append(f"assumed, as nobody has measured it here yet: {names}")
+        lines.append(f"{len(plan.forecast.assumed)} of the forecast's figures are assumed, not yet measured here")
     return "plan   " + "\n       ".join(lines)
 
 

@@ -8,7 +8,7 @@ from residency.errors import BudgetError, ContextError, UsageError
 from residency.hardware import Machine
 from residency.ledger.kv import pages_of_a_sequence
 from residency.planner.buffers import activation_buffers
-from residency.planner.cost import forecast_speed, prefill_seconds
+from residency.planner.cost import ModelCost, forecast_speed, prefill_seconds
 from residency.planner.plan import PAGE_TOKENS, Buffer, KvGroup, MemoryBytes, Plan
 from residency.spec.layout import store_layout
 from residency.spec.model import ModelSpec
@@ -16,7 +16,8 @@ from residency.units import binary_bytes, enough_mib
 
 DEFAULT_CONTEXT_TOKENS = 2048
 LEAST_DEFAULT_CONTEXT_TOKENS = 128  # less is planned only when it is asked for
-CHUNK_CHOICES = (512, 256, 128, 64, 32, 16)
+CHUNK_CHOICES = (512, 256, 128)
+SMALL_CHUNKS = (64, 32, 16)  # where no larger one fits: each costs more prefill than it saves memory
 DEFAULT_BUDGET_PART = 0.9  # of what is available; the rest is for whatever else runs
 
 # A chunk that is smaller keeps activations in the processor's caches and leaves room for context; it is taken when
@@ -108,7 +109,8 @@ def plan_run(
         budget_bytes=_budget(machine, budget_bytes),
     )
     context = _context(request, context_tokens, chunk_tokens)
-    chunk = chunk_tokens or _chunk(request, context, machine, threads)
+    cost = ModelCost.of(model)
+    chunk = chunk_tokens or _chunk(request, cost, context, machine, threads)
     memory = request.memory(context, chunk)
     return Plan(
         model_path=model_path,
@@ -125,7 +127,7 @@ def plan_run(
         buffers=request.buffers(context, chunk),
         kv_groups=request.kv_groups(context, chunk),
         memory=memory,
-        forecast=forecast_speed(model, machine=machine, context_tokens=context, chunk_tokens=chunk, threads=threads),
+        forecast=forecast_speed(cost, machine=machine, context_tokens=context, chunk_tokens=chunk, threads=threads),
     )
 
 
@@ -169,30 +171,45 @@ def _budget(machine: Machine, budget_bytes: int | None) -> int:
     return budget_bytes
 
 
-def _least_chunk(request: _Request, context_tokens: int) -> int:
-    return max(min(CHUNK_CHOICES[-1], context_tokens), request.max_sequences)
-
-
 def _context(request: _Request, context_tokens: int | None, chunk_tokens: int | None) -> int:
-    """The context asked for, or the default where it fits, or the most pages that fit. BudgetError otherwise."""
-    wanted = context_tokens or min(request.model.max_context_tokens, DEFAULT_CONTEXT_TOKENS)
+    """The context asked for, or the default where it fits, or the most pages that fit. BudgetError otherwise.
 
-    def fits(tokens: int) -> bool:
-        return request.fits(tokens, chunk_tokens or _least_chunk(request, tokens))
+    A context that was asked for may be paid for with the smallest chunk; one that is chosen leaves room for a chunk
+    of the usual size, if there is such a context.
+    """
+    smallest_chunk = chunk_tokens or SMALL_CHUNKS[-1]
+    if context_tokens is not None:
+        if request.fits(context_tokens, _step_tokens(request, context_tokens, smallest_chunk)):
+            return context_tokens
+        raise _refusal(request, context_tokens, smallest_chunk)
+    wanted = min(request.model.max_context_tokens, DEFAULT_CONTEXT_TOKENS)
+    least = min(wanted, LEAST_DEFAULT_CONTEXT_TOKENS)
+    for chunk in (chunk_tokens or CHUNK_CHOICES[-1], smallest_chunk):
+        if request.fits(wanted, _step_tokens(request, wanted, chunk)):
+            return wanted
+        if (largest := _largest_context(request, wanted, chunk)) >= least:
+            return largest
+    raise _refusal(request, least, smallest_chunk)
 
-    if fits(wanted):
-        return wanted
-    largest_pages = _largest(lambda pages: fits(pages * PAGE_TOKENS), at_most=(wanted - 1) // PAGE_TOKENS)
-    largest_tokens = largest_pages * PAGE_TOKENS
-    if context_tokens is None and largest_tokens >= min(LEAST_DEFAULT_CONTEXT_TOKENS, wanted):
-        return largest_tokens
-    if context_tokens is None:
-        wanted = min(LEAST_DEFAULT_CONTEXT_TOKENS, wanted)
-    raise _refusal(request, wanted, largest_tokens, chunk_tokens or _least_chunk(request, wanted))
+
+def _step_tokens(request: _Request, context_tokens: int, chunk_tokens: int) -> int:
+    """A step is no longer than the context, and has a token of every sequence."""
+    return max(min(chunk_tokens, context_tokens), request.max_sequences)
 
 
-def _refusal(request: _Request, wanted_tokens: int, largest_tokens: int, chunk_tokens: int) -> BudgetError:
-    memory = request.memory(wanted_tokens, chunk_tokens)
+def _largest_context(request: _Request, below_tokens: int, chunk_tokens: int) -> int:
+    """The most whole pages, less than `below_tokens`, that fit; 0 for none."""
+
+    def fits(pages: int) -> bool:
+        tokens = pages * PAGE_TOKENS
+        return request.fits(tokens, _step_tokens(request, tokens, chunk_tokens))
+
+    return _largest(fits, at_most=(below_tokens - 1) // PAGE_TOKENS) * PAGE_TOKENS
+
+
+def _refusal(request: _Request, wanted_tokens: int, chunk_tokens: int) -> BudgetError:
+    memory = request.memory(wanted_tokens, _step_tokens(request, wanted_tokens, chunk_tokens))
+    largest_tokens = _largest_context(request, wanted_tokens, chunk_tokens)
     missing_bytes = memory.peak - request.budget_bytes
     enough = f"--memory {enough_mib(memory.peak)}"
     change = f"--context {largest_tokens}, or {enough}" if largest_tokens else enough
@@ -206,19 +223,25 @@ def _refusal(request: _Request, wanted_tokens: int, largest_tokens: int, chunk_t
     )
 
 
-def _chunk(request: _Request, context_tokens: int, machine: Machine, threads: int) -> int:
-    """Of the chunks that fit, the smallest whose prefill is forecast to be about as quick as the best."""
-    least = _least_chunk(request, context_tokens)
-    choices = [size for size in CHUNK_CHOICES if least < size <= context_tokens and request.fits(context_tokens, size)]
-    prompt_tokens = max(1, context_tokens // 2)
-    forecast = {
-        size: prefill_seconds(
-            request.model, prompt_tokens=prompt_tokens, chunk_tokens=size, machine=machine, threads=threads
+def _chunk(request: _Request, cost: ModelCost, context_tokens: int, machine: Machine, threads: int) -> int:
+    """Of the usual chunks that fit, the smallest whose prefill is forecast to be about as quick as the best; else
+    the largest that fits."""
+    fitting = {
+        tokens: prefill_seconds(
+            cost,
+            prompt_tokens=max(1, context_tokens // 2),
+            chunk_tokens=tokens,
+            machine=machine,
+            threads=threads,
         )
-        for size in (*choices, least)
+        for tokens in (_step_tokens(request, context_tokens, size) for size in CHUNK_CHOICES)
+        if request.fits(context_tokens, tokens)
     }
-    best_seconds = min(forecast.values())
-    return min(size for size, needed in forecast.items() if needed <= best_seconds * _CHUNK_SLOWER_AT_MOST)
+    if fitting:
+        best_seconds = min(fitting.values())
+        return min(size for size, needed in fitting.items() if needed <= best_seconds * _CHUNK_SLOWER_AT_MOST)
+    small = (_step_tokens(request, context_tokens, size) for size in SMALL_CHUNKS)
+    return next(tokens for tokens in small if request.fits(context_tokens, tokens))
 
 
 def _largest(fits: Callable[[int], bool], *, at_most: int) -> int:
