@@ -92,13 +92,12 @@ def _require_space(folder: Path, needed_bytes: int) -> None:
 
 def _write_tensors(model: ModelSpec, layout: StoreLayout, path: Path, progress: Progress | None) -> None:
     done_bytes = 0
-    head_dim = model.layers[0].attention.head_dim
     with path.open("wb") as out:
         out.truncate(layout.total_bytes)
         for tensor in model.tensors:
             out.seek(layout.by_name[tensor.name].offset)
             as_rows = tensor is model.embedding and not model.tied
-            for chunk in _stored_chunks(tensor, as_rows, head_dim):
+            for chunk in _stored_chunks(tensor, as_rows):
                 out.write(chunk.data)
                 done_bytes += chunk.nbytes
                 if progress:
@@ -107,15 +106,15 @@ def _write_tensors(model: ModelSpec, layout: StoreLayout, path: Path, progress: 
         os.fsync(out.fileno())
 
 
-def _stored_chunks(tensor: TensorSpec, as_rows: bool, head_dim: int) -> Iterator[Bytes]:
+def _stored_chunks(tensor: TensorSpec, as_rows: bool) -> Iterator[Bytes]:
     """The tensor's bytes in the store, in order."""
     source = tensor.source
     assert source is not None, f"{tensor.name} was planned without a file"
     if len(tensor.shape) == 1:
-        yield _vector(tensor, source, head_dim).view(np.uint8)
+        yield _vector(tensor, source).view(np.uint8)
         return
     row_bytes = tensor.format.bytes_of(tensor.shape[1:])
-    order = _row_order(tensor, head_dim)
+    order = _row_order(tensor)
     step = max(TILE_ROWS, _CHUNK_BYTES // row_bytes // TILE_ROWS * TILE_ROWS)
     whole = None if order is None else _read(source, 0, tensor.shape[0], row_bytes)[order]
     for first in range(0, tensor.shape[0], step):
@@ -124,19 +123,20 @@ def _stored_chunks(tensor: TensorSpec, as_rows: bool, head_dim: int) -> Iterator
         yield np.ascontiguousarray(rows if as_rows else tile_rows(tensor.format, rows))
 
 
-def _vector(tensor: TensorSpec, source: SourceTensor, head_dim: int) -> npt.NDArray[np.float32]:
+def _vector(tensor: TensorSpec, source: SourceTensor) -> npt.NDArray[np.float32]:
     (values,) = unpack_rows(tensor.format, _read(source, 0, 1, tensor.num_bytes))
-    order = _row_order(tensor, head_dim)
+    order = _row_order(tensor)
     if tensor.rearrange is Rearrange.ADD_ONE:
         values = values + np.float32(1.0)
     return np.ascontiguousarray(values if order is None else values[order])
 
 
-def _row_order(tensor: TensorSpec, head_dim: int) -> npt.NDArray[np.int64] | None:
+def _row_order(tensor: TensorSpec) -> npt.NDArray[np.int64] | None:
     """Which source row each row is. GGUF's llama files hold (head, pair, axis); here it is (head, axis, pair)."""
     if tensor.rearrange is not Rearrange.UNPERMUTE_ROPE:
         return None
-    return np.arange(tensor.shape[0]).reshape(-1, head_dim // 2, 2).swapaxes(1, 2).ravel()
+    assert tensor.heads is not None
+    return np.arange(tensor.shape[0]).reshape(tensor.heads, -1, 2).swapaxes(1, 2).ravel()
 
 
 def _read(source: SourceTensor, first: int, last: int, row_bytes: int) -> Bytes:

@@ -19,6 +19,8 @@ from residency.spec.layout import store_layout
 from residency.spec.model import ModelSpec, TensorSpec
 from residency.store.convert import STORE_VERSION, Progress, convert
 
+_EMBEDDED_TOGETHER = 32  # tokens: bounds what unpacking needs beside the result
+
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -123,8 +125,10 @@ class Weights:
     def embed(self, tokens: npt.NDArray[np.int64], out: FloatArray) -> None:
         """The embeddings of `tokens` (n,) into out (n, hidden), scaled as the model asks. Tokens must be in range."""
         tensor = self._model.embedding
-        rows = self._tied_rows(tensor, tokens) if self._model.tied else self._file_rows(tensor, tokens)
-        out[:] = unpack_rows(tensor.format, rows)
+        rows_of = self._tied_rows if self._model.tied else self._file_rows
+        for first in range(0, len(tokens), _EMBEDDED_TOGETHER):
+            part = slice(first, first + _EMBEDDED_TOGETHER)
+            out[part] = unpack_rows(tensor.format, rows_of(tensor, tokens[part]))
         if self._model.embedding_scale != 1.0:
             out *= np.float32(self._model.embedding_scale)
 

@@ -1,0 +1,222 @@
+"""The engine: a plan in, text out."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+
+
+from residency.engine.arena import peak_resident_bytes, resident_bytes
+from residency.engine.executor import CpuExecutor
+from residency.engine.loop import Loop
+from residency.engine.report import Bandwidth, Report, Seconds
+from residency.engine.sampler import Sampling
+from residency.engine.text import StreamDecoder, Tokenizer, load_chat_template, load_tokenizer
+from residency.errors import ContextError, FileError, UsageError
+from residency.ledger import Ledger, MemoryClass
+from residency.models.specs import model_spec
+from residency.planner.plan import MemoryBytes, Plan
+from residency.spec.checkpoint import Checkpoint
+from residency.spec.layout import read_bytes_per_token
+from residency.spec.model import ModelSpec
+from residency.spec.opening import open_checkpoint
+from residency.store.weights import Weights, ensure_store
+
+DEFAULT_MAX_TOKENS = 512
+Messages = Sequence[Mapping[str, str]]
+Prompt = str | Messages | Sequence[int]
+Progress = Callable[[str, int, int], None]  # what is being done, how much is done, of how much
+
+
+class Engine:
+    """A model in memory, ready to generate. Made by `Engine.open`; use it in a `with` statement."""
+
+    def __init__(self, plan: Plan, spec: ModelSpec, tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
+        self.plan = plan
+        self.tokenizer = tokenizer
+        self._spec = spec
+        self._checkpoint = checkpoint
+        self._opened = ExitStack()
+        self._load_seconds = 0.0
+
+    @staticmethod
+    def open(plan: Plan, *, progress: Progress | None = None) -> "Engine":
+        """Load what `plan` says. Converts the model and compiles kernels where that has not been done before.
+
+        FileError if the model's files are no longer those that were planned, StoreError if the store cannot be
+        written, BudgetError if the plan does not fit into its own budget.
+        """
+        started = time.perf_counter()
+        checkpoint = open_checkpoint(plan.model_path)
+        if checkpoint.fingerprint != plan.model_fingerprint:
+            raise FileError(f"{plan.model_path} has changed since it was planned; make the plan anew.")
+        spec = model_spec(checkpoint)
+        engine = Engine(plan, spec, load_tokenizer(checkpoint), checkpoint)
+        engine._load(progress)
+        engine._load_seconds = time.perf_counter() - started
+        return engine
+
+    def _load(self, progress: Progress | None) -> None:
+        def stage(name: str) -> Callable[[int, int], None] | None:
+            return None if progress is None else lambda done, total: progress(name, done, total)
+
+        self.ledger = Ledger(self.plan.budget_bytes)
+        memory = self.plan.memory
+        for kind, num_bytes in zip(
+            MemoryClass, (memory.weights, memory.kv_cache, memory.activations, memory.runtime), strict=True
+        ):
+            self.ledger.reserve(kind, owner="plan", num_bytes=num_bytes)
+        with self._opened as opened:
+            folder = ensure_store(self._spec, self.plan.model_fingerprint, progress=stage("converting"))
+            self._weights = opened.enter_context(Weights(self._spec, folder))
+            self._executor = opened.enter_context(
+                CpuExecutor(self.plan, self._spec, self._weights, compiling=stage("compiling kernels"))
+            )
+            self._loop = Loop(
+                self.plan,
+                self._executor,
+                eos_ids=self.tokenizer.eos_ids,
+                weight_read_bytes=read_bytes_per_token(self._spec),
+            )
+            self._opened = opened.pop_all()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads and give all memory back."""
+        self._opened.close()
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The tokens of a prompt: a text is taken as a user's message where the model has a chat template,
+        messages ({"role", "content"}) are rendered, and tokens are taken as they are.
+        """
+        if isinstance(prompt, str):
+            template = load_chat_template(self._checkpoint)
+            if template is None:
+                return self.tokenizer.encode(prompt, add_special=True, parse_special=False)
+            return self.tokenizer.encode(template.render([{"role": "user", "content": prompt}]), add_special=False)
+        if all(isinstance(token, int) for token in prompt):
+            return self._checked(prompt)  # type: ignore[arg-type]
+        template = load_chat_template(self._checkpoint)
+        if template is None:
+            raise UsageError(f"{self.plan.model_name} has no chat template; give the prompt as one text.")
+        return self.tokenizer.encode(template.render(prompt), add_special=False)  # type: ignore[arg-type]
+
+    def _checked(self, tokens: Sequence[int]) -> list[int]:
+        for token in tokens:
+            if not 0 <= token < self._spec.vocabulary:
+                raise UsageError(f"the token {token} is not one of the model's {self._spec.vocabulary}.")
+        return list(tokens)
+
+    def generate(
+        self, prompt: Prompt, *, max_tokens: int | None = None, sampling: Sampling | None = None
+    ) -> Report:
+        """The whole answer with its measurements; see `stream`."""
+        stream = self.stream(prompt, max_tokens=max_tokens, sampling=sampling)
+        for _ in stream:
+            pass
+        return stream.report
+
+    def stream(self, prompt: Prompt, *, max_tokens: int | None = None, sampling: Sampling | None = None) -> "Stream":
+        """The answer in pieces of whole characters, as they come. `report` has the measurements afterwards.
+
+        max_tokens: by default 512, or what the context has room for. ContextError where the prompt leaves no room.
+        """
+        tokens = self.encode(prompt)
+        room = self.plan.context_tokens - len(tokens)
+        if not tokens:
+            raise UsageError("the prompt is empty; give at least one character.")
+        if room < 1:
+            raise ContextError(
+                f"the prompt has {len(tokens)} tokens and the context {self.plan.context_tokens}: "
+                f"{1 - room} too many; shorten it, or plan with --context {len(tokens) + DEFAULT_MAX_TOKENS}."
+            )
+        if max_tokens is None:
+            max_tokens = min(room, DEFAULT_MAX_TOKENS)
+        return Stream(self, tokens, max_tokens, sampling or Sampling())
+
+    def measured_memory(self) -> MemoryBytes:
+        """Memory by class so far: mapped weights and activations that are resident, pages in use, and the rest of
+        the process's peak as runtime.
+        """
+        weights = resident_bytes(self._weights.address, self._weights.num_bytes)
+        kv_cache, activations = self._loop.kv_bytes, self._executor.activation_bytes
+        runtime = max(0, peak_resident_bytes() - weights - kv_cache - activations)
+        return MemoryBytes(weights=weights, kv_cache=kv_cache, activations=activations, runtime=runtime)
+
+
+class Stream:
+    """Iterates over the pieces of one answer."""
+
+    def __init__(self, engine: Engine, tokens: list[int], max_tokens: int, sampling: Sampling) -> None:
+        self._engine = engine
+        self._prompt_tokens = len(tokens)
+        self._decoder = StreamDecoder(engine.tokenizer)
+        self._started = time.perf_counter()
+        self._request_id = engine._loop.submit(tokens, max_tokens, sampling)
+        self._pieces: list[str] = []
+        self._token_times: list[float] = []
+        self._read_bytes: list[int] = []
+        self._finish_reason = "length"
+        self._ended = False
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        while not self._ended:
+            piece = self._advance()
+            if piece:
+                self._pieces.append(piece)
+                return piece
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stop early: the request is forgotten and its pages are free."""
+        self._engine._loop.cancel(self._request_id)
+        self._ended = True
+
+    def _advance(self) -> str:
+        loop = self._engine._loop
+        piece = ""
+        for sampled in loop.step():
+            self._token_times.append(time.perf_counter())
+            self._read_bytes.append(loop.read_bytes)
+            if sampled.token in self._engine.tokenizer.eos_ids:
+                self._finish_reason = "stop"
+            else:
+                piece += self._decoder.feed(sampled.token)
+            if sampled.is_last:
+                self._ended = True
+                piece += self._decoder.flush()
+        return piece
+
+    @property
+    def report(self) -> Report:
+        """What was measured, once the answer is complete."""
+        assert self._token_times, "nothing has been generated yet"
+        first, last = self._token_times[0], self._token_times[-1]
+        decode_seconds = last - first
+        read_bytes = self._read_bytes[-1] - self._read_bytes[0]
+        return Report(
+            plan=self._engine.plan,
+            text="".join(self._pieces),
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=len(self._token_times),
+            finish_reason=self._finish_reason,
+            seconds=Seconds(
+                load=self._engine._load_seconds,
+                first_token=first - self._started,
+                decode=decode_seconds,
+                total=last - self._started,
+            ),
+            memory=self._engine.measured_memory(),
+            bandwidth=Bandwidth(
+                measured_bytes_per_second=self._engine.plan.forecast.read_bytes_per_second,
+                achieved_bytes_per_second=read_bytes / decode_seconds if decode_seconds else 0.0,
+            ),
+        )

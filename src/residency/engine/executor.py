@@ -1,0 +1,87 @@
+"""The loop's device: arrays, the recorded step and the threads that replay it."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from residency.engine.arena import Arena, activation_arena, resident_bytes
+from residency.engine.inputs import StepInputs
+from residency.engine.workers import Workers
+from residency.kernels.library import Library
+from residency.kernels.recorder import Recorder
+from residency.kernels.rotary import LayerPages
+from residency.ledger import KvPages
+from residency.models.layers import Parts
+from residency.models.registry import forward_of
+from residency.planner.plan import Plan
+from residency.scheduler import Batch
+from residency.spec.model import ModelSpec
+from residency.store.weights import Weights
+
+DRIVERS = ("step.run", "step.serve")
+Progress = Callable[[int, int], None]
+
+
+class CpuExecutor:
+    """Computes batches of a plan's model on this machine's processor."""
+
+    def __init__(self, plan: Plan, spec: ModelSpec, weights: Weights, *, compiling: Progress | None = None) -> None:
+        self._plan = plan
+        self._weights = weights
+        with ExitStack() as opened:
+            self._activations, buffers = activation_arena(plan.buffers)
+            opened.callback(self._activations.close)
+            self._kv_arenas = [Arena(group.num_bytes) for group in plan.kv_groups]
+            for arena in self._kv_arenas:
+                opened.callback(arena.close)
+            self._inputs = StepInputs(spec, buffers, plan.page_tokens, plan.threads)
+            self._hidden, self._logits = buffers["hidden"], buffers["logits"]
+            self._hidden_columns, self._vocabulary = spec.hidden, spec.vocabulary
+            step = Recorder(self._inputs.addresses, buffers)
+            parts = Parts(spec=spec, weights=weights, caches=self._layer_pages(), angles=self._inputs.angles)
+            forward_of(spec.architecture)(step, parts)
+            self._library = Library([*step.kernels, *DRIVERS], compiling)
+            self._program = step.finish(self._library)
+            self._workers = opened.enter_context(Workers(self._library, plan.threads))
+            self._opened = opened.pop_all()
+
+    def __enter__(self) -> "CpuExecutor":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads and give the memory back."""
+        self._opened.close()
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of the activation buffers that are in memory."""
+        return resident_bytes(self._activations.address, self._activations.num_bytes)
+
+    def compute(
+        self, batch: Batch, pages: KvPages, tokens: npt.NDArray[np.int64], *, every_logit: bool = False
+    ) -> npt.NDArray[np.float32]:
+        """Run one step on the batch's `tokens`, entry after entry.
+
+        Returns the logits (rows, vocabulary) of the entries that need them, in order, or with `every_logit` of all
+        tokens; a view that the next step overwrites.
+        """
+        self._weights.embed(tokens, self._hidden[: len(tokens), : self._hidden_columns])
+        rows = self._inputs.write(batch, pages, every_logit=every_logit)
+        self._workers.run(self._program)
+        return self._logits[: len(rows), : self._vocabulary]
+
+    def _layer_pages(self) -> list[LayerPages]:
+        layers: dict[int, LayerPages] = {}
+        for index, (group, arena) in enumerate(zip(self._plan.kv_groups, self._kv_arenas, strict=True)):
+            pages = arena.bytes[: group.num_bytes].reshape(len(group.layers), group.num_pages, group.page_bytes)
+            for place, layer in enumerate(group.layers):
+                layers[layer] = LayerPages(
+                    pages=pages[place], slots=self._inputs.slots[index], tables=self._inputs.tables[index]
+                )
+        return [layers[layer] for layer in range(len(layers))]

@@ -1,0 +1,88 @@
+"""What a run measured, in the same classes as its forecast."""
+
+from dataclasses import dataclass
+
+from residency.planner.plan import MemoryBytes, Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """Where the time went."""
+
+    load: float  # from opening the plan to being ready
+    first_token: float  # from the request to its first token
+    decode: float  # from the first token to the last
+    total: float  # from the request to its last token
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bandwidth:
+    """Bytes that decoding read, by the ledger's counters, beside what the probe says that memory can give."""
+
+    measured_bytes_per_second: float
+    achieved_bytes_per_second: float
+
+    @property
+    def utilisation(self) -> float:
+        """Achieved over measured."""
+        return self.achieved_bytes_per_second / self.measured_bytes_per_second
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """One generation, measured."""
+
+    plan: Plan
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str  # "stop" or "length"
+    seconds: Seconds
+    memory: MemoryBytes  # measured: resident bytes by the operating system, pages by the ledger
+    bandwidth: Bandwidth
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """Prompt tokens over the time to the first token."""
+        return self.prompt_tokens / self.seconds.first_token
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Tokens after the first over their time; 0 where there was only one."""
+        return (self.completion_tokens - 1) / self.seconds.decode if self.completion_tokens > 1 else 0.0
+
+    def to_data(self) -> dict[str, object]:
+        """The report as JSON values."""
+        memory = {
+            name: {
+                "weights": each.weights,
+                "kv_cache": each.kv_cache,
+                "activations": each.activations,
+                "runtime": each.runtime,
+                "peak": each.peak,
+            }
+            for name, each in (("forecast", self.plan.memory), ("measured", self.memory))
+        }
+        return {
+            "model": self.plan.model_name,
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            "usage": {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens},
+            "seconds": {
+                "load": self.seconds.load,
+                "first_token": self.seconds.first_token,
+                "decode": self.seconds.decode,
+                "total": self.seconds.total,
+            },
+            "tokens_per_second": {
+                "prefill": self.prefill_tokens_per_second,
+                "decode": self.decode_tokens_per_second,
+                "forecast_decode": self.plan.forecast.decode_tokens_per_second,
+            },
+            "memory_bytes": {"budget": self.plan.budget_bytes, **memory},
+            "bandwidth": {
+                "measured_bytes_per_second": self.bandwidth.measured_bytes_per_second,
+                "achieved_bytes_per_second": self.bandwidth.achieved_bytes_per_second,
+                "utilisation": self.bandwidth.utilisation,
+            },
+        }
