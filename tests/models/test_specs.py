@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.folders import write_folder
-from support.gguf_files import write_gguf
-from support.models import ARCHITECTURES, random_weights, small_model
 
 from residency.errors import FileError, ModelError, UnsupportedError
 from residency.models.specs import model_spec
 from residency.spec import Checkpoint, ModelSpec, Rearrange, open_checkpoint
+from support.folders import write_folder
+from support.gguf_files import write_gguf
+from support.models import ARCHITECTURES, random_weights, small_model
 
 
 def gguf_spec(path: Path, architecture: str, edit: Any = None, **changes: Any) -> ModelSpec:

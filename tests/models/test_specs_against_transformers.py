@@ -9,14 +9,13 @@ import pytest
 pytest.importorskip("torch", reason="the reference is computed by transformers on torch")
 pytest.importorskip("transformers", reason="the reference is computed by transformers")
 
-from support.folders import in_bfloat16, write_folder  # noqa: E402
-from support.gguf_files import rounded, write_gguf  # noqa: E402
-from support.models import ARCHITECTURES, SmallModel, random_weights, small_model  # noqa: E402
-from support.plain import plain_logits  # noqa: E402
-from support.reference import reference_logits  # noqa: E402
-
-from residency.models.specs import model_spec  # noqa: E402
-from residency.spec import open_checkpoint  # noqa: E402
+from residency.models.specs import model_spec
+from residency.spec import open_checkpoint
+from support.folders import in_bfloat16, write_folder
+from support.gguf_files import rounded, write_gguf
+from support.models import ARCHITECTURES, SmallModel, random_weights, small_model
+from support.plain import plain_logits
+from support.reference import reference_logits
 
 TOKENS = np.random.default_rng(5).integers(0, 320, 40).tolist()
 ROPE_SCALINGS = {

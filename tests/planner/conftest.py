@@ -44,9 +44,7 @@ def machine() -> Machine:
         "layer_overhead_seconds": 0.0,
     }
     rates = (ThreadRate(threads=1, bytes_per_second=10e9), ThreadRate(threads=2, bytes_per_second=15e9))
-    ram = Tier(
-        name="RAM", kind="ram", capacity_bytes=2_000_000_000, available_bytes=1_000_000_000, read_rates=rates
-    )
+    ram = Tier(name="RAM", kind="ram", capacity_bytes=2_000_000_000, available_bytes=1_000_000_000, read_rates=rates)
     return Machine(
         name="small",
         processor="paper",

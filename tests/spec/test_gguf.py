@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.gguf_files import CHAT_TEMPLATE, MERGES, SPECIAL_TOKENS, byte_characters, write_gguf
-from support.models import SmallModel, small_model
 
 from residency.errors import FileError, ModelError, UnsupportedError
 from residency.formats import FORMATS
 from residency.spec import Checkpoint, open_checkpoint
+from support.gguf_files import CHAT_TEMPLATE, MERGES, SPECIAL_TOKENS, byte_characters, write_gguf
+from support.models import SmallModel, small_model
 
 TINY = SmallModel(architecture="llama", num_layers=1, vocabulary=272)
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.folders import safetensors_bytes, write_folder
-from support.models import SmallModel, random_weights
 
 from residency.errors import FileError, ModelError, UnsupportedError
 from residency.spec import open_checkpoint
 from residency.spec.safetensors import read_safetensors
+from support.folders import safetensors_bytes, write_folder
+from support.models import SmallModel, random_weights
 
 TINY = SmallModel(architecture="qwen3", num_layers=1, vocabulary=272)
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.gguf_files import write_gguf
-from support.models import ARCHITECTURES, small_model
 
 from residency.formats import F32, Q4_K, Q8_0
 from residency.models.specs import model_spec
 from residency.spec import ModelSpec, open_checkpoint, read_bytes_per_token, store_layout, tiled_bytes
+from support.gguf_files import write_gguf
+from support.models import ARCHITECTURES, small_model
 
 
 def spec(folder: Path, architecture: str = "qwen2", number_format: str = "Q8_0", **changes: Any) -> ModelSpec:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from support.gguf_files import CHAT_TEMPLATE, MERGES, SPECIAL_TOKENS, byte_characters
-from support.models import SmallModel, Weights, random_weights
 
 from residency.formats import BF16, pack_rows, unpack_rows
+from support.gguf_files import CHAT_TEMPLATE, MERGES, SPECIAL_TOKENS, byte_characters
+from support.models import SmallModel, Weights, random_weights
 
 CLASSES = {
     "llama": "LlamaForCausalLM",

@@ -6,9 +6,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 import numpy.typing as npt
-from support.models import SmallModel, Weights, random_weights
 
 from residency.formats import F32, Format, format_named, pack_rows, unpack_rows
+from support.models import SmallModel, Weights, random_weights
 
 LAYER_NAMES = {
     "input_layernorm": "attn_norm",

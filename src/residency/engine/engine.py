@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 
-
 from residency.engine.arena import peak_resident_bytes, resident_bytes
 from residency.engine.executor import CpuExecutor
 from residency.engine.loop import Loop
@@ -83,7 +82,9 @@ class Engine:
     def __enter__(self) -> "Engine":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -112,9 +113,7 @@ class Engine:
                 raise UsageError(f"the token {token} is not one of the model's {self._spec.vocabulary}.")
         return list(tokens)
 
-    def generate(
-        self, prompt: Prompt, *, max_tokens: int | None = None, sampling: Sampling | None = None
-    ) -> Report:
+    def generate(self, prompt: Prompt, *, max_tokens: int | None = None, sampling: Sampling | None = None) -> Report:
         """The whole answer with its measurements; see `stream`."""
         stream = self.stream(prompt, max_tokens=max_tokens, sampling=sampling)
         for _ in stream:

@@ -19,7 +19,9 @@ _PAGES_PER_SPLIT = 8  # fewer pages are not worth another thread's start
 class StepInputs:
     """Views of the input buffers, and how a batch is written into them."""
 
-    def __init__(self, spec: ModelSpec, buffers: Mapping[str, npt.NDArray[Any]], page_tokens: int, threads: int) -> None:
+    def __init__(
+        self, spec: ModelSpec, buffers: Mapping[str, npt.NDArray[Any]], page_tokens: int, threads: int
+    ) -> None:
         self._page_tokens = page_tokens
         self._threads = threads
         self._counts = buffers["counts"]
@@ -93,6 +95,10 @@ class StepInputs:
 
     def _splits(self, num_items: int, num_tokens: int, longest_pages: int) -> int:
         """Parts of each context: one where items keep all threads busy, else as many as have pages enough."""
-        if num_items < num_tokens or num_items * self._kv_heads >= 8 * self._threads or num_tokens > len(self.tables[0]):
+        if (
+            num_items < num_tokens
+            or num_items * self._kv_heads >= 8 * self._threads
+            or num_tokens > len(self.tables[0])
+        ):
             return 1
         return max(1, min(MAX_SPLITS, longest_pages // _PAGES_PER_SPLIT))

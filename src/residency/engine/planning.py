@@ -1,16 +1,12 @@
 """From a model's name to a plan for this machine."""
 
-import subprocess
-import sys
 from pathlib import Path
 
-from residency.errors import MachineError
 from residency.hardware import Machine
 from residency.models.specs import model_spec
 from residency.planner import Plan, plan_run
 from residency.spec.opening import open_checkpoint
 from residency.store.fetch import resolve
-from residency.store.probe import load_machine, probe
 from residency.units import parse_bytes
 
 

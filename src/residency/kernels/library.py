@@ -67,9 +67,7 @@ class Library:
 
     def driver(self, name: str, num_arguments: int) -> Callable[..., None]:
         """A kernel that Python calls itself, with 64-bit integers; the call releases the GIL."""
-        prototype = ctypes.CFUNCTYPE(
-            ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * num_arguments
-        )
+        prototype = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * num_arguments)
         function = prototype(self._kernels[name].address)
         unused = (ctypes.c_int64 * 8)()
         place = ctypes.addressof(unused)

@@ -68,7 +68,9 @@ class Weights:
         try:
             self._file = (folder / "weights").open("rb")
         except OSError as error:
-            raise StoreError(f"the store {folder} could not be opened: {error.strerror}; run again to convert.") from error
+            raise StoreError(
+                f"the store {folder} could not be opened: {error.strerror}; run again to convert."
+            ) from error
         length = os.fstat(self._file.fileno()).st_size
         if length != self._layout.total_bytes:
             self._file.close()
@@ -80,7 +82,9 @@ class Weights:
     def __enter__(self) -> "Weights":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:

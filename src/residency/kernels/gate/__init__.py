@@ -6,7 +6,12 @@ from residency.kernels.recorder import FloatArray, Recorder, Rows, address_of, r
 
 
 def gated(
-    step: Recorder, gate: FloatArray, up: FloatArray, activation: Literal["silu", "gelu_tanh"], columns: int, into_q8: str
+    step: Recorder,
+    gate: FloatArray,
+    up: FloatArray,
+    activation: Literal["silu", "gelu_tanh"],
+    columns: int,
+    into_q8: str,
 ) -> Rows:
     """activation(gate) * up, over `gate` or quantized into the buffer `into_q8`, whichever is read.
 

@@ -3,7 +3,16 @@
 from numba import njit
 
 from residency.kernels.simd.blocks import GROUP, GROUP_BYTES, exp_f32, quantize_group, share_start
-from residency.kernels.simd.language import add_f32, div_f32, fma, load_f32x16, load_i64, mul_f32, splat_f32, store_f32x16
+from residency.kernels.simd.language import (
+    add_f32,
+    div_f32,
+    fma,
+    load_f32x16,
+    load_i64,
+    mul_f32,
+    splat_f32,
+    store_f32x16,
+)
 
 _device = njit(error_model="numpy", nogil=True, forceinline=True)
 

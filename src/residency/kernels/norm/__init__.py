@@ -3,7 +3,9 @@
 from residency.kernels.recorder import FloatArray, Launch, Recorder, Rows, address_of, row_bytes
 
 
-def rms_norm(step: Recorder, x: FloatArray, weight: FloatArray, epsilon: float, into: str, *, of_logits: bool = False) -> Rows:
+def rms_norm(
+    step: Recorder, x: FloatArray, weight: FloatArray, epsilon: float, into: str, *, of_logits: bool = False
+) -> Rows:
     """x / rms(x) * weight into the buffers `into` and `into`_q8, whichever is read (B. Zhang, R. Sennrich, 2019).
 
     x (tokens, columns), weight (columns,). With `of_logits` only the rows whose logits are wanted, in their order.
@@ -20,7 +22,9 @@ def rms_norm_add(step: Recorder, x: FloatArray, weight: FloatArray, epsilon: flo
     launch.words["add"] = 1
 
 
-def _launch(step: Recorder, x: FloatArray, weight: FloatArray, epsilon: float, out: FloatArray, *, of_logits: bool = False) -> Launch:
+def _launch(
+    step: Recorder, x: FloatArray, weight: FloatArray, epsilon: float, out: FloatArray, *, of_logits: bool = False
+) -> Launch:
     assert weight.size % 32 == 0, "a norm works on groups of 32 columns"
     return step.launch(
         "norm.rms",

@@ -16,7 +16,20 @@ from residency.kernels.simd.language import (
 
 
 def rms(
-    x, x_stride, rows_at, weight, epsilon: float, columns, out, out_stride, add, q8, q8_stride, tokens_at, thread, threads
+    x,
+    x_stride,
+    rows_at,
+    weight,
+    epsilon: float,
+    columns,
+    out,
+    out_stride,
+    add,
+    q8,
+    q8_stride,
+    tokens_at,
+    thread,
+    threads,
 ):
     """See reference.rms_norm. `rows_at`, `out` and `q8` are 0 where they are not wanted.
 

@@ -306,12 +306,8 @@ repeat = _block(f32x16, lambda b, token, vector: vector, 2)  # the same vector f
 load_rows_f32 = _block(
     f32x16, lambda b, t, p, s: b.load(_pointer(b, _token_address(b, p, s, t), f32x16.llvm), align=4), 3
 )
-splat_rows_i32 = _block(
-    i32x16, lambda b, t, p, s: _load_splat(b, _token_address(b, p, s, t), I32, i32x16), 3
-)
-splat_rows_f32 = _block(
-    f32x16, lambda b, t, p, s: _load_splat(b, _token_address(b, p, s, t), F32, f32x16), 3
-)
+splat_rows_i32 = _block(i32x16, lambda b, t, p, s: _load_splat(b, _token_address(b, p, s, t), I32, i32x16), 3)
+splat_rows_f32 = _block(f32x16, lambda b, t, p, s: _load_splat(b, _token_address(b, p, s, t), F32, f32x16), 3)
 dot4_each = _each(4, (0,), _dot4_splat, i32x16)  # (dots, weights, x address, x stride)
 to_f32_each = _each(1, (0,), lambda b, t, x: b.sitofp(x, f32x16.llvm), f32x16)
 add_each = _each(2, (0, 1), lambda b, t, x, y: b.fadd(x, y), f32x16)
@@ -325,8 +321,6 @@ sub_each = _each(2, (0, 1), lambda b, t, x, y: b.fsub(x, y), f32x16)
 
 def _fma_splat(b: Builder, token: int, total: Value, vector: Value, at: Value, stride: Value) -> Value:
     return _fma(b, vector, _load_splat(b, _token_address(b, at, stride, token), F32, f32x16), total)
-
-
 
 
 def _mul_splat(b: Builder, token: int, block: Value, at: Value, stride: Value) -> Value:
@@ -356,5 +350,8 @@ atomic_add = _operation(
     types.int64(address, types.int64), lambda b, p, v: b.atomic_rmw("add", _pointer(b, p, I64), v, "acq_rel")
 )
 atomic_load = _operation(types.int64(address), lambda b, p: b.load_atomic(_pointer(b, p, I64), "acquire", 8))
-pause = _operation(types.void(), _call("llvm.x86.sse2.pause", ir.VoidType()) if llvm.get_default_triple().startswith("x86") else (lambda b: None))
+pause = _operation(
+    types.void(),
+    _call("llvm.x86.sse2.pause", ir.VoidType()) if llvm.get_default_triple().startswith("x86") else (lambda b: None),
+)
 yield_core = _operation(types.void(), _call("sched_yield", I32))
