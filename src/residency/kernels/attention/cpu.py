@@ -25,6 +25,7 @@ from residency.kernels.simd.language import (
     max_f32,
     mul_f32,
     mul_splat_each,
+    prefetch,
     select_f32,
     splat_f32,
     splat_i32,
@@ -87,6 +88,15 @@ def _exponentials(rows, scratch, pages):
         store_f32(scratch + SUMS + 4 * row, load_f32(scratch + SUMS + 4 * row) * factor + sum_f32(total))
 
 
+@_function
+def _prefetch_keys(table, tile, last_page, pages, page_bytes, key_offset, head_dim):
+    """Start the next tile's keys on their way while this tile's values are added up."""
+    for page in range(tile, min(tile + TILE_PAGES, last_page)):
+        keys = pages + page_bytes * load_i32(table + 4 * page) + key_offset
+        for line in range(0, 2 * PAGE_TOKENS * head_dim, 64):
+            prefetch(keys + line)
+
+
 def _attend_by(rows):
     """Attention of `rows` rows over the pages first_page .. last_page of one key-value head."""
 
@@ -97,23 +107,38 @@ def _attend_by(rows):
         weighted = queries + MAX_ROWS * row_bytes
         for tile in range(first_page, last_page, TILE_PAGES):
             tile_pages = min(TILE_PAGES, last_page - tile)
-            for i in range(tile_pages):
-                keys = pages + page_bytes * load_i32(table + 4 * (tile + i)) + key_offset
-                scores = zeros_f32(rows)
+            for i in range(0, tile_pages, 2):  # two pages at a time: chains enough to hide an addition's latency
+                first = pages + page_bytes * load_i32(table + 4 * (tile + i))
+                second = pages + page_bytes * load_i32(table + 4 * (tile + min(i + 1, tile_pages - 1)))
+                first_scores = zeros_f32(rows)
+                second_scores = zeros_f32(rows)
                 for d in range(head_dim):
-                    scores = fma_splat_each(scores, load_f16x16(keys + 32 * d), queries + 4 * d, row_bytes)
-                store_each(scores, scratch + SCORES + 64 * i, SCORE_STRIDE)
+                    query = queries + 4 * d
+                    first_key = load_f16x16(first + key_offset + 32 * d)
+                    second_key = load_f16x16(second + key_offset + 32 * d)
+                    prefetch(first + value_offset + 32 * d)
+                    prefetch(second + value_offset + 32 * d)
+                    first_scores = fma_splat_each(first_scores, first_key, query, row_bytes)
+                    second_scores = fma_splat_each(second_scores, second_key, query, row_bytes)
+                store_each(first_scores, scratch + SCORES + 64 * i, SCORE_STRIDE)
+                store_each(second_scores, scratch + SCORES + 64 * i + 64, SCORE_STRIDE)
+            for i in range(tile_pages):
                 _mask(scratch + SCORES, rows, scratch, tile + i, 64 * i)
             _exponentials(rows, scratch, tile_pages)
-            for d in range(0, 2 * head_dim, 32):
-                out = load_rows_f32(rows, weighted + 2 * d, row_bytes)
-                out = mul_splat_each(out, scratch + FACTORS, 4)
+            _prefetch_keys(table, tile + TILE_PAGES, last_page, pages, page_bytes, key_offset, head_dim)
+            for d in range(0, 2 * head_dim, 64):
+                other = min(d + 32, 2 * head_dim - 32)  # the same 16 values twice where no more are left
+                low = mul_splat_each(load_rows_f32(rows, weighted + 2 * d, row_bytes), scratch + FACTORS, 4)
+                high = mul_splat_each(load_rows_f32(rows, weighted + 2 * other, row_bytes), scratch + FACTORS, 4)
                 for i in range(tile_pages):
-                    values = pages + page_bytes * load_i32(table + 4 * (tile + i)) + value_offset + d
+                    values = pages + page_bytes * load_i32(table + 4 * (tile + i)) + value_offset
                     for token in range(PAGE_TOKENS):
                         weight = scratch + SCORES + 64 * i + 4 * token
-                        out = fma_splat_each(out, load_f16x16(values + 2 * head_dim * token), weight, SCORE_STRIDE)
-                store_each(out, weighted + 2 * d, row_bytes)
+                        at = values + 2 * head_dim * token
+                        low = fma_splat_each(low, load_f16x16(at + d), weight, SCORE_STRIDE)
+                        high = fma_splat_each(high, load_f16x16(at + other), weight, SCORE_STRIDE)
+                store_each(low, weighted + 2 * d, row_bytes)
+                store_each(high, weighted + 2 * other, row_bytes)
 
     return attend
 
