@@ -146,8 +146,8 @@ def require_space(folder: Path, need_bytes: int, what: str) -> None:
     if need_bytes > free_bytes:
         raise FetchError(
             f"{what} needs {decimal_bytes(need_bytes)} more on the disk of {folder}, which has "
-            f"{decimal_bytes(free_bytes)} free: {decimal_bytes(need_bytes - free_bytes)} too little. Free some space, or set RESIDENCY_CACHE to a "
-            "folder on another disk."
+            f"{decimal_bytes(free_bytes)} free: {decimal_bytes(need_bytes - free_bytes)} too little. "
+            "Free some space, or set RESIDENCY_CACHE to a folder on another disk."
         )
 
 
