@@ -180,7 +180,7 @@ def test_a_missing_tensor_is_named(name: str, tmp_path: Path) -> None:
 
 
 def test_a_tensor_that_the_architecture_has_no_use_for_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="'blk.0.attn_q.bias'"):
+    with pytest.raises(UnsupportedError, match=r"'blk\.0\.attn_q\.bias'"):
         gguf_spec(tmp_path, "llama", lambda w: w.add_tensor("blk.0.attn_q.bias", np.zeros(256, np.float32)))
 
 

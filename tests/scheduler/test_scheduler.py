@@ -86,7 +86,7 @@ def test_without_pages_the_last_request_gives_up_its_own_and_begins_anew() -> No
 
 
 def test_a_request_longer_than_the_context_is_refused_by_how_much() -> None:
-    with pytest.raises(ContextError, match="are 2 over the context of 64.*--context 66"):
+    with pytest.raises(ContextError, match=r"are 2 over the context of 64.*--context 66"):
         scheduler().add(request(1, prompt_tokens=60, wanted_tokens=6))
 
 

@@ -140,19 +140,19 @@ def test_an_index_without_a_map_is_refused(index: object, tmp_path: Path) -> Non
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "m", TINY, num_shards=2)
     (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(FileError, match="lacks model-00002-of-00002.safetensors"):
+    with pytest.raises(FileError, match=r"lacks model-00002-of-00002\.safetensors"):
         open_checkpoint(folder)
 
 
 def test_a_tensor_that_its_shard_lacks_is_named(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "m", TINY)
     (folder / INDEX).write_text(json.dumps({"weight_map": {"nowhere.weight": "model.safetensors"}}))
-    with pytest.raises(FileError, match="lacks the tensor 'nowhere.weight'"):
+    with pytest.raises(FileError, match=r"lacks the tensor 'nowhere\.weight'"):
         open_checkpoint(folder)
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="holds no config.json; give a folder with config.json"):
+    with pytest.raises(FileError, match=r"holds no config\.json; give a folder with config\.json"):
         open_checkpoint(tmp_path)
 
 

@@ -1,5 +1,6 @@
 """The store's layout: where tensors lie and how much a token reads."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def test_a_layer_is_one_run_of_bytes(model: ModelSpec) -> None:
     layout = store_layout(model)
     for layer in model.layers:
         entries = [layout.by_name[tensor.name] for tensor in layer.tensors]
-        gaps = [b.offset - a.offset - a.num_bytes for a, b in zip(entries, entries[1:], strict=False)]
+        gaps = [b.offset - a.offset - a.num_bytes for a, b in pairwise(entries)]
         assert all(0 <= gap < 64 for gap in gaps)
 
 

@@ -3,6 +3,7 @@ import json
 import os
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -130,7 +131,7 @@ def test_each_thread_reads_its_own_part_and_nothing_beyond() -> None:
     spans = sorted(set(seen[-3:]))
     first = min(address for address, _ in seen)
     assert all(address + num_bytes <= first + 64 * 4096 for address, num_bytes in seen)
-    assert all(begin[0] + begin[1] <= end[0] for begin, end in zip(spans, spans[1:], strict=False))
+    assert all(begin[0] + begin[1] <= end[0] for begin, end in pairwise(spans))
 
 
 def test_a_rate_is_bytes_over_the_time_they_take() -> None:

@@ -6,11 +6,12 @@ tile holds the same bits as the 16 blocks of its rows, rearranged:
     codes     per group of 32 columns four vectors of 64 bytes; byte 4 r + i of vector q holds, for row r, the code of
               column 8 q + i in its low nibble and of column 8 q + 4 + i in its high nibble (8-bit codes: eight vectors,
               vector p holds columns 4 p + i)
-    planes    the codes' bits above the fourth: bit (or pair of bits) 2 q + h of byte 4 r + i belongs to half h of vector q
+    planes    the codes' bits above the fourth: bit (or pair of bits) 2 q + h of byte 4 r + i belongs to half h of
+              vector q
     scales    one value for each of the 16 rows, group after group
 
-Codes are unsigned; Q8_0's are shifted by 128. Float formats keep the 16 values of a column together. Rows missing from the
-last tile are zero.
+Codes are unsigned; Q8_0's are shifted by 128. Float formats keep the 16 values of a column together. Rows missing from
+the last tile are zero.
 """
 
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from residency.formats.format import Format
 
 TILE_ROWS = 16
+_LOW, _FOUR = np.uint8(15), np.uint8(4)  # bytes, so that results stay bytes
 
 Bytes = npt.NDArray[np.uint8]
 Lanes = npt.NDArray[np.int64]
@@ -59,30 +61,31 @@ def _untile_floats(fmt: Format, tiles_NB: Bytes, lanes: Lanes) -> Bytes:
     return values[np.arange(len(lanes)), :, lanes].reshape(len(lanes), -1)
 
 
-# Below: blocks_ABRX are the 16 rows' blocks of a tile (tiles, blocks, 16, block_bytes); packing returns the parts of the
-# tile's block in order, each (tiles, blocks, bytes). Unpacking takes (rows, blocks, tile block bytes) and each row's lane.
+# Below: blocks_ABRX are the 16 rows' blocks of a tile (tiles, blocks, 16, block_bytes); packing returns the parts of
+# the tile's block in order, each (tiles, blocks, bytes). Unpacking takes (rows, blocks, tile block bytes) and each row's
+# lane.
 
 
 def _nibbles(codes_ABRC: Bytes) -> Bytes:
     """Codes (…, 16, columns) to nibble vectors (…, bytes), groups of 8 columns apart."""
     a, b, r, c = codes_ABRC.shape
     split = codes_ABRC.reshape(a, b, r, c // 8, 2, 4)
-    packed = (split[..., 0, :] & 15) | ((split[..., 1, :] & 15) << 4)
+    packed = (split[..., 0, :] & _LOW) | ((split[..., 1, :] & _LOW) << _FOUR)
     return packed.transpose(0, 1, 3, 2, 4).reshape(a, b, -1)
 
 
 def _from_nibbles(packed_ABX: Bytes, lanes: Lanes) -> Bytes:
     a, b, _ = packed_ABX.shape
     mine = packed_ABX.reshape(a, b, -1, TILE_ROWS, 4)[np.arange(a), :, :, lanes]
-    return np.stack([mine & 15, mine >> 4], axis=3).reshape(a, b, -1)
+    return np.stack([mine & _LOW, mine >> _FOUR], axis=3).reshape(a, b, -1)
 
 
 def _planes(codes_ABRC: Bytes, bits: int) -> Bytes:
     """The bits above the fourth, `8 // bits` vectors of four columns in each byte."""
     a, b, r, c = codes_ABRC.shape
-    fields = (codes_ABRC >> 4).reshape(a, b, r, c // (32 // bits), 8 // bits, 4)
+    fields = (codes_ABRC >> _FOUR).reshape(a, b, r, c // (32 // bits), 8 // bits, 4)
     shifts = (np.arange(8 // bits, dtype=np.uint8) * bits)[:, None]
-    packed = np.bitwise_or.reduce(fields << shifts, axis=4)
+    packed: Bytes = np.bitwise_or.reduce(fields << shifts, axis=4)
     return packed.transpose(0, 1, 3, 2, 4).reshape(a, b, -1)
 
 
@@ -107,12 +110,12 @@ def _from_row(part_ABX: Bytes, lanes: Lanes, value_bytes: int) -> Bytes:
 
 def _halves(nibbles: Bytes) -> Bytes:
     """ggml's order of 32 codes: low nibbles are the first half, high nibbles the second."""
-    return np.concatenate([nibbles & 15, nibbles >> 4], axis=-1)
+    return np.concatenate([nibbles & _LOW, nibbles >> _FOUR], axis=-1)
 
 
 def _to_halves(codes: Bytes) -> Bytes:
     half = codes.shape[-1] // 2
-    return codes[..., :half] | (codes[..., half:] << 4)
+    return codes[..., :half] | (codes[..., half:] << _FOUR)
 
 
 def _small(scale_bytes: int, has_plane: bool) -> Codec:
@@ -124,7 +127,7 @@ def _small(scale_bytes: int, has_plane: bool) -> Codec:
         if not has_plane:
             return [_nibbles(codes), _by_row(scales, 2)]
         high = np.unpackbits(blocks[..., scale_bytes : scale_bytes + 4], axis=-1, bitorder="little")
-        codes = codes | (high << 4)
+        codes = codes | (high << _FOUR)
         return [_nibbles(codes), _planes(codes, 1), _by_row(scales, 2)]
 
     def unpack(blocks: Bytes, lanes: Lanes) -> list[Bytes]:
@@ -132,7 +135,7 @@ def _small(scale_bytes: int, has_plane: bool) -> Codec:
         packed = _to_halves(_from_nibbles(blocks[..., :256], lanes))
         if not has_plane:
             return [scales, packed]
-        high = _from_planes(blocks[..., 256:320], lanes, 1) >> 4
+        high = _from_planes(blocks[..., 256:320], lanes, 1) >> _FOUR
         return [scales, np.packbits(high, axis=-1, bitorder="little"), packed]
 
     return pack, unpack
@@ -140,14 +143,14 @@ def _small(scale_bytes: int, has_plane: bool) -> Codec:
 
 def _pack_q8_0(blocks: Bytes) -> list[Bytes]:
     a, b, r, _ = blocks.shape
-    codes = (blocks[..., 2:] ^ 0x80).reshape(a, b, r, 8, 4).transpose(0, 1, 3, 2, 4).reshape(a, b, -1)
+    codes = (blocks[..., 2:] ^ np.uint8(0x80)).reshape(a, b, r, 8, 4).transpose(0, 1, 3, 2, 4).reshape(a, b, -1)
     return [codes, _by_row(blocks[..., :2], 2)]
 
 
 def _unpack_q8_0(blocks: Bytes, lanes: Lanes) -> list[Bytes]:
     a, b, _ = blocks.shape
     codes = blocks[..., :512].reshape(a, b, 8, TILE_ROWS, 4)[np.arange(a), :, :, lanes].reshape(a, b, 32)
-    return [_from_row(blocks[..., 512:], lanes, 2), codes ^ 0x80]
+    return [_from_row(blocks[..., 512:], lanes, 2), codes ^ np.uint8(0x80)]
 
 
 def _k(has_plane: bool) -> Codec:
@@ -159,8 +162,8 @@ def _k(has_plane: bool) -> Codec:
         tail = [_by_row(blocks[..., 4:16], 4), _by_row(blocks[..., :4], 2)]
         if not has_plane:
             return [_nibbles(codes), *tail]
-        bits = (blocks[..., 16:48][..., None, :] >> np.arange(8, dtype=np.uint8)[:, None]) & 1
-        codes = codes | (bits.reshape(codes.shape) << 4)
+        bits = (blocks[..., 16:48][..., None, :] >> np.arange(8, dtype=np.uint8)[:, None]) & np.uint8(1)
+        codes = codes | (bits.reshape(codes.shape) << _FOUR)
         return [_nibbles(codes), _planes(codes, 1), *tail]
 
     def unpack(blocks: Bytes, lanes: Lanes) -> list[Bytes]:
@@ -170,7 +173,7 @@ def _k(has_plane: bool) -> Codec:
         head = [_from_row(blocks[..., tail + 192 :], lanes, 2), _from_row(blocks[..., tail : tail + 192], lanes, 4)]
         if not has_plane:
             return [*head, nibbles]
-        high = (_from_planes(blocks[..., 2048:2560], lanes, 1) >> 4).reshape(*codes.shape[:2], 8, 32)
+        high = (_from_planes(blocks[..., 2048:2560], lanes, 1) >> _FOUR).reshape(*codes.shape[:2], 8, 32)
         bits = np.bitwise_or.reduce(high << np.arange(8, dtype=np.uint8)[:, None], axis=2)
         return [*head, bits, nibbles]
 
@@ -180,7 +183,7 @@ def _k(has_plane: bool) -> Codec:
 def _pack_q6_k(blocks: Bytes) -> list[Bytes]:
     shape = blocks.shape[:3]
     nibbles = blocks[..., :128].reshape(*shape, 2, 64)
-    low = np.concatenate([nibbles & 15, nibbles >> 4], axis=-1)  # columns 0-63 low, 64-127 high, of each half
+    low = np.concatenate([nibbles & _LOW, nibbles >> _FOUR], axis=-1)  # columns 0-63 low, 64-127 high, of each half
     pairs = blocks[..., 128:192].reshape(*shape, 2, 1, 32) >> np.array([[0], [2], [4], [6]], np.uint8)
     codes = (low | ((pairs & 3).reshape(*shape, 2, 128) << 4)).reshape(*shape, 256)
     a, b = shape[:2]

@@ -41,7 +41,7 @@ class Inputs:
 
 @dataclass
 class Rows:
-    """The rows of an activation: float32, int8 in groups, or both; the operator that makes them writes what is asked for.
+    """The rows of an activation: float32, int8 in groups, or both; its maker writes what is asked for.
 
     `values` (tokens, columns); `q8` (tokens, columns / 32 x 48) bytes, see simd/blocks.quantize_group.
     """

@@ -85,8 +85,9 @@ def _require_space(folder: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         raise StoreError(
-            f"the model's store needs {binary_bytes(needed_bytes)} in {folder} and {binary_bytes(free_bytes)} are free, "
-            f"{binary_bytes(needed_bytes - free_bytes)} too little. Free that much, or set RESIDENCY_CACHE to another disk."
+            f"the model's store needs {binary_bytes(needed_bytes)} in {folder} and {binary_bytes(free_bytes)} are "
+            f"free, {binary_bytes(needed_bytes - free_bytes)} too little. Free that much, or set RESIDENCY_CACHE to "
+            "another disk."
         )
 
 

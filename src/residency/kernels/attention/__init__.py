@@ -22,8 +22,8 @@ def partial_bytes(head_dim: int) -> int:
 def attention(step: Recorder, spec: AttentionSpec, q: FloatArray, cache: LayerPages) -> Rows:
     """softmax(scale q kᵀ) v for each token and head, over all earlier tokens or the window's, into "attended".
 
-    q (tokens, heads * head_dim), rotated. Items (runs of tokens of one sequence), positions and the number of splits are
-    the step's inputs.
+    q (tokens, heads * head_dim), rotated. Items (runs of tokens of one sequence), positions and the number of splits
+    are the step's inputs.
     """
     assert spec.head_dim % 16 == 0 and spec.num_heads * spec.head_dim % 32 == 0
     out, q8 = step.buffers["attended"], step.buffers["attended_q8"]

@@ -1,4 +1,6 @@
-"""Compile kernels with Numba into native objects. Run in a process of its own: `python -m residency.kernels.simd.compile`.
+"""Compile kernels with Numba into native objects.
+
+Run in a process of its own: `python -m residency.kernels.simd.compile`.
 
 A kernel is a Python function whose parameters are addresses and integers (float64 where annotated `float`),
 the last two being `thread` and `threads`. Its parameters come to it as a block of 64-bit words; the entry point
