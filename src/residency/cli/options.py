@@ -1,0 +1,84 @@
+"""What verbs have in common: the model's name, amounts of memory, and the options that make a plan."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from residency.errors import UsageError
+from residency.store.fetch import CATALOG
+from residency.units import parse_bytes
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class ModelName(click.ParamType):
+    """A catalog name, a GGUF file, a folder or a hub id; completed from the catalog and the file system."""
+
+    name = "model"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Catalog names that begin so, and files."""
+        names = [CompletionItem(name) for name in CATALOG if name.startswith(incomplete)]
+        return names or [CompletionItem(incomplete, type="file")]
+
+
+class Memory(click.ParamType):
+    """An amount of memory such as 400MiB, as bytes."""
+
+    name = "memory"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The bytes; a failure of the option where the text names none."""
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_bytes(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What a user may ask of a plan; None leaves the choice to the planner."""
+
+    memory_bytes: int | None = None
+    context_tokens: int | None = None
+    threads: int | None = None
+
+    def refuse_any(self, source: str) -> None:
+        """UsageError if something is asked for that the plan `source` has decided."""
+        given = {"--memory": self.memory_bytes, "--context": self.context_tokens, "--threads": self.threads}
+        for name, value in given.items():
+            if value is not None:
+                raise UsageError(
+                    f"{source} is a plan and has decided {name}; leave {name} away, or plan the model anew."
+                )
+
+
+model_argument = click.argument("model", type=ModelName(), metavar="MODEL")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+
+
+def plan_options(function: F) -> F:
+    """--memory, --context and --threads, handed to the command as `asked: PlanOptions`."""
+
+    def command(*arguments: Any, memory: int | None, context: int | None, threads: int | None, **others: Any) -> Any:
+        asked = PlanOptions(memory_bytes=memory, context_tokens=context, threads=threads)
+        return function(*arguments, asked=asked, **others)
+
+    command.__doc__ = function.__doc__
+    command.__name__ = function.__name__
+    command.__dict__.update(function.__dict__)
+    decorated: Any = command
+    for decorate in (
+        click.option("--threads", type=int, metavar="N", help="Threads to compute with (default: all allowed)."),
+        click.option("--context", type=int, metavar="TOKENS", help="Tokens of prompt and answer together."),
+        click.option(
+            "--memory", type=Memory(), metavar="SIZE", help="Budget of the whole process, such as 400MiB or 2GB."
+        ),
+    ):
+        decorated = decorate(decorated)
+    return decorated  # type: ignore[no-any-return]

@@ -1,0 +1,79 @@
+"""From what a user names to a plan: a model is fetched, this machine measured and the run planned; a plan is read."""
+
+import os
+from pathlib import Path
+
+from residency.cli.options import PlanOptions
+from residency.cli.progress import Progress
+from residency.engine.calibrate import this_machine
+from residency.engine.planning import plan_rows, read_plan
+from residency.errors import UsageError
+from residency.hardware import Machine
+from residency.planner import Plan
+from residency.store.fetch import pull
+
+
+def planned(
+    model: str,
+    asked: PlanOptions,
+    progress: Progress,
+    *,
+    chunk_tokens: int | None = None,
+    logit_rows: int | None = None,
+) -> Plan:
+    """The plan that the file `model` holds, or the one made now for the model of that name.
+
+    UsageError where something is asked for that a plan's file has decided.
+    """
+    if is_plan_file(model):
+        asked.refuse_any(model)
+        return read_plan(Path(model))
+    path = fetched(model, progress)
+    return plan_rows(
+        path,
+        memory=asked.memory_bytes,
+        context=asked.context_tokens,
+        threads=asked.threads,
+        machine=measured_machine(progress),
+        chunk_tokens=chunk_tokens,
+        logit_rows=logit_rows,
+    )
+
+
+def is_plan_file(model: str) -> bool:
+    """Whether `model` names a plan: a file called .json, or one that begins as JSON does.
+
+    UsageError for a name that ends in .json where there is no file.
+    """
+    path = Path(model)
+    if not path.is_file():
+        if path.suffix == ".json":
+            raise UsageError(f"there is no plan {model}; make one with residency plan MODEL --plan-out {model}.")
+        return False
+    if path.suffix == ".json":
+        return True
+    with path.open("rb") as file:
+        return file.read(1) == b"{"
+
+
+def fetched(model: str, progress: Progress) -> Path:
+    """Where the model is, after fetching it if it is not here."""
+    path = pull(model, progress=progress.stage(f"pulling {model}"), notice=progress.say)
+    progress.close()
+    return path
+
+
+def measured_machine(progress: Progress, *, renew: bool = False) -> Machine:
+    """This machine, measured now if it has not been."""
+    with progress.waiting("measuring this machine"):
+        return this_machine(renew=renew)
+
+
+def save_plan(plan: Plan, path: Path) -> None:
+    """Write the plan whole or not at all. OSError where the place cannot be written."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        scratch.write_text(plan.to_json(), "utf-8")
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
