@@ -39,16 +39,16 @@ def find(name: str) -> Path | None:
     UsageError if it means nothing, with names that are close.
     """
     if entry := CATALOG.get(name):
-        path = catalog_path(entry)
-        return path if _has_bytes(path, entry.num_bytes) else None
-    path = Path(name).expanduser()
-    if path.is_file():
+        kept_at = catalog_path(entry)
+        return kept_at if _has_bytes(kept_at, entry.num_bytes) else None
+    path = _as_path(name)
+    if path is not None and path.is_file():
         return path
-    if path.is_dir():
+    if path is not None and path.is_dir():
         if (path / "config.json").is_file():
             return path
         raise UsageError(f"The folder {name} is no model: it has no config.json.{_gguf_files_in(path)}")
-    if name.endswith(".gguf") and ":" not in name or name.startswith((".", "/", "~", os.sep)):
+    if path is not None and (name.endswith(".gguf") and ":" not in name or name.startswith((".", "/", "~", os.sep))):
         raise UsageError(f"There is no file or folder {name}.{_close(path.name, _names_in(path.parent))}")
     if HUB_ID.fullmatch(name):
         return _received(name)
@@ -91,6 +91,18 @@ def pull(name: str, *, progress: Progress = no_progress, notice: Callable[[str],
 def catalog_path(entry: CatalogEntry) -> Path:
     """Where the entry's file is, or would be."""
     return models_folder() / entry.name / entry.file_name
+
+
+def _as_path(name: str) -> Path | None:
+    """`name` as a path; None for what no file system can hold."""
+    if not name or "\0" in name:
+        return None
+    try:
+        path = Path(name).expanduser()
+        path.is_file()
+    except (OSError, RuntimeError):  # too long a name; ~ of nobody
+        return None
+    return path
 
 
 def _has_bytes(path: Path, num_bytes: int) -> bool:

