@@ -1,4 +1,5 @@
 """Frozen dataclasses as JSON values and back, strictly: what a record does not know is refused, nothing is guessed.
+Only a field with a default may be left out.
 
 Fields may be int, float, bool, str, Path, Literal, another record, `tuple[T, ...]`, `Mapping[str, T]` or `T | None`.
 Numbers are never negative: records here hold bytes, counts, seconds and rates.
@@ -8,7 +9,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -47,10 +48,12 @@ class _Reader:
         for name in data:
             if name not in known:
                 raise self._refusal(_join(place, str(name)[:60]), "is not a field that this version knows")
+        defaults = {field.name for field in fields(record) if field.default is not MISSING}  # type: ignore[arg-type]
         for name in known:
-            if name not in data:
+            if name not in data and name not in defaults:
                 raise self._refusal(_join(place, name), "is missing")
-        return record(**{name: self._value(hints[name], data[name], _join(place, name)) for name in known})
+        given = [name for name in known if name in data]
+        return record(**{name: self._value(hints[name], data[name], _join(place, name)) for name in given})
 
     def _value(self, hint: Any, data: object, place: str) -> Any:
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)

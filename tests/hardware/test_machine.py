@@ -2,6 +2,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,6 +52,20 @@ def test_any_name_and_value_survive_toml(name: str, value: float) -> None:
 @pytest.mark.parametrize(("threads", "rate"), [(1, 28e9), (3, 36.5e9), (4, 38e9), (64, 38e9)])
 def test_a_rate_is_that_of_the_most_threads_measured_up_to_those_asked_for(threads: int, rate: float) -> None:
     assert RAM.read_bytes_per_second(threads) == rate
+
+
+CACHED = replace(
+    RAM,
+    read_rates=tuple(
+        ThreadRate(threads=1, bytes_per_second=rate, working_set_bytes=size)
+        for size, rate in ((1_000, 100e9), (100_000, 20e9))
+    ),
+)
+
+
+@pytest.mark.parametrize(("working_set_bytes", "rate"), [(10, 100e9), (10_000, 60e9), (100_000, 20e9), (None, 20e9)])
+def test_a_smaller_working_set_is_read_at_the_rate_of_its_size(working_set_bytes: int | None, rate: float) -> None:
+    assert CACHED.read_bytes_per_second(1, working_set_bytes) == pytest.approx(rate)
 
 
 def test_a_missing_tier_is_named() -> None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from residency.engine.arena import Arena, activation_arena, resident_bytes
 from residency.engine.inputs import StepInputs
 from residency.engine.workers import Workers
+from residency.kernels.embed import embed
 from residency.kernels.library import Library
 from residency.kernels.recorder import Recorder
 from residency.kernels.rotary import LayerPages
@@ -38,10 +39,13 @@ class CpuExecutor:
             for arena in self._kv_arenas:
                 opened.callback(arena.close)
             self._inputs = StepInputs(spec, buffers, plan.page_tokens, plan.threads)
-            self._hidden, self._logits = buffers["hidden"], buffers["logits"]
-            self._hidden_columns, self._vocabulary = spec.hidden, spec.vocabulary
+            self._token_ids, self._logits = buffers["token_ids"], buffers["logits"]
+            self._hidden = None if spec.tied else buffers["hidden"][:, : spec.hidden]
+            self._vocabulary = spec.vocabulary
             step = Recorder(self._inputs.addresses, buffers)
             parts = Parts(spec=spec, weights=weights, caches=self._layer_pages(), angles=self._inputs.angles)
+            if spec.tied:
+                embed(step, weights.head, spec.embedding_scale, buffers["hidden"])
             forward_of(spec.architecture)(step, parts)
             self._library = Library([*step.kernels, *DRIVERS], compiling)
             self._program = step.finish(self._library)
@@ -73,7 +77,9 @@ class CpuExecutor:
         Returns the logits (rows, vocabulary) of the entries that need them, in order, or with `every_logit` of all
         tokens; a view that the next step overwrites.
         """
-        self._weights.embed(tokens, self._hidden[: len(tokens), : self._hidden_columns])
+        self._token_ids[: len(tokens)] = tokens
+        if self._hidden is not None:
+            self._weights.embed(tokens, self._hidden[: len(tokens)])
         rows = self._inputs.write(batch, pages, every_logit=every_logit)
         self._workers.run(self._program)
         return self._logits[: len(rows), : self._vocabulary]

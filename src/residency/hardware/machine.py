@@ -1,9 +1,11 @@
 """A machine as numbers: processor, caches, tiers of memory with their read rates, and figures for the cost model."""
 
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,15 +15,15 @@ from residency.records import from_data, to_data
 
 MACHINE_VERSION = 1
 _ASSUMED_FIGURES_PATH = Path(__file__).with_name("assumed.toml")
-_OPTIONAL_FIELDS = ("measured_unix_seconds", "runtime_bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ThreadRate:
-    """What a tier delivers to so many threads together."""
+    """What a tier delivers to so many threads together that read the same bytes over and over."""
 
     threads: int
     bytes_per_second: float
+    working_set_bytes: int | None = None  # how many bytes; None: more than any cache holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +36,26 @@ class Tier:
     available_bytes: int  # what was free when the machine was looked at
     read_rates: tuple[ThreadRate, ...]  # at least one, by rising thread count
 
-    def read_bytes_per_second(self, threads: int) -> float:
-        """The rate measured with the most threads that are at most `threads`; else that of the fewest."""
-        chosen = self.read_rates[0]
-        for rate in self.read_rates:
-            if rate.threads <= threads:
-                chosen = rate
-        return chosen.bytes_per_second
+    def read_bytes_per_second(self, threads: int, working_set_bytes: int | None = None) -> float:
+        """The rate measured with the most threads that are at most `threads`; else that of the fewest.
+
+        Of a working set between two that were measured, between their rates, by the logarithm of its bytes; without
+        one, of the largest. A set that large caches partly hold is read faster than memory delivers.
+        """
+        counts = [rate.threads for rate in self.read_rates]
+        chosen = max((count for count in counts if count <= threads), default=min(counts))
+        rates = sorted(
+            (rate.working_set_bytes or math.inf, rate.bytes_per_second)
+            for rate in self.read_rates
+            if rate.threads == chosen
+        )
+        if working_set_bytes is None or working_set_bytes >= rates[-1][0]:
+            return rates[-1][1]
+        for (smaller, faster), (larger, slower) in pairwise(rates):
+            if smaller <= working_set_bytes < larger < math.inf:
+                part = math.log(working_set_bytes / smaller) / math.log(larger / smaller)
+                return faster + (slower - faster) * part
+        return next(rate for set_bytes, rate in rates if working_set_bytes < set_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +149,7 @@ class Machine:
             data: dict[str, Any] = tomllib.loads(text)
         except (ValueError, RecursionError):
             raise MachineError("the machine's description is not TOML; compare it with those of the catalog.") from None
-        return _machine({**dict.fromkeys(_OPTIONAL_FIELDS), **data})
+        return _machine(data)
 
 
 def assumed_figures(instruction_sets: Iterable[str]) -> Mapping[str, Figure]:

@@ -44,6 +44,7 @@ def activation_buffers(
     context_pages = -(-max_context_tokens // PAGE_TOKENS)
     return (
         Buffer(name="counts", shape=(8,), dtype="int64"),
+        Buffer(name="token_ids", shape=(tokens,), dtype="int64"),
         Buffer(name="positions", shape=(tokens,), dtype="int64"),
         Buffer(name="sequences", shape=(tokens,), dtype="int64"),
         Buffer(name="items", shape=(tokens, 2), dtype="int64"),

@@ -116,7 +116,7 @@ def step_workload(cost: ModelCost, *, start_token: int, num_tokens: int) -> Work
 
 def step_seconds(work: Workload, *, num_layers: int, machine: Machine, threads: int) -> StepSeconds:
     """The roofline of one step."""
-    read_rate = machine.tier("ram").read_bytes_per_second(threads) * machine.figure("read_efficiency")
+    read_rate = machine.tier("ram").read_bytes_per_second(threads, work.read_bytes) * machine.figure("read_efficiency")
     cores = min(threads, machine.cores)
     matrix_rate = machine.figure("matrix_int8_operations_per_second") * cores
     vector_rate = machine.figure("vector_f32_operations_per_second") * cores
@@ -152,7 +152,7 @@ def forecast_speed(
         time_to_first_token_seconds=first_token_seconds,
         bound=decode.bound,
         read_bytes_per_token=work.read_bytes,
-        read_bytes_per_second=machine.tier("ram").read_bytes_per_second(threads),
+        read_bytes_per_second=machine.tier("ram").read_bytes_per_second(threads, work.read_bytes),
         operations_per_token=work.matrix_operations + work.attention_operations,
         operations_per_second=(work.matrix_operations + work.attention_operations) / decode.compute,
         step_overhead_seconds=decode.overhead,

@@ -68,7 +68,7 @@ class SpeedForecast:
     time_to_first_token_seconds: float  # of a prompt as long as half the context
     bound: Literal["memory", "compute"]  # of decode
     read_bytes_per_token: int  # weights plus the keys and values of a half-full context
-    read_bytes_per_second: float  # what the probe measured
+    read_bytes_per_second: float  # what the probe measured for a working set of read_bytes_per_token
     operations_per_token: int  # multiplications and additions of one token of decode
     operations_per_second: float  # of the integer matrix kernels
     step_overhead_seconds: float  # of one step, beside reading and computing

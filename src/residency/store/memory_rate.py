@@ -1,4 +1,4 @@
-"""How fast this machine reads memory, by the number of threads.
+"""How fast this machine reads memory, by the number of threads and by how much they read over and over.
 
 As in J. McCalpin's STREAM: a buffer too large for the caches is read several times and the best time counts.
 """
@@ -17,6 +17,7 @@ ReadBytes = Callable[[int, int], object]
 """Reads so many bytes from an address, as fast as one thread can, without holding the interpreter's lock."""
 
 PIECE_ALIGNMENT = 4096  # where each thread's part of the buffer begins, and what its length is a multiple of
+WORKING_SETS = tuple(32 * 1024**2 << doubling for doubling in range(5))  # 32 MiB to 512 MiB
 _TRIAL_SECONDS = 0.05
 _FILL_BYTES = 64 * 1024**2
 
@@ -36,19 +37,24 @@ class _Span:
 def memory_read_rates(
     read: ReadBytes, *, max_threads: int, buffer_bytes: int, limit_seconds: float, fill_seconds: float = 1.0
 ) -> tuple[ThreadRate, ...]:
-    """The best rate with 1, 2, 4, … and `max_threads` threads, each reading its own part of one buffer.
+    """The best rates with 1, 2, 4, … and `max_threads` threads, each reading its own part of one buffer, for working
+    sets of WORKING_SETS that are smaller than the buffer, and the whole of it.
 
     Takes about `limit_seconds` beside filling the buffer, which stops after `fill_seconds` with a smaller buffer. Its
     bytes are given back afterwards.
     """
     counts = thread_counts(max_threads)
     with _filled_buffer(buffer_bytes, fill_seconds) as buffer:
+        sets = [each for each in WORKING_SETS if each < buffer.num_bytes] + [buffer.num_bytes]
+        each_seconds = limit_seconds / len(counts) / len(sets)
         return tuple(
             ThreadRate(
                 threads=threads,
-                bytes_per_second=_best_rate(read, buffer, threads=threads, limit_seconds=limit_seconds / len(counts)),
+                bytes_per_second=_best_rate(read, buffer, set_bytes, threads=threads, limit_seconds=each_seconds),
+                working_set_bytes=set_bytes,
             )
             for threads in counts
+            for set_bytes in sets
         )
 
 
@@ -60,8 +66,8 @@ def thread_counts(max_threads: int) -> tuple[int, ...]:
     return (*counts, max_threads) if max_threads > 1 else (1,)
 
 
-def _best_rate(read: ReadBytes, buffer: _Buffer, *, threads: int, limit_seconds: float) -> float:
-    piece_bytes = buffer.num_bytes // threads // PIECE_ALIGNMENT * PIECE_ALIGNMENT
+def _best_rate(read: ReadBytes, buffer: _Buffer, set_bytes: int, *, threads: int, limit_seconds: float) -> float:
+    piece_bytes = set_bytes // threads // PIECE_ALIGNMENT * PIECE_ALIGNMENT
     deadline = time.perf_counter() + limit_seconds
     passes, best_rate = 1, 0.0
     while True:

@@ -12,11 +12,10 @@ import numpy.typing as npt
 
 from residency.errors import StoreError
 from residency.formats import unpack_rows
-from residency.formats.tiles import untile_rows
 from residency.kernels.matmul import Matrix
 from residency.paths import cache_folder
 from residency.spec.layout import store_layout
-from residency.spec.model import ModelSpec, TensorSpec
+from residency.spec.model import ModelSpec
 from residency.store.convert import STORE_VERSION, Progress, convert
 
 _EMBEDDED_TOGETHER = 32  # tokens: bounds what unpacking needs beside the result
@@ -42,12 +41,10 @@ def ensure_store(model: ModelSpec, fingerprint: str, *, progress: Progress | Non
 def _is_whole(folder: Path, total_bytes: int) -> bool:
     try:
         header = json.loads((folder / "store.json").read_text())
-        return (
-            header["store_version"] == STORE_VERSION
-            and header["total_bytes"] == total_bytes == (folder / "weights").stat().st_size
-        )
+        kept = (header["store_version"], header["total_bytes"], (folder / "weights").stat().st_size)
     except (OSError, ValueError, KeyError, TypeError):
         return False
+    return kept == (STORE_VERSION, total_bytes, total_bytes)
 
 
 def _set_aside(folder: Path) -> None:
@@ -127,27 +124,21 @@ class Weights:
         return self.matrix(tensor.name)
 
     def embed(self, tokens: npt.NDArray[np.int64], out: FloatArray) -> None:
-        """The embeddings of `tokens` (n,) into out (n, hidden), scaled as the model asks. Tokens must be in range."""
+        """The embeddings of `tokens` (n,) into out (n, hidden), scaled as the model asks, from a file that holds them
+        apart from the head: only the rows asked for are read. Tokens must be in range.
+        """
         tensor = self._model.embedding
-        rows_of = self._tied_rows if self._model.tied else self._file_rows
-        for first in range(0, len(tokens), _EMBEDDED_TOGETHER):
-            part = slice(first, first + _EMBEDDED_TOGETHER)
-            out[part] = unpack_rows(tensor.format, rows_of(tensor, tokens[part]))
-        if self._model.embedding_scale != 1.0:
-            out *= np.float32(self._model.embedding_scale)
-
-    def _tied_rows(self, tensor: TensorSpec, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        tile_bytes = 16 * tensor.format.bytes_of(tensor.shape[1:])
-        return untile_rows(tensor.format, self._view(tensor.name).reshape(-1, tile_bytes), tokens)
-
-    def _file_rows(self, tensor: TensorSpec, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         row_bytes = tensor.format.bytes_of(tensor.shape[1:])
         start = self._layout.by_name[tensor.name].offset
-        rows = np.empty((len(tokens), row_bytes), np.uint8)
-        for row, token in zip(rows, tokens.tolist(), strict=True):
-            if os.preadv(self._file.fileno(), [row.data], start + token * row_bytes) != row_bytes:
-                raise StoreError("the store's embedding could not be read; delete the store and run again.")
-        return rows
+        rows = np.empty((min(len(tokens), _EMBEDDED_TOGETHER), row_bytes), np.uint8)
+        for first in range(0, len(tokens), _EMBEDDED_TOGETHER):
+            part = tokens[first : first + _EMBEDDED_TOGETHER].tolist()
+            for row, token in zip(rows, part, strict=False):
+                if os.preadv(self._file.fileno(), [row.data], start + token * row_bytes) != row_bytes:
+                    raise StoreError("the store's embedding could not be read; delete the store and run again.")
+            out[first : first + len(part)] = unpack_rows(tensor.format, rows[: len(part)])
+        if self._model.embedding_scale != 1.0:
+            out *= np.float32(self._model.embedding_scale)
 
     def _view(self, name: str) -> npt.NDArray[np.uint8]:
         entry = self._layout.by_name[name]

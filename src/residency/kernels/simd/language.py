@@ -125,6 +125,11 @@ def _bfloat_to_float(b: Builder, at: Value) -> Value:
     return b.bitcast(b.shl(wide, _constant(i32x16, 16)), f32x16.llvm)
 
 
+def _bfloat_scalar(b: Builder, at: Value) -> Value:
+    wide = b.zext(b.load(_pointer(b, at, I16), align=2), I32)
+    return b.bitcast(b.shl(wide, ir.Constant(I32, 16)), F32)
+
+
 def _shift_right(b: Builder, x: Value, count: Value) -> Value:
     return b.lshr(x, _splat(b, b.trunc(count, I32), i32x16.llvm))
 
@@ -134,6 +139,10 @@ load_i64 = _operation(types.int64(address), lambda b, p: b.load(_pointer(b, p, I
 load_i32 = _operation(types.int64(address), lambda b, p: b.sext(b.load(_pointer(b, p, I32), align=4), I64))
 load_f64 = _operation(types.float64(address), lambda b, p: b.load(_pointer(b, p, F64), align=8))
 load_f32 = _operation(types.float32(address), lambda b, p: b.load(_pointer(b, p, F32), align=4))
+load_u8 = _operation(types.int64(address), lambda b, p: b.zext(b.load(_pointer(b, p, I8), align=1), I64))
+load_i8 = _operation(types.int64(address), lambda b, p: b.sext(b.load(_pointer(b, p, I8), align=1), I64))
+load_f16 = _operation(types.float32(address), lambda b, p: b.fpext(b.load(_pointer(b, p, F16), align=2), F32))
+load_bf16 = _operation(types.float32(address), _bfloat_scalar)
 store_f32 = _operation(types.void(address, types.float32), lambda b, p, v: b.store(v, _pointer(b, p, F32), align=4))
 store_i64 = _operation(types.void(address, types.int64), lambda b, p, v: b.store(v, _pointer(b, p, I64), align=8))
 store_i32 = _operation(
