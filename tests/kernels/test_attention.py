@@ -1,0 +1,223 @@
+"""Attention over pages, and the parts of a long context combined, are those of the definition."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from residency.kernels.attention import attention, partial_bytes, reference, scratch_bytes
+from residency.kernels.rotary import LayerPages
+from residency.kernels.rotary.reference import as_keys, as_values
+from residency.spec.model import AttentionSpec, RopeSpec
+from support.steps import Floats, Runner, Step, codes_of, packed_groups, words_of
+
+UNUSED = np.float16(60000)  # in the places of a page that no token has: large, so that it would show
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Consecutive tokens of one sequence in a step."""
+
+    start_token: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Queries of a step, and pages in random order that hold their sequences."""
+
+    spec: AttentionSpec
+    parts: Sequence[Part]
+    q_TX: Floats
+    pages: npt.NDArray[np.uint8]
+    tables: npt.NDArray[np.int32]
+    sequences_T: npt.NDArray[np.int64] = field(init=False)
+    positions_T: npt.NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        sequences = [np.full(part.num_tokens, index) for index, part in enumerate(self.parts)]
+        positions = [np.arange(part.start_token, part.start_token + part.num_tokens) for part in self.parts]
+        object.__setattr__(self, "sequences_T", np.concatenate(sequences))
+        object.__setattr__(self, "positions_T", np.concatenate(positions))
+
+    @property
+    def expected_TX(self) -> npt.NDArray[np.float64]:
+        out_THD = reference.attention(
+            self.q_TX.reshape(len(self.q_TX), self.spec.num_heads, self.spec.head_dim),
+            self.pages,
+            self.tables,
+            self.sequences_T,
+            self.positions_T,
+            scale=self.spec.scale,
+            kv_heads=self.spec.num_kv_heads,
+            window_tokens=self.spec.window_tokens,
+        )
+        return out_THD.reshape(len(out_THD), -1)
+
+
+def case(group: int, kv_heads: int, head_dim: int, *parts: Part, window_tokens: int | None = None) -> Case:
+    rng = np.random.default_rng([group, kv_heads, head_dim, len(parts), window_tokens or 0])
+    ends = [part.start_token + part.num_tokens for part in parts]
+    needed = [-(-end // 16) for end in ends]
+    pages = np.full((sum(needed) + 2, 2 * 2 * 16 * kv_heads * head_dim), 0xFF, np.uint8)  # NaN in unused pages
+    shuffled = rng.permutation(len(pages)).astype(np.int32)
+    tables = np.full((len(parts), max(needed)), 1 << 30, np.int32)
+    keys, values = as_keys(pages, kv_heads, head_dim), as_values(pages, kv_heads, head_dim)
+    for sequence, end in enumerate(ends):
+        first = sum(needed[:sequence])
+        tables[sequence, : needed[sequence]] = held = shuffled[first : first + needed[sequence]]
+        keys[held] = rng.standard_normal((len(held), kv_heads, head_dim, 16)) * 2
+        values[held] = rng.standard_normal((len(held), kv_heads, 16, head_dim))
+        if end % 16:
+            keys[held[-1], :, :, end % 16 :] = values[held[-1], :, end % 16 :] = UNUSED
+    spec = AttentionSpec(
+        num_heads=group * kv_heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        scale=head_dim**-0.5,
+        rope=RopeSpec(inverse_frequencies=(1.0,) * (head_dim // 2)),
+        window_tokens=window_tokens,
+    )
+    tokens = sum(part.num_tokens for part in parts)
+    q_TX = rng.standard_normal((tokens, group * kv_heads * head_dim)).astype(np.float32)
+    return Case(spec=spec, parts=parts, q_TX=q_TX, pages=pages, tables=tables)
+
+
+def decode(*contexts: int) -> list[Part]:
+    return [Part(start_token=context - 1, num_tokens=1) for context in contexts]
+
+
+def items_of(parts: Sequence[Part], tokens_of_an_item: int) -> list[tuple[int, int]]:
+    items, first = [], 0
+    for part in parts:
+        for start in range(0, part.num_tokens, tokens_of_an_item):
+            items.append((first + start, min(tokens_of_an_item, part.num_tokens - start)))
+        first += part.num_tokens
+    return items
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attended:
+    values: Floats
+    q8: npt.NDArray[np.uint8]
+
+
+def attended(
+    run: Runner, made: Case, threads: int, *, splits: int = 1, tokens_of_an_item: int | None = None
+) -> Attended:
+    spec, tokens = made.spec, len(made.q_TX)
+    items = items_of(made.parts, tokens_of_an_item or max(1, 8 * spec.num_kv_heads // spec.num_heads))
+    step = Step(
+        num_tokens=tokens,
+        items=items,
+        positions=made.positions_T.tolist(),
+        sequences=made.sequences_T.tolist(),
+        splits=splits,
+    )
+    width = spec.num_heads * spec.head_dim
+    step.buffers["attended"] = step.poisoned(tokens, width)
+    step.buffers["attended_q8"] = step.poisoned_groups(tokens, width)
+    step.buffers["attention_scratch"] = step.poisoned(threads, scratch_bytes(spec.head_dim), dtype=np.uint8)
+    step.buffers["attention_partials"] = step.poisoned(
+        tokens * spec.num_heads * splits, partial_bytes(spec.head_dim), dtype=np.uint8
+    )
+    cache = LayerPages(pages=step.given(made.pages), slots=np.zeros(1, np.int64), tables=step.given(made.tables))
+    rows = attention(step.recorder, spec, step.given(made.q_TX), cache)
+    out = Attended(values=rows.as_values(), q8=rows.as_q8())
+    run(step, threads)
+    return out
+
+
+def assert_as_defined(run: Runner, made: Case, threads: int, **how: int) -> None:
+    np.testing.assert_allclose(attended(run, made, threads, **how).values, made.expected_TX, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("context", [1, 2, 15, 16, 17, 63, 64, 65, 200])
+@pytest.mark.parametrize("group", [1, 3, 6, 7, 8, 16])
+def test_decoding_attends_to_all_earlier_tokens(run: Runner, group: int, context: int, threads: int) -> None:
+    assert_as_defined(run, case(group, 2, 32, *decode(context)), threads)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 9, 40])
+@pytest.mark.parametrize("group", [1, 3, 6, 7, 8, 16])
+def test_a_chunk_of_a_prompt_attends_to_what_came_before_each_token(
+    run: Runner, group: int, tokens: int, threads: int
+) -> None:
+    assert_as_defined(run, case(group, 2, 32, Part(start_token=37, num_tokens=tokens)), threads)
+
+
+@pytest.mark.parametrize("head_dim", [16, 32, 48, 64, 80, 96, 112, 128, 256])
+def test_heads_of_any_width_attend(run: Runner, head_dim: int) -> None:
+    assert_as_defined(run, case(2, 2, head_dim, Part(start_token=30, num_tokens=6)), 2)
+
+
+@pytest.mark.parametrize("splits", range(1, 17))
+@pytest.mark.parametrize("head_dim", [16, 64])
+def test_a_context_in_parts_gives_what_it_gives_as_a_whole(run: Runner, head_dim: int, splits: int) -> None:
+    assert_as_defined(run, case(3, 2, head_dim, *decode(300)), 2, splits=splits)
+
+
+@pytest.mark.parametrize("context", [1, 16, 17, 90])
+def test_more_parts_than_pages_leave_some_parts_empty(run: Runner, context: int) -> None:
+    assert_as_defined(run, case(3, 2, 32, *decode(context)), 2, splits=16)
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("window_tokens", [1, 2, 8, 16, 17, 64, 100, 1000])
+def test_a_window_hides_what_is_before_it_in_decode(run: Runner, window_tokens: int, splits: int) -> None:
+    assert_as_defined(run, case(3, 2, 32, *decode(150), window_tokens=window_tokens), 2, splits=splits)
+
+
+@pytest.mark.parametrize("window_tokens", [1, 2, 8, 16, 17, 64, 1000])
+@pytest.mark.parametrize("group", [1, 4, 16])
+def test_a_window_hides_what_is_before_it_in_a_chunk(run: Runner, group: int, window_tokens: int) -> None:
+    made = case(group, 2, 32, Part(start_token=50, num_tokens=40), window_tokens=window_tokens)
+    assert_as_defined(run, made, 2)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("splits", [1, 5])
+def test_sequences_decode_side_by_side(run: Runner, splits: int, threads: int) -> None:
+    assert_as_defined(run, case(3, 2, 64, *decode(1, 130, 16, 77)), threads, splits=splits)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_prompt_and_decoding_sequences_share_a_step(run: Runner, threads: int) -> None:
+    parts = (*decode(70), Part(start_token=0, num_tokens=21), *decode(33))
+    assert_as_defined(run, case(3, 2, 64, *parts), threads)
+
+
+@pytest.mark.parametrize("tokens_of_an_item", [1, 2, 5, 30])
+def test_runs_of_any_length_give_the_same(run: Runner, tokens_of_an_item: int) -> None:
+    made = case(3, 2, 32, Part(start_token=20, num_tokens=30), window_tokens=24)
+    assert_as_defined(run, made, 2, tokens_of_an_item=tokens_of_an_item)
+
+
+def test_large_scores_do_not_overflow(run: Runner) -> None:
+    made = case(2, 2, 32, *decode(100))
+    made.q_TX[...] *= 3000
+    assert_as_defined(run, made, 2, splits=3)
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+def test_its_quantized_twin_has_the_codes_of_its_values(run: Runner, splits: int) -> None:
+    out = attended(run, case(3, 2, 64, *decode(150, 20)), 2, splits=splits)
+    np.testing.assert_array_equal(codes_of(out.q8), codes_of(packed_groups(out.values)))
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+def test_its_quantized_twin_has_the_scales_and_sums_of_its_values(run: Runner, splits: int) -> None:
+    out = attended(run, case(3, 2, 64, *decode(150, 20)), 2, splits=splits)
+    np.testing.assert_allclose(words_of(out.q8), words_of(packed_groups(out.values)), rtol=2e-7, atol=1e-12)
+
+
+def test_the_definition_combines_the_parts_of_any_cut_to_the_whole() -> None:
+    rng = np.random.default_rng(3)
+    scores_HS, v_SHD = rng.standard_normal((4, 50)) * 5, rng.standard_normal((50, 4, 8))
+    parts = [reference.attend_part(scores_HS[:, i:j], v_SHD[i:j]) for i, j in ((0, 7), (7, 8), (8, 50))]
+    whole = reference.combine([reference.attend_part(scores_HS, v_SHD)])
+    np.testing.assert_allclose(reference.combine(parts), whole, rtol=1e-12)

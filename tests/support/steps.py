@@ -1,0 +1,141 @@
+"""Runs one operator, or a few, as a step: inputs in NumPy arrays, outputs poisoned, and guards around every array."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from residency.engine.workers import Workers
+from residency.formats import FORMATS
+from residency.kernels.library import Library
+from residency.kernels.matmul.reference import GROUP_VALUES, quantize_rows
+from residency.kernels.recorder import Inputs, Launch, Recorder, Rows, address_of
+
+KERNELS = (
+    *(f"matmul.{name}" for name in FORMATS),
+    "norm.rms",
+    "gate.silu",
+    "gate.gelu_tanh",
+    "rotary.rotate_and_store",
+    "attention.attend",
+    "attention.combine",
+    "step.run",
+    "step.serve",
+)
+GROUP_BYTES = 48  # of a quantized group of 32 values: int8 codes, and float32 scale, two halves' sums and the sum
+_GUARD_BYTES = 256
+_GUARD = 0xA5
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+Run = Callable[["Step", int], None]  # a step, and on how many threads
+
+
+class Step:
+    """One step's inputs and buffers. Arrays made here lie between guards that nothing may write to."""
+
+    def __init__(
+        self,
+        *,
+        num_tokens: int,
+        logit_rows: Sequence[int] = (),
+        items: Sequence[tuple[int, int]] = (),
+        positions: Sequence[int] = (),
+        sequences: Sequence[int] = (),
+        splits: int = 1,
+    ) -> None:
+        self._guarded: list[npt.NDArray[np.uint8]] = []
+        counts = self.given(np.array([num_tokens, len(logit_rows), len(items), splits], np.int64))
+        rows, runs, at, of = (
+            self.given(np.array(values, np.int64)) for values in (logit_rows, items, positions, sequences)
+        )
+        first = address_of(counts)
+        self.inputs = Inputs(
+            num_tokens=first,
+            num_logits=first + 8,
+            num_items=first + 16,
+            splits=first + 24,
+            logit_rows=address_of(rows),
+            items=address_of(runs),
+            positions=address_of(at),
+            sequences=address_of(of),
+        )
+        self.buffers: dict[str, Array] = {}
+        self.recorder = Recorder(self.inputs, self.buffers)
+
+    def given(self, values: Array) -> Array:
+        """A guarded copy of `values`."""
+        made = self._array(values.shape, values.dtype)
+        made[...] = values
+        return made
+
+    def poisoned(self, *shape: int, dtype: npt.DTypeLike = np.float32) -> Array:
+        """A guarded array of NaN; of bytes, all bits set."""
+        made = self._array(shape, np.dtype(dtype))
+        made.view(np.uint8).fill(0xFF)
+        return made
+
+    def poisoned_groups(self, tokens: int, columns: int) -> npt.NDArray[np.uint8]:
+        """A poisoned array for quantized rows of so many columns."""
+        return self.poisoned(tokens, columns // GROUP_VALUES * GROUP_BYTES, dtype=np.uint8)
+
+    def rows(self, values_TC: Floats) -> Rows:
+        """An activation as its maker would leave it: the rows and, as far as they are whole groups, their codes."""
+        rows = Rows(self.given(values_TC), self.given(packed_groups(values_TC)))
+        rows.launch = Launch("made by the test", {"q8": 0}, meet=False)
+        return rows
+
+    @property
+    def guards_are_intact(self) -> bool:
+        """Whether no kernel has written outside its arrays."""
+        ends = (part for whole in self._guarded for part in (whole[:_GUARD_BYTES], whole[-_GUARD_BYTES:]))
+        return all(bool((part == _GUARD).all()) for part in ends)
+
+    def _array(self, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> Array:
+        num_bytes = int(np.prod(shape)) * dtype.itemsize
+        whole = np.full(num_bytes + 2 * _GUARD_BYTES + 64, _GUARD, np.uint8)
+        whole = whole[-address_of(whole) % 64 :][: num_bytes + 2 * _GUARD_BYTES]
+        self._guarded.append(whole)
+        return whole[_GUARD_BYTES : _GUARD_BYTES + num_bytes].view(dtype).reshape(shape)
+
+
+class Runner:
+    """Runs steps on one thread or two, with all kernels linked once."""
+
+    def __init__(self) -> None:
+        self.library = Library(KERNELS)
+        self._workers = {threads: Workers(self.library, threads) for threads in (1, 2)}
+
+    def __call__(self, step: Step, threads: int) -> None:
+        """Run what `step` recorded; fails where a kernel wrote outside the arrays."""
+        self._workers[threads].run(step.recorder.finish(self.library))
+        assert step.guards_are_intact
+
+    def close(self) -> None:
+        """End the threads."""
+        for workers in self._workers.values():
+            workers.close()
+
+
+def packed_groups(values_TC: Floats) -> npt.NDArray[np.uint8]:
+    """Quantized rows as the kernels hold them, (tokens, columns / 32 * 48) bytes."""
+    quantized = quantize_rows(values_TC)
+    scales_TG = quantized.scales_TG
+    packed = np.zeros((*scales_TG.shape, GROUP_BYTES), np.uint8)
+    packed[:, :, :32] = quantized.codes_TGV.view(np.uint8)
+    words = np.concatenate([scales_TG[:, :, None], quantized.sums_TG3], axis=2).astype(np.float32)
+    packed[:, :, 32:] = np.ascontiguousarray(words).view(np.uint8)
+    return packed.reshape(len(values_TC), -1)
+
+
+def codes_of(packed_TB: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
+    """The codes in quantized rows, (tokens, columns)."""
+    groups = packed_TB.reshape(len(packed_TB), -1, GROUP_BYTES)
+    return np.ascontiguousarray(groups[:, :, :32]).view(np.int8).reshape(len(packed_TB), -1)
+
+
+def words_of(packed_TB: npt.NDArray[np.uint8]) -> Floats:
+    """The four words after each group's codes, (tokens, groups, 4): scale, two halves' sums and the sum."""
+    groups = packed_TB.reshape(len(packed_TB), -1, GROUP_BYTES)
+    return np.ascontiguousarray(groups[:, :, 32:]).view(np.float32)
