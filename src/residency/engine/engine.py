@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from types import TracebackType
 
 from residency.engine.arena import peak_resident_bytes, resident_bytes
@@ -120,10 +121,18 @@ class Engine:
             pass
         return stream.report
 
-    def stream(self, prompt: Prompt, *, max_tokens: int | None = None, sampling: Sampling | None = None) -> "Stream":
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        ignore_eos: bool = False,
+    ) -> "Stream":
         """The answer in pieces of whole characters, as they come. `report` has the measurements afterwards.
 
-        max_tokens: by default 512, or what the context has room for. ContextError where the prompt leaves no room.
+        max_tokens: by default 512, or what the context has room for. `ignore_eos` goes on after an end-of-text token,
+        for measuring. ContextError where the prompt leaves no room.
         """
         tokens = self.encode(prompt)
         room = self.plan.context_tokens - len(tokens)
@@ -136,7 +145,7 @@ class Engine:
             )
         if max_tokens is None:
             max_tokens = min(room, DEFAULT_MAX_TOKENS)
-        return Stream(self, tokens, max_tokens, sampling or Sampling())
+        return Stream(self, tokens, max_tokens, sampling or Sampling(), ignore_eos=ignore_eos)
 
     def measured_memory(self) -> MemoryBytes:
         """Memory by class so far: mapped weights and activations that are resident, pages in use, and the rest of
@@ -151,12 +160,14 @@ class Engine:
 class Stream:
     """Iterates over the pieces of one answer."""
 
-    def __init__(self, engine: Engine, tokens: list[int], max_tokens: int, sampling: Sampling) -> None:
+    def __init__(
+        self, engine: Engine, tokens: list[int], max_tokens: int, sampling: Sampling, *, ignore_eos: bool
+    ) -> None:
         self._engine = engine
         self._prompt_tokens = len(tokens)
         self._decoder = StreamDecoder(engine.tokenizer)
         self._started = time.perf_counter()
-        self._request_id = engine._loop.submit(tokens, max_tokens, sampling)
+        self._request_id = engine._loop.submit(tokens, max_tokens, sampling, ignore_eos=ignore_eos)
         self._pieces: list[str] = []
         self._token_times: list[float] = []
         self._read_bytes: list[int] = []
@@ -185,14 +196,19 @@ class Stream:
         for sampled in loop.step():
             self._token_times.append(time.perf_counter())
             self._read_bytes.append(loop.read_bytes)
-            if sampled.token in self._engine.tokenizer.eos_ids:
-                self._finish_reason = "stop"
-            else:
+            at_eos = sampled.token in self._engine.tokenizer.eos_ids
+            if not at_eos:
                 piece += self._decoder.feed(sampled.token)
             if sampled.is_last:
                 self._ended = True
+                self._finish_reason = "stop" if at_eos else "length"
                 piece += self._decoder.flush()
         return piece
+
+    @property
+    def token_seconds(self) -> list[float]:
+        """How long each token after the first took."""
+        return [after - before for before, after in pairwise(self._token_times)]
 
     @property
     def report(self) -> Report:

@@ -21,6 +21,7 @@ class _Running:
     tokens: npt.NDArray[np.int64]
     known_tokens: int
     sampler: Sampler
+    ignore_eos: bool
 
     def add(self, token: int) -> None:
         self.tokens[self.known_tokens] = token
@@ -67,13 +68,15 @@ class Loop:
         used = zip(self._plan.kv_groups, self._pages.pools, strict=True)
         return sum(pool.peak_used * group.page_bytes * len(group.layers) for group, pool in used)
 
-    def submit(self, prompt: Sequence[int], max_tokens: int, sampling: Sampling) -> int:
-        """Take a request in and give its number. ContextError, BudgetError or UsageError as the scheduler says."""
+    def submit(
+        self, prompt: Sequence[int], max_tokens: int, sampling: Sampling, *, ignore_eos: bool = False
+    ) -> int:
+        """Take a request in and give its number; with `ignore_eos` it ends only at max_tokens. ContextError, BudgetError or UsageError as the scheduler says."""
         request_id, self._next_id = self._next_id, self._next_id + 1
         self._scheduler.add(Request(request_id=request_id, prompt_tokens=len(prompt), wanted_tokens=max_tokens))
         tokens = np.empty(len(prompt) + max_tokens, np.int64)
         tokens[: len(prompt)] = prompt
-        self._running[request_id] = _Running(tokens, len(prompt), Sampler(sampling))
+        self._running[request_id] = _Running(tokens, len(prompt), Sampler(sampling), ignore_eos)
         return request_id
 
     def cancel(self, request_id: int) -> None:
@@ -98,7 +101,8 @@ class Loop:
             running = self._running[request_id]
             token = running.sampler.sample(row, running.tokens[: running.known_tokens])
             running.add(token)
-            is_last = token in self._eos_ids or running.known_tokens == len(running.tokens)
+            at_eos = token in self._eos_ids and not running.ignore_eos
+            is_last = at_eos or running.known_tokens == len(running.tokens)
             sampled.append(Sampled(request_id, token, is_last))
         ended = [each.request_id for each in sampled if each.is_last]
         self._scheduler.commit(batch, ended=ended)
