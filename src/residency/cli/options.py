@@ -14,30 +14,15 @@ from residency.units import parse_bytes
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class ModelName(click.ParamType):
-    """A catalog name, a GGUF file, a folder or a hub id; completed from the catalog and the file system."""
-
-    name = "model"
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Catalog names that begin so, and files."""
-        names = [CompletionItem(name) for name in CATALOG if name.startswith(incomplete)]
-        return names or [CompletionItem(incomplete, type="file")]
+def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """For shells: the catalog's names that begin so, else files."""
+    names = [CompletionItem(name) for name in CATALOG if name.startswith(incomplete)]
+    return names or [CompletionItem(incomplete, type="file")]
 
 
-class Memory(click.ParamType):
-    """An amount of memory such as 400MiB, as bytes."""
-
-    name = "memory"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The bytes; a failure of the option where the text names none."""
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_bytes(value)
-        except UsageError as error:
-            self.fail(str(error), param, ctx)
+def memory_bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
+    """The bytes that an option names, such as "400MiB"; UsageError where it names none."""
+    return None if text is None else parse_bytes(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +38,10 @@ class PlanOptions:
         given = {"--memory": self.memory_bytes, "--context": self.context_tokens, "--threads": self.threads}
         for name, value in given.items():
             if value is not None:
-                raise UsageError(
-                    f"{source} is a plan and has decided {name}; leave {name} away, or plan the model anew."
-                )
+                raise UsageError(f"{source} is a plan and has decided {name}; leave it away, or plan anew.")
 
 
-model_argument = click.argument("model", type=ModelName(), metavar="MODEL")
+model_argument = click.argument("model", metavar="MODEL", shell_complete=complete_model)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 
 
@@ -77,7 +60,10 @@ def plan_options(function: F) -> F:
         click.option("--threads", type=int, metavar="N", help="Threads to compute with (default: all allowed)."),
         click.option("--context", type=int, metavar="TOKENS", help="Tokens of prompt and answer together."),
         click.option(
-            "--memory", type=Memory(), metavar="SIZE", help="Budget of the whole process, such as 400MiB or 2GB."
+            "--memory",
+            callback=memory_bytes,
+            metavar="SIZE",
+            help="Budget of the whole process, such as 400MiB or 2GB.",
         ),
     ):
         decorated = decorate(decorated)

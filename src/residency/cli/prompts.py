@@ -21,7 +21,7 @@ def read_prompt(prompt: str | None, *, chatting: bool) -> str | None:
             raise UsageError("there is no prompt; give one, for a conversation has neither --json nor --raw.")
         return None
     if prompt is None or prompt == "-":
-        prompt = click.get_text_stream("stdin", errors="replace").read().removesuffix("\n")
+        prompt = sys.stdin.buffer.read().decode("utf-8", "replace").removesuffix("\n")
     if not prompt:
         raise UsageError("the prompt is empty; give at least one character.")
     return prompt

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from residency.engine.calibrate import this_machine
+from residency.engine.calibrate import runtime_bytes, this_machine
 from residency.errors import FileError, MachineError
 from residency.hardware import Machine
 from residency.hardware.host import read_host
@@ -54,7 +54,7 @@ def plan_rows(
     return plan_run(
         spec,
         machine=machine,
-        runtime_bytes=machine.runtime_bytes or 0,
+        runtime_bytes=runtime_bytes(checkpoint),
         budget_bytes=parse_bytes(memory) if isinstance(memory, str) else memory,
         context_tokens=context,
         max_sequences=max_sequences,
@@ -81,7 +81,7 @@ def read_plan(path: Path) -> Plan:
     allowed = read_host().threads
     if plan.threads > allowed:
         raise MachineError(
-            f"the plan {path} is for {plan.threads} threads and {allowed} are allowed here; make it anew on this machine."
+            f"the plan {path} is for {plan.threads} threads and {allowed} are allowed here; make it anew here."
         )
     checkpoint = open_checkpoint(plan.model_path)
     if checkpoint.fingerprint != plan.model_fingerprint:
@@ -104,7 +104,7 @@ def read_plan(path: Path) -> Plan:
     )
     needed = (buffers, groups, store_layout(spec).resident_bytes, spec.architecture)
     if needed != (plan.buffers, plan.kv_groups, plan.memory.weights, plan.architecture) or (
-        plan.context_tokens > spec.max_context_tokens
+        plan.context_tokens > spec.max_context_tokens or not plan.forecast.read_bytes_per_second
     ):
         raise FileError(f"the plan {path} does not fit its model {plan.model_name}; make it anew with --plan-out.")
     return plan

@@ -1,0 +1,123 @@
+"""A forecast held against its run: by class of memory, in total, and by speed."""
+
+from dataclasses import dataclass
+
+from residency.engine.engine import Engine, Progress
+from residency.engine.report import Report
+from residency.ledger.kv import pages_of_a_sequence
+from residency.planner.plan import MemoryBytes, Plan
+
+GENERATED_TOKENS = 32
+_TEXT = "The tide rises and falls twice a day, and the boats in the harbour rise and fall with it. "
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerances:
+    """By what part of the forecast a measurement may differ, upwards or downwards."""
+
+    memory: float = 0.10  # of each class
+    peak: float = 0.05  # of all classes together
+    speed: float = 0.25
+    least_bytes: int = 2 * 1024**2  # smaller differences of memory hold in any case
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One figure, forecast and measured."""
+
+    name: str
+    unit: str  # "bytes" or "tokens/s"
+    forecast: float
+    measured: float
+    allowed: float  # difference, in the unit
+
+    @property
+    def difference(self) -> float:
+        """Measured less forecast."""
+        return self.measured - self.forecast
+
+    @property
+    def holds(self) -> bool:
+        """Whether the difference is allowed."""
+        return abs(self.difference) <= self.allowed
+
+    def to_data(self) -> dict[str, object]:
+        """As JSON values."""
+        return {
+            "name": self.name,
+            "unit": self.unit,
+            "forecast": self.forecast,
+            "measured": self.measured,
+            "difference": self.difference,
+            "allowed": self.allowed,
+            "holds": self.holds,
+        }
+
+
+def run_as_forecast(plan: Plan, *, progress: Progress | None = None) -> Report:
+    """A run under the conditions of the plan's forecast: a context that is half full, and a few tokens more.
+
+    Answers may end early, as models please.
+    """
+    with Engine.open(plan, progress=progress) as engine:
+        tokens = engine.tokenizer.encode(_TEXT, add_special=True)
+        generated = min(GENERATED_TOKENS, max(1, plan.context_tokens // 4))
+        prompt_tokens = max(1, plan.context_tokens // 2 - generated // 2)
+        prompt = (tokens * (prompt_tokens // len(tokens) + 1))[:prompt_tokens]
+        stream = engine.stream(prompt, max_tokens=generated)
+        for done, _ in enumerate(stream):
+            if progress is not None:
+                progress("running", done, generated)
+        return stream.report
+
+
+def compare(report: Report, tolerances: Tolerances) -> tuple[Comparison, ...]:
+    """Every class of memory, their sum, and the speed of decoding where at least two tokens came.
+
+    The KV cache is reserved for the whole context and taken page by page: what is compared is what this run's tokens
+    should have taken.
+    """
+    plan, measured = report.plan, report.memory
+    forecast = MemoryBytes(
+        weights=plan.memory.weights,
+        kv_cache=_kv_bytes_of(plan, report.prompt_tokens + report.completion_tokens - 1),
+        activations=plan.memory.activations,
+        runtime=plan.memory.runtime,
+    )
+    comparisons = [
+        _bytes(name, getattr(forecast, name), getattr(measured, name), tolerances.memory, tolerances.least_bytes)
+        for name in ("weights", "kv_cache", "activations", "runtime")
+    ]
+    comparisons.append(_bytes("peak", forecast.peak, measured.peak, tolerances.peak, tolerances.least_bytes))
+    if report.completion_tokens > 1:
+        expected = plan.forecast.decode_tokens_per_second
+        comparisons.append(
+            Comparison(
+                name="decode",
+                unit="tokens/s",
+                forecast=expected,
+                measured=report.decode_tokens_per_second,
+                allowed=expected * tolerances.speed,
+            )
+        )
+    return tuple(comparisons)
+
+
+def _bytes(name: str, forecast: int, measured: int, tolerance: float, least_bytes: int) -> Comparison:
+    allowed = max(forecast * tolerance, least_bytes)
+    return Comparison(name=name, unit="bytes", forecast=forecast, measured=measured, allowed=allowed)
+
+
+def _kv_bytes_of(plan: Plan, num_tokens: int) -> int:
+    """Pages that one sequence of so many tokens takes, in all layers. The last token of an answer is never cached."""
+    return sum(
+        group.page_bytes
+        * len(group.layers)
+        * pages_of_a_sequence(
+            num_tokens,
+            page_tokens=plan.page_tokens,
+            window_tokens=group.window_tokens,
+            chunk_tokens=plan.chunk_tokens,
+        )
+        for group in plan.kv_groups
+    )
