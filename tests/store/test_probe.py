@@ -12,7 +12,7 @@ import pytest
 from residency.hardware import Machine
 from residency.store.disk_rate import BLOCK_BYTES, disk_read_rates
 from residency.store.memory_rate import ReadBytes, memory_read_rates, thread_counts
-from residency.store.probe import MAX_AGE_SECONDS, ProbeCost, age_seconds, load_machine, probe, save_machine
+from residency.store.probe import DISTURBED_MAX_AGE_SECONDS, MAX_AGE_SECONDS, ProbeCost, age_seconds, load_machine, probe, save_machine
 
 CHEAP = ProbeCost(
     memory_seconds=0.02,
@@ -153,3 +153,12 @@ def test_a_folder_that_is_not_there_has_no_rate(tmp_path: Path) -> None:
 
 def test_a_disk_without_room_has_no_rate(tmp_path: Path) -> None:
     assert disk_read_rates(tmp_path, max_bytes=0, limit_seconds=0.1) == ()
+
+
+def test_what_was_measured_beside_others_is_measured_again_soon() -> None:
+    machine = measured()
+    ram = machine.tier("ram")
+    rates = tuple(replace(rate, processor_share=0.5) for rate in ram.read_rates)
+    then = int(time.time()) - DISTURBED_MAX_AGE_SECONDS - 1
+    save_machine(replace(machine, tiers=(replace(ram, read_rates=rates),), measured_unix_seconds=then))
+    assert (age_seconds(measured()) or 0.0) < 60

@@ -6,20 +6,27 @@ A process that reports its own peak must not have filled the probe's buffers, so
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 
+from residency import __version__
+from residency.engine.workers import Workers
 from residency.errors import MachineError
 from residency.formats import Q4_1
 from residency.hardware import Machine
 from residency.kernels.library import Library
 from residency.kernels.matmul import Matrix, linear
-from residency.kernels.recorder import Inputs, Launch, Recorder, Rows, address_of
+from residency.kernels.recorder import Inputs, Launch, Program, Recorder, Rows, address_of
+from residency.paths import cache_folder
+from residency.spec.checkpoint import Checkpoint
 from residency.store.memory_rate import ReadBytes
-from residency.store.probe import load_machine, probe, save_machine
+from residency.store.probe import is_disturbed, load_machine, probe, save_machine
 
-_COLUMNS = 1024
 _TRIALS = 7
+_STREAMED_BYTES = 128 * 1024**2
+_KERNELS = 200  # of the program that shows what a kernel costs beside its work
+KERNELS_PER_LAYER = 12  # in a layer of the models here
 
 
 def this_machine(*, renew: bool = False) -> Machine:
@@ -54,9 +61,27 @@ def read_kernel() -> ReadBytes:
     return read_bytes
 
 
-def runtime_bytes() -> int:
-    """Resident bytes of a process without a model: the peak of one that does nothing else."""
-    command = [sys.executable, "-m", "residency.engine.footprint"]
+def runtime_bytes(checkpoint: Checkpoint | None = None) -> int:
+    """Resident bytes of a process without weights: the peak of one that does nothing else.
+
+    With a checkpoint, of one that also holds its headers and tokenizer; measured once and kept in the cache folder.
+    MachineError if that process fails.
+    """
+    if checkpoint is None:
+        return _footprint([])
+    kept_at = cache_folder() / "runtimes" / f"{checkpoint.fingerprint[:32]}-{__version__}"
+    with suppress(OSError, ValueError):
+        return int(kept_at.read_text())
+    _footprint([str(checkpoint.path)])  # makes what is kept of the tokenizer, whose making must not be counted
+    measured_bytes = _footprint([str(checkpoint.path)])
+    with suppress(OSError):
+        kept_at.parent.mkdir(parents=True, exist_ok=True)
+        kept_at.write_text(str(measured_bytes))
+    return measured_bytes
+
+
+def _footprint(arguments: list[str]) -> int:
+    command = [sys.executable, "-m", "residency.engine.footprint", *arguments]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:
         last = (finished.stderr.strip().splitlines() or ["no message"])[-1]
@@ -64,42 +89,62 @@ def runtime_bytes() -> int:
     return int(finished.stdout)
 
 
-def matrix_rates(library: Library) -> dict[str, float]:
-    """Measured figures of the cost model: what one thread's matrix kernels reach from cache."""
-    tokens = 64
-    seconds = _seconds_of_product(library, rows=1024, tokens=tokens)
-    return {"matrix_int8_operations_per_second": 2 * 1024 * _COLUMNS * tokens / seconds}
+def figures(library: Library, machine: Machine) -> dict[str, float]:
+    """Figures of the cost model, from the engine's own kernels: see hardware/assumed.toml for what each means.
+
+    Where others keep processors busy, only what one thread shows.
+    """
+    columns, tokens = 1024, 64
+    with Workers(library, 1) as alone:
+        product = _product(library, rows=1024, columns=columns, tokens=tokens)
+        matrix_rate = 2 * 1024 * columns * tokens / _best_seconds(alone, product)
+    if is_disturbed(machine):
+        return {"matrix_int8_operations_per_second": matrix_rate}
+    with Workers(library, machine.threads) as workers:
+        streamed = _product(library, rows=_STREAMED_BYTES // Q4_1.bytes_of((16, columns)) * 16, columns=columns, tokens=1)
+        streamed_rate = _STREAMED_BYTES / _best_seconds(workers, streamed)
+        tiny_seconds = _best_seconds(workers, _product(library, rows=16, columns=32, tokens=1, kernels=_KERNELS))
+    read_rate = machine.tier("ram").read_bytes_per_second(machine.threads, _STREAMED_BYTES)
+    return {
+        "matrix_int8_operations_per_second": matrix_rate,
+        "read_efficiency": min(1.0, streamed_rate / read_rate),
+        "layer_overhead_seconds": tiny_seconds / _KERNELS * KERNELS_PER_LAYER,
+    }
 
 
-def _seconds_of_product(library: Library, *, rows: int, tokens: int) -> float:
-    """The best time of one thread for a Q4_1 matrix times so many rows of activations."""
-    counts = np.array([tokens, 0, 0, 0], np.int64)
+def _product(library: Library, *, rows: int, columns: int, tokens: int, kernels: int = 1) -> Program:
+    """The product of a Q4_1 matrix and rows of activations, `kernels` times."""
+    counts = np.array([tokens], np.int64)
     at = address_of(counts)
     inputs = Inputs(
         num_tokens=at, num_logits=at, num_items=at, splits=at, logit_rows=at, items=at, positions=at, sequences=at
     )
-    tiles = np.zeros(Q4_1.bytes_of((rows, _COLUMNS)), np.uint8)
-    x = Rows(np.zeros((tokens, _COLUMNS), np.float32), np.zeros((tokens, _COLUMNS // 32 * 48), np.uint8))
-    step = Recorder(inputs, {})
-    x.launch = Launch("none", {}, meet=False)
-    matrix = Matrix(format=Q4_1, rows=rows, columns=_COLUMNS, tiles=tiles)
-    linear(step, x, matrix, np.zeros((tokens, rows), np.float32))
+    step = Recorder(inputs, {"counts": counts})
+    maker = Launch("none", {}, meet=False)
+    x = Rows(np.zeros((tokens, columns), np.float32), np.zeros((tokens, columns // 32 * 48), np.uint8), maker)
+    tiles = np.ones(Q4_1.bytes_of((rows, columns)), np.uint8)
+    out = np.zeros((tokens, rows), np.float32)
+    for _ in range(kernels):
+        linear(step, x, Matrix(format=Q4_1, rows=rows, columns=columns, tiles=tiles), out)
     program = step.finish(library)
-    run = library.driver("step.run", 5)
-    meeting = np.zeros(32, np.int64)
+    program.blocks.append((counts, x, tiles, out))
+    return program
+
+
+def _best_seconds(workers: Workers, program: Program) -> float:
     best = float("inf")
     for _ in range(_TRIALS):
         started = time.perf_counter()
-        run(program.address, 1, address_of(meeting), 0, 1)
+        workers.run(program)
         best = min(best, time.perf_counter() - started)
     return best
 
 
 def main() -> None:
     """Measure, and keep the result where `this_machine` finds it."""
-    library = Library(["stream.read", "step.run", "matmul.Q4_1"])
+    library = Library(["stream.read", "step.run", "step.serve", "matmul.Q4_1"])
     machine = probe(read_kernel=read_kernel, measure_runtime=runtime_bytes, renew="--renew" in sys.argv[1:])
-    save_machine(machine.with_measured(**matrix_rates(library)))
+    save_machine(machine.with_measured(**figures(library, machine)))
 
 
 if __name__ == "__main__":

@@ -1,25 +1,45 @@
-"""How much memory a process of residency takes before it holds a model. Run: `python -m residency.engine.footprint`.
+"""How much memory a process takes beside a model's weights. Run: `python -m residency.engine.footprint [MODEL]`.
 
-Imports all that a run imports, links kernels, renders a chat template, prints the peak of its resident bytes.
+Imports what a run imports, links kernels, starts threads and, where a model is named, opens its headers and tokenizer,
+renders its chat template and samples once. Prints the peak of its resident bytes.
 """
+
+import sys
+from pathlib import Path
+
+import numpy as np
 
 import residency.cli.run  # noqa: F401  (what is imported is what is measured)
 from residency.engine.arena import peak_resident_bytes
 from residency.engine.executor import DRIVERS
-from residency.engine.text import ChatTemplate
+from residency.engine.sampler import Sampler, Sampling
+from residency.engine.text import StreamDecoder, load_chat_template, load_tokenizer
 from residency.engine.workers import Workers
 from residency.kernels.library import Library
-
-_USUAL = ("norm.rms", "rotary.rotate_and_store", "attention.attend", "attention.combine", "gate.silu", "matmul.Q4_1")
+from residency.models.specs import model_spec
+from residency.spec.opening import open_checkpoint
 
 
 def main() -> None:
     """Print the bytes."""
-    with Workers(Library([*_USUAL, *DRIVERS]), threads=2):
-        ChatTemplate(source="{{ messages[0].content }}", bos_token="", eos_token="").render(
-            [{"role": "user", "content": "hello"}]
-        )
+    with Workers(Library(DRIVERS), threads=2):
+        if len(sys.argv) > 1:
+            _open_texts(Path(sys.argv[1]))
         print(peak_resident_bytes())
+
+
+def _open_texts(path: Path) -> None:
+    checkpoint = open_checkpoint(path)
+    spec = model_spec(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
+    template = load_chat_template(checkpoint)
+    text = "Why does memory bandwidth limit a language model?"
+    if template is not None:
+        text = template.render([{"role": "user", "content": text}])
+    decoder = StreamDecoder(tokenizer)
+    for token in tokenizer.encode(text, add_special=True):
+        decoder.feed(token)
+    Sampler(Sampling(temperature=1.0)).sample(np.zeros(spec.vocabulary, np.float32), np.zeros(1, np.int64))
 
 
 if __name__ == "__main__":

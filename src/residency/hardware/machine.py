@@ -24,6 +24,7 @@ class ThreadRate:
     threads: int
     bytes_per_second: float
     working_set_bytes: int | None = None  # how many bytes; None: more than any cache holds
+    processor_share: float = 1.0  # of the time measured, how much the threads had a processor; less where others ran
 
 
 @dataclass(frozen=True, kw_only=True)

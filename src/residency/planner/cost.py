@@ -21,6 +21,8 @@ _USED_FIGURES = (
     "layer_overhead_seconds",
 )
 
+DECODE_CONTEXT_TOKENS = 128  # what is read of the KV cache by the token that the forecast of decode is for
+
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
@@ -139,9 +141,9 @@ def prefill_seconds(cost: ModelCost, *, prompt_tokens: int, chunk_tokens: int, m
 def forecast_speed(
     cost: ModelCost, *, machine: Machine, context_tokens: int, chunk_tokens: int, threads: int
 ) -> SpeedForecast:
-    """Decode with a half-full context, and prefill of a prompt as long as that, of one sequence."""
+    """Decode after DECODE_CONTEXT_TOKENS, and prefill of a prompt of half the context, of one sequence."""
     half_tokens = max(1, context_tokens // 2)
-    work = step_workload(cost, start_token=half_tokens - 1, num_tokens=1)
+    work = step_workload(cost, start_token=min(DECODE_CONTEXT_TOKENS, context_tokens) - 1, num_tokens=1)
     decode = step_seconds(work, num_layers=cost.num_layers, machine=machine, threads=threads)
     first_token_seconds = prefill_seconds(
         cost, prompt_tokens=half_tokens, chunk_tokens=chunk_tokens, machine=machine, threads=threads

@@ -63,11 +63,11 @@ class KvGroup:
 class SpeedForecast:
     """What the cost model expects, with the figures it divided."""
 
-    decode_tokens_per_second: float
+    decode_tokens_per_second: float  # after a context of 128 tokens
     prefill_tokens_per_second: float
     time_to_first_token_seconds: float  # of a prompt as long as half the context
     bound: Literal["memory", "compute"]  # of decode
-    read_bytes_per_token: int  # weights plus the keys and values of a half-full context
+    read_bytes_per_token: int  # weights, keys and values of one token of decode
     read_bytes_per_second: float  # what the probe measured for a working set of read_bytes_per_token
     operations_per_token: int  # multiplications and additions of one token of decode
     operations_per_second: float  # of the integer matrix kernels

@@ -32,6 +32,13 @@ class _Buffer:
 class _Span:
     begin_seconds: float
     end_seconds: float
+    processor_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trial:
+    seconds: float  # from the first thread's first byte to the last thread's last
+    processor_share: float
 
 
 def memory_read_rates(
@@ -48,11 +55,7 @@ def memory_read_rates(
         sets = [each for each in WORKING_SETS if each < buffer.num_bytes] + [buffer.num_bytes]
         each_seconds = limit_seconds / len(counts) / len(sets)
         return tuple(
-            ThreadRate(
-                threads=threads,
-                bytes_per_second=_best_rate(read, buffer, set_bytes, threads=threads, limit_seconds=each_seconds),
-                working_set_bytes=set_bytes,
-            )
+            _best_rate(read, buffer, set_bytes, threads=threads, limit_seconds=each_seconds)
             for threads in counts
             for set_bytes in sets
         )
@@ -66,30 +69,37 @@ def thread_counts(max_threads: int) -> tuple[int, ...]:
     return (*counts, max_threads) if max_threads > 1 else (1,)
 
 
-def _best_rate(read: ReadBytes, buffer: _Buffer, set_bytes: int, *, threads: int, limit_seconds: float) -> float:
+def _best_rate(
+    read: ReadBytes, buffer: _Buffer, set_bytes: int, *, threads: int, limit_seconds: float
+) -> ThreadRate:
     piece_bytes = set_bytes // threads // PIECE_ALIGNMENT * PIECE_ALIGNMENT
     deadline = time.perf_counter() + limit_seconds
-    passes, best_rate = 1, 0.0
+    passes, rates = 1, []
     while True:
-        trial_seconds = _trial(read, buffer.address, threads=threads, piece_bytes=piece_bytes, passes=passes)
-        best_rate = max(best_rate, passes * threads * piece_bytes / trial_seconds)
-        if time.perf_counter() + trial_seconds > deadline:
-            return best_rate
-        if trial_seconds < _TRIAL_SECONDS:
+        trial = _trial(read, buffer.address, threads=threads, piece_bytes=piece_bytes, passes=passes)
+        rates.append((passes * threads * piece_bytes / trial.seconds, trial.processor_share))
+        if time.perf_counter() + trial.seconds > deadline:
+            rate, share = max(rates)
+            return ThreadRate(
+                threads=threads, bytes_per_second=rate, working_set_bytes=set_bytes, processor_share=min(1.0, share)
+            )
+        if trial.seconds < _TRIAL_SECONDS:
             passes *= 2
 
 
-def _trial(read: ReadBytes, address: int, *, threads: int, piece_bytes: int, passes: int) -> float:
-    """From the first thread's first byte to the last thread's last."""
+def _trial(read: ReadBytes, address: int, *, threads: int, piece_bytes: int, passes: int) -> _Trial:
     spans: list[_Span] = []
     start_together = threading.Barrier(threads)
 
     def work(index: int) -> None:
         start_together.wait()
-        begin_seconds = time.perf_counter()
+        begin_seconds, processor_seconds = time.perf_counter(), time.thread_time()
         for _ in range(passes):
             read(address + index * piece_bytes, piece_bytes)
-        spans.append(_Span(begin_seconds=begin_seconds, end_seconds=time.perf_counter()))
+        end_seconds, processor_seconds = time.perf_counter(), time.thread_time() - processor_seconds
+        spans.append(
+            _Span(begin_seconds=begin_seconds, end_seconds=end_seconds, processor_seconds=processor_seconds)
+        )
 
     workers = [threading.Thread(target=work, args=(index,)) for index in range(1, threads)]
     for worker in workers:
@@ -97,7 +107,10 @@ def _trial(read: ReadBytes, address: int, *, threads: int, piece_bytes: int, pas
     work(0)
     for worker in workers:
         worker.join()
-    return max(span.end_seconds for span in spans) - min(span.begin_seconds for span in spans)
+    seconds = max(span.end_seconds for span in spans) - min(span.begin_seconds for span in spans)
+    return _Trial(
+        seconds=seconds, processor_share=sum(span.processor_seconds for span in spans) / (seconds * threads)
+    )
 
 
 @contextmanager

@@ -18,6 +18,8 @@ from residency.store.disk_rate import disk_read_rates
 from residency.store.memory_rate import PIECE_ALIGNMENT, ReadBytes, memory_read_rates
 
 MAX_AGE_SECONDS = 30 * 24 * 3600
+DISTURBED_MAX_AGE_SECONDS = 600  # of what was measured while others kept a processor busy
+_UNDISTURBED_SHARE = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,11 @@ def age_seconds(machine: Machine) -> float | None:
     return None if machine.measured_unix_seconds is None else max(0.0, time.time() - machine.measured_unix_seconds)
 
 
+def is_disturbed(machine: Machine) -> bool:
+    """Whether others kept processors busy while the machine was measured, so that it is soon measured again."""
+    return any(rate.processor_share < _UNDISTURBED_SHARE for rate in machine.tier("ram").read_rates)
+
+
 def _machine_path() -> Path:
     return cache_folder() / "machine.json"
 
@@ -152,7 +159,7 @@ def _describes(machine: Machine, host: Host) -> bool:
     rates = [rate for tier in machine.tiers if tier.kind == "ram" for rate in tier.read_rates]
     return (
         age is not None
-        and age < MAX_AGE_SECONDS
+        and age < (DISTURBED_MAX_AGE_SECONDS if is_disturbed(machine) else MAX_AGE_SECONDS)
         and (machine.processor, machine.instruction_sets) == (host.processor, host.instruction_sets)
         and max((rate.threads for rate in rates), default=0) >= host.threads
     )
