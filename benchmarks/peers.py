@@ -138,7 +138,9 @@ def install_peers(model: Path) -> Path:
 def portable_flags() -> str:
     """CMake flags for what the processor names, without a native build."""
     flags = (re.search(r"flags\s*: (.*)", Path("/proc/cpuinfo").read_text()) or ["", ""])[1].split()
-    return " ".join(["-DGGML_NATIVE=OFF", *(f"-DGGML_{name}=ON" for flag, name in PORTABLE_FLAGS.items() if flag in flags)])
+    return " ".join(
+        ["-DGGML_NATIVE=OFF", *(f"-DGGML_{name}=ON" for flag, name in PORTABLE_FLAGS.items() if flag in flags)]
+    )
 
 
 if __name__ == "__main__":

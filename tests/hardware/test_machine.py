@@ -1,8 +1,7 @@
 import json
 from collections.abc import Callable
-from typing import Any
-
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given

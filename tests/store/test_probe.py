@@ -12,7 +12,15 @@ import pytest
 from residency.hardware import Machine
 from residency.store.disk_rate import BLOCK_BYTES, disk_read_rates
 from residency.store.memory_rate import ReadBytes, memory_read_rates, thread_counts
-from residency.store.probe import DISTURBED_MAX_AGE_SECONDS, MAX_AGE_SECONDS, ProbeCost, age_seconds, load_machine, probe, save_machine
+from residency.store.probe import (
+    DISTURBED_MAX_AGE_SECONDS,
+    MAX_AGE_SECONDS,
+    ProbeCost,
+    age_seconds,
+    load_machine,
+    probe,
+    save_machine,
+)
 
 CHEAP = ProbeCost(
     memory_seconds=0.02,

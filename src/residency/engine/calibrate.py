@@ -1,6 +1,6 @@
-"""Measure this machine with the engine's own kernels. Run in a process of its own: `python -m residency.engine.calibrate`.
+"""Measure this machine with the engine's own kernels, in a process of its own: `python -m residency.engine.calibrate`.
 
-A process that reports its own peak must not have filled the probe's buffers, so runs start this one and read its result.
+A process that reports its own peak must not have filled the probe's buffers: runs start this one and read its result.
 """
 
 import subprocess
@@ -101,7 +101,9 @@ def figures(library: Library, machine: Machine) -> dict[str, float]:
     if is_disturbed(machine):
         return {"matrix_int8_operations_per_second": matrix_rate}
     with Workers(library, machine.threads) as workers:
-        streamed = _product(library, rows=_STREAMED_BYTES // Q4_1.bytes_of((16, columns)) * 16, columns=columns, tokens=1)
+        streamed = _product(
+            library, rows=_STREAMED_BYTES // Q4_1.bytes_of((16, columns)) * 16, columns=columns, tokens=1
+        )
         streamed_rate = _STREAMED_BYTES / _best_seconds(workers, streamed)
         tiny_seconds = _best_seconds(workers, _product(library, rows=16, columns=32, tokens=1, kernels=_KERNELS))
     read_rate = machine.tier("ram").read_bytes_per_second(machine.threads, _STREAMED_BYTES)

@@ -68,10 +68,11 @@ class Loop:
         used = zip(self._plan.kv_groups, self._pages.pools, strict=True)
         return sum(pool.peak_used * group.page_bytes * len(group.layers) for group, pool in used)
 
-    def submit(
-        self, prompt: Sequence[int], max_tokens: int, sampling: Sampling, *, ignore_eos: bool = False
-    ) -> int:
-        """Take a request in and give its number; with `ignore_eos` it ends only at max_tokens. ContextError, BudgetError or UsageError as the scheduler says."""
+    def submit(self, prompt: Sequence[int], max_tokens: int, sampling: Sampling, *, ignore_eos: bool = False) -> int:
+        """Take a request in and give its number; with `ignore_eos` it ends only at max_tokens.
+
+        ContextError, BudgetError or UsageError as the scheduler says.
+        """
         request_id, self._next_id = self._next_id, self._next_id + 1
         self._scheduler.add(Request(request_id=request_id, prompt_tokens=len(prompt), wanted_tokens=max_tokens))
         tokens = np.empty(len(prompt) + max_tokens, np.int64)

@@ -62,8 +62,8 @@ def _untile_floats(fmt: Format, tiles_NB: Bytes, lanes: Lanes) -> Bytes:
 
 
 # Below: blocks_ABRX are the 16 rows' blocks of a tile (tiles, blocks, 16, block_bytes); packing returns the parts of
-# the tile's block in order, each (tiles, blocks, bytes). Unpacking takes (rows, blocks, tile block bytes) and each row's
-# lane.
+# the tile's block in order, each (tiles, blocks, bytes). Unpacking takes (rows, blocks, tile block bytes) and each
+# row's lane.
 
 
 def _nibbles(codes_ABRC: Bytes) -> Bytes:

@@ -69,9 +69,7 @@ def thread_counts(max_threads: int) -> tuple[int, ...]:
     return (*counts, max_threads) if max_threads > 1 else (1,)
 
 
-def _best_rate(
-    read: ReadBytes, buffer: _Buffer, set_bytes: int, *, threads: int, limit_seconds: float
-) -> ThreadRate:
+def _best_rate(read: ReadBytes, buffer: _Buffer, set_bytes: int, *, threads: int, limit_seconds: float) -> ThreadRate:
     piece_bytes = set_bytes // threads // PIECE_ALIGNMENT * PIECE_ALIGNMENT
     deadline = time.perf_counter() + limit_seconds
     passes, rates = 1, []
@@ -97,9 +95,7 @@ def _trial(read: ReadBytes, address: int, *, threads: int, piece_bytes: int, pas
         for _ in range(passes):
             read(address + index * piece_bytes, piece_bytes)
         end_seconds, processor_seconds = time.perf_counter(), time.thread_time() - processor_seconds
-        spans.append(
-            _Span(begin_seconds=begin_seconds, end_seconds=end_seconds, processor_seconds=processor_seconds)
-        )
+        spans.append(_Span(begin_seconds=begin_seconds, end_seconds=end_seconds, processor_seconds=processor_seconds))
 
     workers = [threading.Thread(target=work, args=(index,)) for index in range(1, threads)]
     for worker in workers:
@@ -108,9 +104,7 @@ def _trial(read: ReadBytes, address: int, *, threads: int, piece_bytes: int, pas
     for worker in workers:
         worker.join()
     seconds = max(span.end_seconds for span in spans) - min(span.begin_seconds for span in spans)
-    return _Trial(
-        seconds=seconds, processor_share=sum(span.processor_seconds for span in spans) / (seconds * threads)
-    )
+    return _Trial(seconds=seconds, processor_share=sum(span.processor_seconds for span in spans) / (seconds * threads))
 
 
 @contextmanager

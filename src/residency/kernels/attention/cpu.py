@@ -1,8 +1,9 @@
 """Flash attention over pages: keys and values are read once for a block of up to 8 rows (queries that share them).
 
-A row is one query head of one token. Rows of an item (tokens of one sequence, all heads of one key-value head) meet the
-pages four at a time: scores, running maximum, exponentials, and the weighted values, as in FlashAttention-2 (Dao, 2023).
-Where one item has a long context its pages are split, and `combine` merges the parts (Flash-Decoding, Dao et al., 2023).
+A row is one query head of one token. Rows of an item (tokens of one sequence, all heads of one key-value head) meet
+the pages several at a time: scores, running maximum, exponentials, and the weighted values, as in FlashAttention-2
+(Dao, 2023). Where one item has a long context its pages are split, and `combine` merges the parts (Flash-Decoding,
+Dao et al., 2023).
 A page holds keys as [head_dim][16 tokens], so that tokens are lanes, and values as [16 tokens][head_dim].
 """
 
@@ -175,8 +176,9 @@ def _store_row(scratch, row, out, partial, head_dim):
 
 
 def attend(
-    q, q_stride, scale: float, heads, kv_heads, head_dim, pages, page_bytes, tables, table_stride, items_at, num_items_at,
-    positions_at, sequences_at, window, splits_at, out, out_stride, partials, scratch, scratch_bytes, thread, threads,
+    q, q_stride, scale: float, heads, kv_heads, head_dim, pages, page_bytes, tables, table_stride, items_at,
+    num_items_at, positions_at, sequences_at, window, splits_at, out, out_stride, partials, scratch, scratch_bytes,
+    thread, threads,
 ):  # fmt: skip
     """See reference.attention. Units of work: item, key-value head and split, dealt out in turn."""
     mine = scratch + scratch_bytes * thread
@@ -261,7 +263,9 @@ def combine(partials, splits_at, heads, head_dim, out, out_stride, q8, q8_stride
                 merged = _merged(partials, token * heads + c // head_dim, splits, head_dim, c % head_dim)
                 store_f32x16(at + 4 * (c - column), merged)
         if q8 != 0:
-            quantize_group(load_f32x16(at), load_f32x16(at + 64), q8 + q8_stride * token + GROUP_BYTES * (column // GROUP))
+            quantize_group(
+                load_f32x16(at), load_f32x16(at + 64), q8 + q8_stride * token + GROUP_BYTES * (column // GROUP)
+            )
 
 
 KERNELS = {"attend": attend, "combine": combine}

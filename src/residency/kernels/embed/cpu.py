@@ -6,7 +6,16 @@ One value at a time: a step embeds few tokens, and its time is lost beside the h
 from numba import njit
 
 from residency.kernels.simd.blocks import GROUP, share_start
-from residency.kernels.simd.language import load_bf16, load_f16, load_f32, load_i8, load_i32, load_i64, load_u8, store_f32
+from residency.kernels.simd.language import (
+    load_bf16,
+    load_f16,
+    load_f32,
+    load_i8,
+    load_i32,
+    load_i64,
+    load_u8,
+    store_f32,
+)
 
 _device = njit(error_model="numpy", nogil=True, forceinline=True)
 

@@ -6,7 +6,7 @@ from numba.extending import intrinsic
 
 from residency.kernels.simd.language import atomic_add, atomic_load, load_i64, pause, store_i64, yield_core
 
-SPINS_BEFORE_YIELD = 256  # some microseconds: longer than threads wait for each other, unless one has lost its processor
+SPINS_BEFORE_YIELD = 256  # some microseconds: more than threads wait for each other, unless one lost its processor
 _I64 = ir.IntType(64)
 
 

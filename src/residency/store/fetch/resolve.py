@@ -48,7 +48,7 @@ def find(name: str) -> Path | None:
         if (path / "config.json").is_file():
             return path
         raise UsageError(f"The folder {name} is no model: it has no config.json.{_gguf_files_in(path)}")
-    if path is not None and (name.endswith(".gguf") and ":" not in name or name.startswith((".", "/", "~", os.sep))):
+    if path is not None and ((name.endswith(".gguf") and ":" not in name) or name.startswith((".", "/", "~", os.sep))):
         raise UsageError(f"There is no file or folder {name}.{_close(path.name, _names_in(path.parent))}")
     if HUB_ID.fullmatch(name):
         return _received(name)
