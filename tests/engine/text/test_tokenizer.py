@@ -1,34 +1,22 @@
 """Tokens are those of the published algorithms, on small vocabularies made here and on real models where present."""
 
 import json
-import os
 import random
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.real_models import real_model
 
 from residency.engine.text import StreamDecoder, load_chat_template, load_tokenizer, tokenizer_from_gguf
 from residency.engine.text.gguf import byte_alphabet
 from residency.errors import FileError, UnsupportedError
-from residency.paths import cache_folder
 
 TORTURE = json.loads((Path(__file__).parent / "torture.json").read_text())
-FILES = {"smollm2-135m": ("SmolLM2-135M", "smollm2"), "qwen2.5-coder-0.5b": ("qwen2.5-coder-0.5b",)}
+MODELS = ("smollm2-135m", "qwen2.5-coder-0.5b")
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 SOME_TEXT = "the cat sat on the mat; the cats' hats 2024 über naïve 猫 and the theatre of that other thing " * 3
-
-
-def model_file(name: str) -> Any:
-    folders = [cache_folder() / "models" / name]
-    if chosen := os.environ.get("RESIDENCY_TEST_MODELS"):
-        folders.append(Path(chosen))
-    for folder in folders:
-        for path in sorted(folder.glob("*.gguf")):
-            if path.name.lower().startswith(tuple(start.lower() for start in FILES[name])):
-                return path
-    pytest.skip(f"no file of {name} in $RESIDENCY_TEST_MODELS or the cache folder")
 
 
 def byte_level_metadata(pre: Any = "gpt-2", num_merges: Any = 120) -> Any:
@@ -107,12 +95,12 @@ def library_twin(metadata: Any) -> Any:
     return twin
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", MODELS)
 def test_a_real_models_tokens_are_those_of_llama_cpp(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gguf = pytest.importorskip("residency.spec.gguf")
-    path = model_file(name)
+    path = real_model(name)
     monkeypatch.setenv("RESIDENCY_CACHE", str(tmp_path))
     tokenizer = load_tokenizer(gguf.read_gguf(path))
     got = [tokenizer.encode(text, add_special=False) for text in TORTURE["texts"]]
@@ -121,7 +109,7 @@ def test_a_real_models_tokens_are_those_of_llama_cpp(
 
 def test_the_default_models_template_names_its_roles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gguf = pytest.importorskip("residency.spec.gguf")
-    path = model_file("smollm2-135m")
+    path = real_model("smollm2-135m")
     monkeypatch.setenv("RESIDENCY_CACHE", str(tmp_path))
     template = load_chat_template(gguf.read_gguf(path))
     assert template is not None
