@@ -13,7 +13,7 @@ from residency.kernels.matmul.reference import GROUP_VALUES, quantize_rows
 from residency.kernels.recorder import Inputs, Launch, Recorder, Rows, address_of
 
 KERNELS = (
-    *(f"matmul.{name}" for name in FORMATS),
+    *(f"{operator}.{name}" for operator in ("matmul", "embed") for name in FORMATS),
     "norm.rms",
     "gate.silu",
     "gate.gelu_tanh",

@@ -72,6 +72,8 @@ def _remove_abandoned(parent: Path) -> None:
 
 
 def _is_running(pid: int) -> bool:
+    if pid == 0:  # a damaged store that was set aside; to the system, 0 would be this process's group
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -70,7 +70,10 @@ class Image:
 
     def __init__(self, objects: list[bytes], entries: list[str]) -> None:
         """Link `objects`; `addresses[i]` is where the symbol `entries[i]` of object i ends up."""
-        parsed = [_Object(content) for content in objects]
+        try:
+            parsed = [_Object(content) for content in objects]
+        except (struct.error, ValueError, IndexError, StopIteration) as error:
+            raise StoreError(f"a compiled kernel in the cache is damaged ({error}); delete the cache folder.") from None
         placements, image_bytes = _place(parsed)
         self._external: dict[str, int] = {}
         self._next_slot = image_bytes
@@ -88,6 +91,8 @@ class Image:
             for symbol in obj.symbols
             if symbol.name == entry
         ]
+        if len(self.addresses) != len(entries):
+            raise StoreError("a compiled kernel in the cache lacks its entry; delete the cache folder.")
 
     def _copy(self, obj: _Object, placed: dict[int, int]) -> None:
         for index, offset in placed.items():
