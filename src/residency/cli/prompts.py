@@ -16,11 +16,11 @@ def read_prompt(prompt: str | None, *, chatting: bool) -> str | None:
 
     UsageError if it is empty, or there is none and no conversation can be had.
     """
-    if prompt is None and sys.stdin.isatty():
+    if prompt is None and sys.stdin is not None and sys.stdin.isatty():
         if not chatting:
             raise UsageError("there is no prompt; give one, for a conversation has neither --json nor --raw.")
         return None
-    if prompt is None or prompt == "-":
+    if sys.stdin is not None and prompt in (None, "-"):
         prompt = sys.stdin.buffer.read().decode("utf-8", "replace").removesuffix("\n")
     if not prompt:
         raise UsageError("the prompt is empty; give at least one character.")
