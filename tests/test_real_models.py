@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from support.real_models import real_model, wikitext
 
 PERPLEXITY = [
@@ -52,7 +53,8 @@ def memory_cgroup(limit_bytes: int) -> Iterator[Path]:
 
 
 def test_smollm2_knows_a_capital() -> None:
-    done = residency("run", str(real_model("smollm2-135m")), "The capital of France is", "--raw", "--max-tokens", "3", "-q")
+    model = str(real_model("smollm2-135m"))
+    done = residency("run", model, "The capital of France is", "--raw", "--max-tokens", "3", "-q")
     assert " Paris" in done.stdout
 
 

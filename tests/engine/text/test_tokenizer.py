@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.real_models import real_model
 
 from residency.engine.text import StreamDecoder, load_chat_template, load_tokenizer, tokenizer_from_gguf
 from residency.engine.text.gguf import byte_alphabet
 from residency.errors import FileError, UnsupportedError
+from support.real_models import real_model
 
 TORTURE = json.loads((Path(__file__).parent / "torture.json").read_text())
 MODELS = ("smollm2-135m", "qwen2.5-coder-0.5b")
