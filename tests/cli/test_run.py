@@ -12,6 +12,9 @@ import pytest
 
 from residency.engine.engine import Stream
 from support.command import Residency
+from support.folders import write_folder
+from support.gguf_files import write_gguf
+from support.models import ARCHITECTURES, small_model
 
 RUN_OPTIONS = ("--max-tokens", 8, "--memory", "300MiB", "--context", 256)
 PLAN_LINES = re.compile(
@@ -32,6 +35,18 @@ def test_the_plan_is_printed_before_the_answer(residency: Residency, model_path:
 
 def test_the_measurement_is_printed_after_the_answer(residency: Residency, model_path: Path) -> None:
     assert RAN_LINES.search(residency("run", model_path, "hello", *RUN_OPTIONS).stdout)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_gguf_file_of_every_architecture_answers(residency: Residency, tmp_path: Path, architecture: str) -> None:
+    path = write_gguf(tmp_path / "small.gguf", small_model(architecture), "Q8_0")
+    assert RAN_LINES.search(residency("run", path, "hello", *RUN_OPTIONS).stdout)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_folder_of_every_architecture_answers(residency: Residency, tmp_path: Path, architecture: str) -> None:
+    folder = write_folder(tmp_path / "small", small_model(architecture), dtype="BF16")
+    assert RAN_LINES.search(residency("run", folder, "hello", *RUN_OPTIONS).stdout)
 
 
 def test_quiet_prints_the_answer_alone(residency: Residency, model_path: Path) -> None:
