@@ -14,6 +14,7 @@ from residency.engine.sampler import Sampling
 from residency.engine.text import StreamDecoder, Tokenizer, load_chat_template, load_tokenizer
 from residency.errors import ContextError, FileError, UsageError
 from residency.ledger import Ledger, MemoryClass
+from residency.models.registry import forward_of
 from residency.models.specs import model_spec
 from residency.planner.plan import MemoryBytes, Plan
 from residency.spec.checkpoint import Checkpoint
@@ -51,6 +52,7 @@ class Engine:
         if checkpoint.fingerprint != plan.model_fingerprint:
             raise FileError(f"{plan.model_path} has changed since it was planned; make the plan anew.")
         spec = model_spec(checkpoint)
+        forward_of(spec)  # refuses what cannot be run before anything is converted
         engine = Engine(plan, spec, load_tokenizer(checkpoint), checkpoint)
         engine._load(progress)
         engine._load_seconds = time.perf_counter() - started

@@ -46,7 +46,7 @@ class CpuExecutor:
             parts = Parts(spec=spec, weights=weights, caches=self._layer_pages(), angles=self._inputs.angles)
             if spec.tied:
                 embed(step, weights.head, spec.embedding_scale, buffers["hidden"])
-            forward_of(spec.architecture)(step, parts)
+            forward_of(spec)(step, parts)
             self._library = Library([*step.kernels, *DRIVERS], compiling)
             self._program = step.finish(self._library)
             self._workers = opened.enter_context(Workers(self._library, plan.threads))

@@ -9,6 +9,7 @@ from residency.models.layers import Parts
 from residency.models.llama.model import record as llama
 from residency.models.qwen2.model import record as qwen2
 from residency.models.qwen3.model import record as qwen3
+from residency.spec.model import ModelSpec
 
 FORWARD: dict[str, Callable[[Recorder, Parts], None]] = {
     "llama": llama,
@@ -20,8 +21,26 @@ FORWARD: dict[str, Callable[[Recorder, Parts], None]] = {
 }
 
 
-def forward_of(architecture: str) -> Callable[[Recorder, Parts], None]:
-    """The function that records the forward pass of `architecture`. UnsupportedError names those that there are."""
-    if architecture not in FORWARD:
-        raise UnsupportedError(f"the architecture {architecture} is not supported; supported are {', '.join(FORWARD)}.")
-    return FORWARD[architecture]
+def forward_of(spec: ModelSpec) -> Callable[[Recorder, Parts], None]:
+    """The function that records the forward pass of a model.
+
+    UnsupportedError names the architectures that there are, or the extent that the kernels cannot work on.
+    """
+    if spec.architecture not in FORWARD:
+        raise UnsupportedError(
+            f"the architecture {spec.architecture} is not supported; supported are {', '.join(FORWARD)}."
+        )
+    for layer in spec.layers:
+        heads = layer.attention.num_heads * layer.attention.head_dim
+        for name, extent, multiple in (
+            ("head", layer.attention.head_dim, 16),
+            ("hidden state", spec.hidden, 32),
+            ("attention output", heads, 32),
+            ("feed-forward state", layer.mlp.intermediate, 32),
+        ):
+            if extent % multiple:
+                raise UnsupportedError(
+                    f"{spec.name} has a {name} of {extent} values, which is not a multiple of {multiple}; "
+                    "such a model can be planned but not run."
+                )
+    return FORWARD[spec.architecture]

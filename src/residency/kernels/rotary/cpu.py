@@ -5,7 +5,19 @@ from math import sqrt
 from numba import njit
 
 from residency.kernels.simd.blocks import share_start
-from residency.kernels.simd.language import load_f32, load_i64, store_f16, store_f32
+from residency.kernels.simd.language import (
+    fma,
+    load_f32,
+    load_f32x16,
+    load_i64,
+    mul_f32,
+    splat_f32,
+    store_f16,
+    store_f16x16,
+    store_f32,
+    store_f32x16,
+    sub_f32,
+)
 
 PAGE_TOKENS = 16  # a page's tokens are the lanes of a vector
 
@@ -13,21 +25,8 @@ _device = njit(error_model="numpy", nogil=True, forceinline=True)
 
 
 @_device
-def _rotated(source, weight, inverse, rope, i, half):
-    """Value i of a head after norm and rotation; the halves of a head are the rotation's two axes."""
-    j = i if i < half else i - half
-    low = load_f32(source + 4 * j) * inverse
-    high = load_f32(source + 4 * (j + half)) * inverse
-    if weight != 0:
-        low *= load_f32(weight + 4 * j)
-        high *= load_f32(weight + 4 * (j + half))
-    cosine = load_f32(rope + 4 * j)
-    sine = load_f32(rope + 4 * (j + half))
-    return low * cosine - high * sine if i < half else high * cosine + low * sine
-
-
-@_device
 def _inverse_norm(source, weight, epsilon, head_dim):
+    """1 / rms of a head where it has a norm, else 1."""
     if weight == 0:
         return 1.0
     squares = 0.0
@@ -37,11 +36,38 @@ def _inverse_norm(source, weight, epsilon, head_dim):
     return 1.0 / sqrt(squares / head_dim + epsilon)
 
 
+@_device
+def _rotate(head, weight, epsilon, rope, head_dim):
+    """Normalise and rotate a head in place; its halves are the rotation's two axes."""
+    half = 2 * head_dim  # bytes
+    scale = _inverse_norm(head, weight, epsilon, head_dim)
+    inverse = splat_f32(scale)
+    whole = half // 64 * 64
+    for at in range(whole, half, 4):
+        low_value = load_f32(head + at) * scale
+        high_value = load_f32(head + half + at) * scale
+        if weight != 0:
+            low_value *= load_f32(weight + at)
+            high_value *= load_f32(weight + half + at)
+        store_f32(head + at, low_value * load_f32(rope + at) - high_value * load_f32(rope + half + at))
+        store_f32(head + half + at, high_value * load_f32(rope + at) + low_value * load_f32(rope + half + at))
+    for at in range(0, whole, 64):
+        low = mul_f32(load_f32x16(head + at), inverse)
+        high = mul_f32(load_f32x16(head + half + at), inverse)
+        if weight != 0:
+            low = mul_f32(low, load_f32x16(weight + at))
+            high = mul_f32(high, load_f32x16(weight + half + at))
+        cosine = load_f32x16(rope + at)
+        sine = load_f32x16(rope + half + at)
+        store_f32x16(head + at, sub_f32(mul_f32(low, cosine), mul_f32(high, sine)))
+        store_f32x16(head + half + at, fma(high, cosine, mul_f32(low, sine)))
+
+
 def rotate_and_store(
     q, q_stride, k, v, kv_stride, heads, kv_heads, head_dim, q_norm, k_norm, epsilon: float,
     rope, rope_stride, slots_at, pages, page_bytes, tokens_at, thread, threads,
 ):  # fmt: skip
-    """See reference.rotate_and_store. The work is dealt out by token and head; q is rotated in place."""
+    """See reference.rotate_and_store. The work is dealt out by token and head; q and k are rotated in place."""
     half = head_dim // 2
     per_token = heads + kv_heads
     units = load_i64(tokens_at) * per_token
@@ -50,13 +76,7 @@ def rotate_and_store(
         head = unit % per_token
         angles = rope + rope_stride * token
         if head < heads:
-            source = q + q_stride * token + 4 * head_dim * head
-            inverse = _inverse_norm(source, q_norm, epsilon, head_dim)
-            for i in range(half):
-                low = _rotated(source, q_norm, inverse, angles, i, half)
-                high = _rotated(source, q_norm, inverse, angles, i + half, half)
-                store_f32(source + 4 * i, low)
-                store_f32(source + 4 * (i + half), high)
+            _rotate(q + q_stride * token + 4 * head_dim * head, q_norm, epsilon, angles, head_dim)
             continue
         head -= heads
         slot = load_i64(slots_at + 8 * token)
@@ -65,12 +85,12 @@ def rotate_and_store(
         key_at = pages + page_bytes * (slot // PAGE_TOKENS) + head_bytes * head
         value_at = key_at + head_bytes * kv_heads
         source = k + kv_stride * token + 4 * head_dim * head
-        inverse = _inverse_norm(source, k_norm, epsilon, head_dim)
+        _rotate(source, k_norm, epsilon, angles, head_dim)
         for i in range(head_dim):
-            store_f16(key_at + 2 * (PAGE_TOKENS * i + offset), _rotated(source, k_norm, inverse, angles, i, half))
+            store_f16(key_at + 2 * (PAGE_TOKENS * i + offset), load_f32(source + 4 * i))
         source = v + kv_stride * token + 4 * head_dim * head
-        for i in range(head_dim):
-            store_f16(value_at + 2 * (head_dim * offset + i), load_f32(source + 4 * i))
+        for at in range(0, 4 * head_dim, 64):
+            store_f16x16(value_at + 2 * head_dim * offset + at // 2, load_f32x16(source + at))
 
 
 KERNELS = {"rotate_and_store": rotate_and_store}
