@@ -71,7 +71,7 @@ def test_vectors_are_float32(dtype: str, tmp_path: Path) -> None:
     model = small_model("qwen2")
     source = random_weights(model)
     for name, values in source.items():
-        source[name] = np.round(values * np.float32(64)) / np.float32(64)  # exact in all three
+        source[name] = (np.round(values * 64) / 64).astype(np.float32)  # exact in all three
     with opened(write_folder(tmp_path / "model", model, weights=source, dtype=dtype)) as (_, weights):
         np.testing.assert_array_equal(weights.vector("model.norm.weight"), source["model.norm.weight"])
 

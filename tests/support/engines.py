@@ -13,7 +13,7 @@ from residency.planner import Plan, plan_run
 from residency.scheduler import Request, Scheduler
 from residency.spec import open_checkpoint
 from residency.store.weights import Weights, ensure_store
-from support.machines import paper_machine
+from support.machines import unmeasured_machine
 
 Floats = npt.NDArray[np.float32]
 
@@ -27,13 +27,14 @@ def plan_of(
     threads: int = 2,
     logit_rows: int | None = None,
     budget_bytes: int = 1 << 30,
+    runtime_bytes: int = 64 << 20,
 ) -> Plan:
-    """The plan of the model at `path` on the paper machine."""
+    """The plan of the model at `path` on a machine that nobody measured."""
     checkpoint = open_checkpoint(path)
     return plan_run(
         model_spec(checkpoint),
-        machine=paper_machine(threads=threads),
-        runtime_bytes=64 << 20,
+        machine=unmeasured_machine(),
+        runtime_bytes=runtime_bytes,
         budget_bytes=budget_bytes,
         context_tokens=context_tokens,
         max_sequences=max_sequences,

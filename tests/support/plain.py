@@ -9,19 +9,23 @@ import numpy as np
 import numpy.typing as npt
 
 from residency.formats import unpack_rows
+from residency.kernels.matmul.reference import quantize_rows
 from residency.spec import AttentionSpec, LayerSpec, ModelSpec, Rearrange, TensorSpec
 
 Array = npt.NDArray[np.float64]
 
 
-def plain_logits(model: ModelSpec, tokens: list[int]) -> Array:
-    """Logits (tokens, vocabulary) after each of `tokens`."""
-    embedding_VC = read_tensor(model.embedding)
-    x_TC = embedding_VC[tokens] * model.embedding_scale
+def plain_logits(model: ModelSpec, tokens: list[int], *, rounded: bool = False) -> Array:
+    """Logits (tokens, vocabulary) after each of `tokens`.
+
+    With `rounded`, rounded where the engine rounds: keys and values to float16, and what meets a matrix in integer
+    blocks to int8 in groups.
+    """
+    x_TC = read_tensor(model.embedding)[tokens] * model.embedding_scale
     for layer in model.layers:
-        x_TC = _layer(model, layer, x_TC)
+        x_TC = _layer(model, layer, x_TC, rounded)
     x_TC = _norm(model, x_TC, read_tensor(model.final_norm))
-    return x_TC @ (embedding_VC if model.head is None else read_tensor(model.head)).T
+    return _product(x_TC, model.head or model.embedding, rounded)
 
 
 def read_tensor(tensor: TensorSpec) -> Array:
@@ -38,32 +42,40 @@ def read_tensor(tensor: TensorSpec) -> Array:
     return values
 
 
-def _layer(model: ModelSpec, layer: LayerSpec, x_TC: Array) -> Array:
+def _product(x_TC: Array, tensor: TensorSpec, rounded: bool) -> Array:
+    """x · matrixᵀ."""
+    if rounded and not tensor.format.is_float:
+        x_TC = quantize_rows(x_TC.astype(np.float32)).values_TC
+    out_TR: Array = x_TC @ _head_rows(tensor).T
+    return out_TR
+
+
+def _layer(model: ModelSpec, layer: LayerSpec, x_TC: Array, rounded: bool) -> Array:
     part = {tensor.name.split(".", 3)[3]: tensor for tensor in layer.tensors}
     sandwiched = "pre_feedforward_layernorm.weight" in part
 
     def norm(name: str, values: Array) -> Array:
         return _norm(model, values, read_tensor(part[name]))
 
-    attended_TC = _attention(model, layer.attention, part, norm("input_layernorm.weight", x_TC))
+    attended_TC = _attention(model, layer.attention, part, norm("input_layernorm.weight", x_TC), rounded)
     if sandwiched:
         attended_TC = norm("post_attention_layernorm.weight", attended_TC)
     x_TC = x_TC + attended_TC
     before = "pre_feedforward_layernorm.weight" if sandwiched else "post_attention_layernorm.weight"
     h_TC = norm(before, x_TC)
-    gate = h_TC @ read_tensor(part["mlp.gate_proj.weight"]).T
-    up = h_TC @ read_tensor(part["mlp.up_proj.weight"]).T
+    gate = _product(h_TC, part["mlp.gate_proj.weight"], rounded)
+    up = _product(h_TC, part["mlp.up_proj.weight"], rounded)
     if layer.mlp.activation == "silu":
         gate = gate / (1 + np.exp(-gate))
     else:
         gate = 0.5 * gate * (1 + np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
-    fed_TC = (gate * up) @ read_tensor(part["mlp.down_proj.weight"]).T
+    fed_TC = _product(gate * up, part["mlp.down_proj.weight"], rounded)
     return x_TC + (norm("post_feedforward_layernorm.weight", fed_TC) if sandwiched else fed_TC)
 
 
-def _attention(model: ModelSpec, spec: AttentionSpec, part: dict[str, TensorSpec], x_TC: Array) -> Array:
+def _attention(model: ModelSpec, spec: AttentionSpec, part: dict[str, TensorSpec], x_TC: Array, rounded: bool) -> Array:
     def project(letter: str, num_heads: int) -> Array:
-        values = x_TC @ _head_rows(part[f"self_attn.{letter}_proj.weight"]).T
+        values = _product(x_TC, part[f"self_attn.{letter}_proj.weight"], rounded)
         if spec.bias:
             values = values + read_tensor(part[f"self_attn.{letter}_proj.bias"])
         heads_THD = values.reshape(len(x_TC), num_heads, spec.head_dim)
@@ -78,6 +90,8 @@ def _attention(model: ModelSpec, spec: AttentionSpec, part: dict[str, TensorSpec
         project("k", spec.num_kv_heads),
         project("v", spec.num_kv_heads),
     )
+    if rounded:
+        k_TGD, v_TGD = (x.astype(np.float32).astype(np.float16).astype(np.float64) for x in (k_TGD, v_TGD))
     k_THD, v_THD = (np.repeat(x, spec.num_heads // spec.num_kv_heads, axis=1) for x in (k_TGD, v_TGD))
     scores_HTS = np.einsum("thd,shd->hts", q_THD, k_THD) * spec.scale
     distance_TS = np.arange(len(x_TC))[:, None] - np.arange(len(x_TC))
@@ -86,12 +100,11 @@ def _attention(model: ModelSpec, spec: AttentionSpec, part: dict[str, TensorSpec
     weights_HTS = np.exp(scores_HTS - scores_HTS.max(axis=-1, keepdims=True))
     weights_HTS /= weights_HTS.sum(axis=-1, keepdims=True)
     mixed_THD = np.einsum("hts,shd->thd", weights_HTS, v_THD)
-    attended: Array = mixed_THD.reshape(len(x_TC), -1) @ read_tensor(part["self_attn.o_proj.weight"]).T
-    return attended
+    return _product(mixed_THD.reshape(len(x_TC), -1), part["self_attn.o_proj.weight"], rounded)
 
 
 def _head_rows(tensor: TensorSpec) -> Array:
-    """The rows of q or k, each head's rotary halves one after the other."""
+    """The rows of a matrix; of q and k, each head's rotary halves one after the other."""
     values = read_tensor(tensor)
     if tensor.rearrange is Rearrange.UNPERMUTE_ROPE:
         assert tensor.heads is not None
