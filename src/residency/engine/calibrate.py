@@ -21,7 +21,7 @@ from residency.kernels.recorder import Inputs, Launch, Program, Recorder, Rows, 
 from residency.paths import cache_folder
 from residency.spec.checkpoint import Checkpoint
 from residency.store.memory_rate import ReadBytes
-from residency.store.probe import is_disturbed, load_machine, probe, save_machine
+from residency.store.probe import is_disturbed, kept_machine, probe, save_machine
 
 _TRIALS = 7
 _STREAMED_BYTES = 128 * 1024**2
@@ -34,20 +34,15 @@ def this_machine(*, renew: bool = False) -> Machine:
 
     MachineError if that process fails.
     """
-    command = [sys.executable, "-m", "residency.engine.calibrate", *(["--renew"] if renew else [])]
-    kept = None if renew else load_machine()
-    if kept is not None and kept.runtime_bytes is not None:
-        return probe(read_kernel=_never)
+    if not renew and (kept := kept_machine()) is not None:
+        return kept
+    command = [sys.executable, "-m", "residency.engine.calibrate"]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    machine = load_machine()
+    machine = kept_machine()
     if finished.returncode or machine is None:
         last = (finished.stderr.strip().splitlines() or ["no message"])[-1]
         raise MachineError(f"measuring this machine failed ({last}); run residency probe --renew to see it again.")
     return machine
-
-
-def _never() -> ReadBytes:
-    raise MachineError("this machine changed while it was being read; run the command again.")
 
 
 def read_kernel() -> ReadBytes:
@@ -145,7 +140,7 @@ def _best_seconds(workers: Workers, program: Program) -> float:
 def main() -> None:
     """Measure, and keep the result where `this_machine` finds it."""
     library = Library(["stream.read", "step.run", "step.serve", "matmul.Q4_1"])
-    machine = probe(read_kernel=read_kernel, measure_runtime=runtime_bytes, renew="--renew" in sys.argv[1:])
+    machine = probe(read_kernel=read_kernel, measure_runtime=runtime_bytes, renew=True)
     save_machine(machine.with_measured(**figures(library, machine)))
 
 

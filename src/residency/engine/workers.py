@@ -1,6 +1,12 @@
-"""Worker threads that replay a recorded step: they live in native code between steps and sleep when there are none."""
+"""Worker threads that replay a recorded step: they live in native code between steps and sleep when there are none.
+
+A thread whose processor somebody else keeps busy makes all others wait for it, some milliseconds at a time. When that
+happens the step goes on with the caller's thread alone; all threads are tried again after a while, ever longer while
+it keeps happening.
+"""
 
 import threading
+import time
 from types import TracebackType
 
 import numpy as np
@@ -10,18 +16,24 @@ from residency.kernels.recorder import Program, address_of
 
 _GENERATION, _PROGRAM, _NUM_KERNELS, _STOP = range(4)
 _SEEN_WORD = 32  # of each thread, a cache line apart
+_YIELDS_WORD = 16  # of the meeting: how often the caller's thread gave its processor away while it waited
 _SPINS = 20_000  # about a millisecond of waiting for the next step before a thread sleeps
+_MANY_YIELDS = 300  # in one step: the others were away for some hundred microseconds
+_SHORTEST_RETREAT_SECONDS = 0.02
+_LONGEST_RETREAT_SECONDS = 1.0
 
 
 class Workers:
-    """`threads` threads, the caller's included. A step runs on all of them."""
+    """`threads` threads, the caller's included. A step runs on all of them, or on the caller's alone."""
 
     def __init__(self, library: Library, threads: int) -> None:
         self._threads = threads
         self._run = library.driver("step.run", 5)
         self._serve = library.driver("step.serve", 6)
-        self._control = np.zeros(64 * 8, np.int64)
+        self._control = np.zeros(_SEEN_WORD + 8 * (threads + 1), np.int64)
         self._meeting = np.zeros(32, np.int64)
+        self._retreat_until = 0.0
+        self._retreat_seconds = _SHORTEST_RETREAT_SECONDS
         self._wake = threading.Condition()
         self._others = [
             threading.Thread(target=self._work, args=(thread,), name=f"residency-{thread}", daemon=True)
@@ -49,14 +61,26 @@ class Workers:
         self._others = []
 
     def run(self, program: Program) -> None:
-        """Run a program on all threads; returns when every kernel is done."""
-        if self._others:
+        """Run a program; returns when every kernel is done."""
+        active = self._threads if self._others and time.perf_counter() >= self._retreat_until else 1
+        if active > 1:
             with self._wake:
                 self._control[_PROGRAM] = program.address
                 self._control[_NUM_KERNELS] = len(program.table)
                 self._control[_GENERATION] += 1
                 self._wake.notify_all()
-        self._run(program.address, len(program.table), address_of(self._meeting), 0, self._threads)
+        self._meeting[_YIELDS_WORD] = 0
+        self._run(program.address, len(program.table), address_of(self._meeting), 0, active)
+        if active > 1:
+            self._judge(int(self._meeting[_YIELDS_WORD]))
+
+    def _judge(self, yields: int) -> None:
+        """Retreat to one thread where the others were late, for twice as long as the last time."""
+        if yields > _MANY_YIELDS:
+            self._retreat_until = time.perf_counter() + self._retreat_seconds
+            self._retreat_seconds = min(2 * self._retreat_seconds, _LONGEST_RETREAT_SECONDS)
+        elif yields == 0:
+            self._retreat_seconds = max(self._retreat_seconds * 0.98, _SHORTEST_RETREAT_SECONDS)
 
     def _work(self, thread: int) -> None:
         control, meeting = address_of(self._control), address_of(self._meeting)

@@ -49,15 +49,19 @@ def probe(
     written, the next call measures again. Measuring touches the buffer's bytes, which a process that reports its
     own peak will want to have done in another.
     """
-    host = read_host()
-    kept = None if renew else load_machine()
-    if kept is not None and _describes(kept, host):
-        return _as_it_is_now(kept, host)
-    machine = _measure(host, read_kernel(), cost or ProbeCost())
+    if not renew and (kept := kept_machine()) is not None:
+        return kept
+    machine = _measure(read_host(), read_kernel(), cost or ProbeCost())
     if measure_runtime is not None:
         machine = replace(machine, runtime_bytes=measure_runtime())
     save_machine(machine)
     return machine
+
+
+def kept_machine() -> Machine | None:
+    """What machine.json says where it still holds, with threads, memory and free bytes as they are now."""
+    host, kept = read_host(), load_machine()
+    return _as_it_is_now(kept, host) if kept is not None and _describes(kept, host) else None
 
 
 def load_machine() -> Machine | None:

@@ -25,8 +25,11 @@ def call_kernel(typingctx, function, words, thread, threads):
 
 
 @njit(error_model="numpy")
-def barrier(meeting, threads):
-    """Wait until all threads are here. `meeting`: an arrival count, and 64 bytes on, a generation."""
+def barrier(meeting, thread, threads):
+    """Wait until all threads are here.
+
+    `meeting`: an arrival count; 64 bytes on, a generation; 128 bytes on, how often thread 0 has yielded.
+    """
     generation = atomic_load(meeting + 64)
     if atomic_add(meeting, 1) == threads - 1:
         atomic_add(meeting, -threads)
@@ -39,6 +42,8 @@ def barrier(meeting, threads):
             pause()
         else:
             yield_core()
+            if thread == 0:
+                store_i64(meeting + 128, load_i64(meeting + 128) + 1)
 
 
 @njit(error_model="numpy")
@@ -47,7 +52,7 @@ def _replay(program, num_kernels, meeting, thread, threads):
         at = program + 24 * i
         call_kernel(load_i64(at), load_i64(at + 8), thread, threads)
         if load_i64(at + 16) != 0 and threads > 1:
-            barrier(meeting, threads)
+            barrier(meeting, thread, threads)
 
 
 def run(program, num_kernels, meeting, thread, threads):
