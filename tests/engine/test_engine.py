@@ -104,7 +104,6 @@ def test_a_stream_closed_early_leaves_the_engine_to_others(engine: Engine) -> No
     assert engine.generate("hello", max_tokens=20).text == alone
 
 
-@pytest.mark.xfail(strict=True, reason="a stream takes the tokens of all requests of a step for its own")
 def test_two_open_streams_each_give_their_own_text(path: Path) -> None:
     with Engine.open(plan_of(path, context_tokens=128, chunk_tokens=32, max_sequences=2)) as engine:
         alone = [engine.generate([token], max_tokens=20, sampling=RANDOM).text for token in (5, 9)]
