@@ -1,4 +1,4 @@
-"""Where residency keeps what it can make again."""
+"""Where residency keeps what it can make again, and where its own processes find it."""
 
 import os
 import sys
@@ -14,3 +14,9 @@ def cache_folder() -> Path:
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "residency"
     return Path.home() / ".cache" / "residency"
+
+
+def child_environment() -> dict[str, str]:
+    """The environment in which another Python finds this very package."""
+    root = str(Path(__file__).resolve().parents[1])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}

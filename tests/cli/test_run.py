@@ -18,7 +18,7 @@ from support.models import ARCHITECTURES, small_model
 
 RUN_OPTIONS = ("--max-tokens", 8, "--memory", "300MiB", "--context", 256)
 PLAN_LINES = re.compile(
-    r"plan   small llama · llama · F32 · context 256 · RAM budget 300 MiB\n"
+    r"plan   small · llama · F32 · context 256 · RAM budget 300 MiB\n"
     r"       weights [\d.]+ MiB · KV cache [\d.]+ MiB · activations [\d.]+ MiB · runtime [\d.]+ MiB · free [\d.]+ MiB\n"
     r"       forecast [\d.]+ tokens/s, (memory|compute)-bound: .* a token at .*/s\n"
 )

@@ -26,7 +26,7 @@ def test_a_kept_plan_is_explained_like_a_new_one(residency: Residency, model_pat
 
 def test_a_plan_begins_with_the_model_and_the_budget(residency: Residency, model_path: Path) -> None:
     printed = residency("plan", model_path, "--memory", "300MiB").stdout
-    assert printed.startswith("plan   small llama · llama · F32 · context 512 · RAM budget 300 MiB\n")
+    assert printed.startswith("plan   small · llama · F32 · context 512 · RAM budget 300 MiB\n")
 
 
 def test_inspect_counts_tensors_by_format(residency: Residency, model_path: Path) -> None:

@@ -54,17 +54,17 @@ def test_the_metadata_is_what_was_written(tmp_path: Path) -> None:
     assert found == [3, CHAT_TEMPLATE, False]
 
 
-def test_the_name_is_the_metadatas(tmp_path: Path) -> None:
-    assert open_checkpoint(write_gguf(tmp_path / "m.gguf", small_model("qwen3"))).name == "small qwen3"
-
-
-def test_a_file_without_a_name_is_called_by_its_file(tmp_path: Path) -> None:
-    assert opened(tmp_path, header(0, 1) + architecture()).name == "m"
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [("Tiny-1B-Instruct.Q4_1", "Tiny-1B-Instruct"), ("tiny-q4_k_m", "tiny"), ("tiny-BF16", "tiny"), ("tiny", "tiny")],
+)
+def test_a_model_is_called_by_its_file_without_the_format(tmp_path: Path, stem: str, name: str) -> None:
+    assert open_checkpoint(write_gguf(tmp_path / f"{stem}.gguf", small_model("qwen3"))).name == name
 
 
 def test_a_name_loses_its_control_characters(tmp_path: Path) -> None:
-    data = header(0, 2) + architecture() + string("general.name") + struct.pack("<I", 8) + string("a\33[2J\nb")
-    assert opened(tmp_path, data).name == "a [2J b"
+    path = write_gguf(tmp_path / "a\33[2J\nb.gguf", small_model("qwen3"))
+    assert open_checkpoint(path).name == "a [2J b"
 
 
 def test_a_vocabulary_is_what_was_written(tmp_path: Path) -> None:

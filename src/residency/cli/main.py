@@ -22,6 +22,7 @@ VERBS = {
     "run": "Answer a prompt, or chat, inside a memory budget.",
     "plan": "Show what a run would need and how fast it would be.",
     "inspect": "Show a model from its file headers alone.",
+    "prepare": "Do what only a first run does: fetch, measure, compile, convert.",
     "pull": "Fetch a model, or list those that the catalog knows.",
     "probe": "Show what this machine can do, as measured.",
     "verify": "Hold a forecast against its run, or measure perplexity.",

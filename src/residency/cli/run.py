@@ -8,6 +8,7 @@ import click
 from residency.cli.answer import print_answer
 from residency.cli.options import PlanOptions, json_option, model_argument, plan_options
 from residency.cli.planned import planned, save_plan
+from residency.cli.prepare import prepare_first
 from residency.cli.progress import Progress
 from residency.cli.prompts import conversation, prompt_of, read_prompt
 from residency.engine.engine import Engine
@@ -79,6 +80,7 @@ def command(
     if raw and system is not None:
         raise UsageError("--raw gives the model the prompt alone; leave --system away, or write it into the prompt.")
     text = read_prompt(prompt, chatting=not (as_json or raw))
+    prepare_first(model, asked)
     with Progress() as progress:
         plan = planned(model, asked, progress)
         if plan_out is not None:

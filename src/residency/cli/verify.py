@@ -8,6 +8,7 @@ import click
 
 from residency.cli.options import PlanOptions, json_option, model_argument, plan_options
 from residency.cli.planned import is_plan_file, planned
+from residency.cli.prepare import prepare_first
 from residency.cli.progress import Progress
 from residency.cli.tables import columns
 from residency.errors import FileError, UsageError
@@ -77,6 +78,7 @@ def command(
       residency verify smollm2-135m --memory 400MiB
       residency verify model.gguf --perplexity wiki.test.raw --chunks 8 --json
     """
+    prepare_first(model, asked)
     if text_path is not None:
         _verify_perplexity(model, asked, text_path, chunks, as_json)
         return

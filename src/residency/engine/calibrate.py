@@ -18,7 +18,7 @@ from residency.hardware import Machine
 from residency.kernels.library import Library
 from residency.kernels.matmul import Matrix, linear
 from residency.kernels.recorder import Inputs, Launch, Program, Recorder, Rows, address_of
-from residency.paths import cache_folder
+from residency.paths import cache_folder, child_environment
 from residency.spec.checkpoint import Checkpoint
 from residency.store.memory_rate import ReadBytes
 from residency.store.probe import is_disturbed, kept_machine, probe, save_machine
@@ -37,7 +37,7 @@ def this_machine(*, renew: bool = False) -> Machine:
     if not renew and (kept := kept_machine()) is not None:
         return kept
     command = [sys.executable, "-m", "residency.engine.calibrate"]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
     machine = kept_machine()
     if finished.returncode or machine is None:
         last = (finished.stderr.strip().splitlines() or ["no message"])[-1]
@@ -77,7 +77,7 @@ def runtime_bytes(checkpoint: Checkpoint | None = None) -> int:
 
 def _footprint(arguments: list[str]) -> int:
     command = [sys.executable, "-m", "residency.engine.footprint", *arguments]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
     if finished.returncode:
         last = (finished.stderr.strip().splitlines() or ["no message"])[-1]
         raise MachineError(f"the runtime could not be measured: {last}.")

@@ -1,6 +1,7 @@
 """The engine: a plan in, text out."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
@@ -8,19 +9,17 @@ from types import TracebackType
 
 from residency.engine.arena import peak_resident_bytes, resident_bytes
 from residency.engine.executor import CpuExecutor
-from residency.engine.loop import Loop
+from residency.engine.loop import Loop, Sampled
+from residency.engine.planning import open_planned
 from residency.engine.report import Bandwidth, Report, Seconds
 from residency.engine.sampler import Sampling
 from residency.engine.text import StreamDecoder, Tokenizer, load_chat_template, load_tokenizer
-from residency.errors import ContextError, FileError, UsageError
+from residency.errors import ContextError, UsageError
 from residency.ledger import Ledger, MemoryClass
-from residency.models.registry import forward_of
-from residency.models.specs import model_spec
 from residency.planner.plan import MemoryBytes, Plan
 from residency.spec.checkpoint import Checkpoint
 from residency.spec.layout import read_bytes_per_token
 from residency.spec.model import ModelSpec
-from residency.spec.opening import open_checkpoint
 from residency.store.weights import Weights, ensure_store
 
 DEFAULT_MAX_TOKENS = 512
@@ -38,21 +37,18 @@ class Engine:
         self._spec = spec
         self._checkpoint = checkpoint
         self._opened = ExitStack()
+        self._streams: dict[int, Stream] = {}
         self._load_seconds = 0.0
 
     @staticmethod
     def open(plan: Plan, *, progress: Progress | None = None) -> "Engine":
         """Load what `plan` says. Converts the model and compiles kernels where that has not been done before.
 
-        FileError if the model's files are no longer those that were planned, StoreError if the store cannot be
-        written, BudgetError if the plan does not fit into its own budget.
+        FileError if the model's files are no longer those that were planned or the plan does not fit them,
+        StoreError if the store cannot be written, BudgetError if the plan does not fit into its own budget.
         """
         started = time.perf_counter()
-        checkpoint = open_checkpoint(plan.model_path)
-        if checkpoint.fingerprint != plan.model_fingerprint:
-            raise FileError(f"{plan.model_path} has changed since it was planned; make the plan anew.")
-        spec = model_spec(checkpoint)
-        forward_of(spec)  # refuses what cannot be run before anything is converted
+        checkpoint, spec = open_planned(plan)
         engine = Engine(plan, spec, load_tokenizer(checkpoint), checkpoint)
         engine._load(progress)
         engine._load_seconds = time.perf_counter() - started
@@ -147,7 +143,17 @@ class Engine:
             )
         if max_tokens is None:
             max_tokens = min(room, DEFAULT_MAX_TOKENS)
-        return Stream(self, tokens, max_tokens, sampling or Sampling(), ignore_eos=ignore_eos)
+        stream = Stream(self, tokens, max_tokens, sampling or Sampling(), ignore_eos=ignore_eos)
+        self._streams[stream._request_id] = stream
+        return stream
+
+    def _step(self) -> None:
+        """One step of the loop; its tokens go to their streams."""
+        for sampled in self._loop.step():
+            stream = self._streams[sampled.request_id]
+            stream._take(sampled, self._loop.read_bytes)
+            if sampled.is_last:
+                del self._streams[sampled.request_id]
 
     def measured_memory(self) -> MemoryBytes:
         """Memory by class so far: mapped weights and activations that are resident, pages in use, and the rest of
@@ -171,6 +177,7 @@ class Stream:
         self._started = time.perf_counter()
         self._request_id = engine._loop.submit(tokens, max_tokens, sampling, ignore_eos=ignore_eos)
         self._pieces: list[str] = []
+        self._pieces_ahead: deque[str] = deque()
         self._token_times: list[float] = []
         self._read_bytes: list[int] = []
         self._finish_reason = "length"
@@ -180,32 +187,31 @@ class Stream:
         return self
 
     def __next__(self) -> str:
-        while not self._ended:
-            piece = self._advance()
-            if piece:
-                self._pieces.append(piece)
-                return piece
-        raise StopIteration
+        while not self._pieces_ahead and not self._ended:
+            self._engine._step()
+        if not self._pieces_ahead:
+            raise StopIteration
+        self._pieces.append(self._pieces_ahead.popleft())
+        return self._pieces[-1]
 
     def close(self) -> None:
         """Stop early: the request is forgotten and its pages are free."""
         self._engine._loop.cancel(self._request_id)
+        self._engine._streams.pop(self._request_id, None)
         self._ended = True
 
-    def _advance(self) -> str:
-        loop = self._engine._loop
-        piece = ""
-        for sampled in loop.step():
-            self._token_times.append(time.perf_counter())
-            self._read_bytes.append(loop.read_bytes)
-            at_eos = sampled.token in self._engine.tokenizer.eos_ids
-            if not at_eos:
-                piece += self._decoder.feed(sampled.token)
-            if sampled.is_last:
-                self._ended = True
-                self._finish_reason = "stop" if at_eos else "length"
-                piece += self._decoder.flush()
-        return piece
+    def _take(self, sampled: Sampled, read_bytes: int) -> None:
+        """A token of this answer, from whichever stream made the engine step."""
+        self._token_times.append(time.perf_counter())
+        self._read_bytes.append(read_bytes)
+        at_eos = sampled.token in self._engine.tokenizer.eos_ids
+        piece = "" if at_eos else self._decoder.feed(sampled.token)
+        if sampled.is_last:
+            self._ended = True
+            self._finish_reason = "stop" if at_eos else "length"
+            piece += self._decoder.flush()
+        if piece:
+            self._pieces_ahead.append(piece)
 
     @property
     def token_seconds(self) -> list[float]:

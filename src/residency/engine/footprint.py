@@ -39,7 +39,7 @@ def _open_texts(path: Path) -> None:
     decoder = StreamDecoder(tokenizer)
     for token in tokenizer.encode(text, add_special=True):
         decoder.feed(token)
-    Sampler(Sampling(temperature=1.0)).sample(np.zeros(spec.vocabulary, np.float32), np.zeros(1, np.int64))
+    Sampler(Sampling()).sample(np.zeros(spec.vocabulary, np.float32), np.zeros(1, np.int64))
 
 
 if __name__ == "__main__":

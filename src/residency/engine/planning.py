@@ -6,11 +6,12 @@ from residency.engine.calibrate import runtime_bytes, this_machine
 from residency.errors import FileError, MachineError
 from residency.hardware import Machine
 from residency.hardware.host import read_host
+from residency.models.registry import forward_of
 from residency.models.specs import model_spec
 from residency.planner import Plan, plan_run
-from residency.planner.buffers import activation_buffers
-from residency.planner.memory import kv_groups
-from residency.spec.layout import store_layout
+from residency.planner.check import check_plan
+from residency.spec.checkpoint import Checkpoint
+from residency.spec.model import ModelSpec
 from residency.spec.opening import open_checkpoint
 from residency.store.fetch import resolve
 from residency.units import parse_bytes
@@ -67,10 +68,10 @@ def plan_rows(
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan in a file, checked against its model and this machine.
+    """The plan in a file, checked against its model.
 
-    FileError where the file is no plan, or where its arrays are not those that its model needs: a plan's buffers are
-    what native code writes to. MachineError where it has more threads than may run here.
+    FileError where the file is no plan or does not fit its model (see `open_planned`), MachineError where it has more
+    threads than may run here.
     """
     try:
         text = path.read_text("utf-8")
@@ -83,28 +84,20 @@ def read_plan(path: Path) -> Plan:
         raise MachineError(
             f"the plan {path} is for {plan.threads} threads and {allowed} are allowed here; make it anew here."
         )
+    open_planned(plan)
+    return plan
+
+
+def open_planned(plan: Plan) -> tuple[Checkpoint, ModelSpec]:
+    """The headers of the plan's model, and what they describe.
+
+    FileError if the files are no longer those that were planned or the plan does not fit them, UnsupportedError if the
+    model cannot be run.
+    """
     checkpoint = open_checkpoint(plan.model_path)
     if checkpoint.fingerprint != plan.model_fingerprint:
-        raise FileError(f"{plan.model_path} has changed since {path} was made; make the plan anew.")
-    spec = model_spec(checkpoint)
-    logit_rows = next((buffer.shape[0] for buffer in plan.buffers if buffer.name == "logits" and buffer.shape), 1)
-    buffers = activation_buffers(
-        spec,
-        chunk_tokens=plan.chunk_tokens,
-        max_sequences=plan.max_sequences,
-        max_context_tokens=plan.context_tokens,
-        threads=plan.threads,
-        logit_rows=logit_rows,
-    )
-    groups = kv_groups(
-        spec,
-        context_tokens=plan.context_tokens,
-        chunk_tokens=plan.chunk_tokens,
-        max_sequences=plan.max_sequences,
-    )
-    needed = (buffers, groups, store_layout(spec).resident_bytes, spec.architecture)
-    if needed != (plan.buffers, plan.kv_groups, plan.memory.weights, plan.architecture) or (
-        plan.context_tokens > spec.max_context_tokens or not plan.forecast.read_bytes_per_second
-    ):
-        raise FileError(f"the plan {path} does not fit its model {plan.model_name}; make it anew with --plan-out.")
-    return plan
+        raise FileError(f"{plan.model_path} has changed since it was planned; make the plan anew.")
+    model = model_spec(checkpoint)
+    check_plan(plan, model)
+    forward_of(model)
+    return checkpoint, model

@@ -14,7 +14,7 @@ FloatArray = npt.NDArray[np.float32]
 class Sampling:
     """How tokens are chosen. A temperature of 0 takes the likeliest; None switches a filter off.
 
-    The filters apply in this order: repetition penalty, temperature, top_k, top_p, min_p.
+    The filters apply in this order: repetition penalty, temperature, top_k, min_p, top_p.
     """
 
     temperature: float = 0.0
@@ -53,17 +53,21 @@ class Sampler:
         if chosen.temperature == 0.0:
             return int(logits.argmax())
         tokens, scaled = _top_k(logits, chosen.top_k)
-        weights = np.exp((scaled - scaled.max()) / np.float64(chosen.temperature))
-        weights /= weights.sum()
-        order = np.argsort(-weights, kind="stable")
-        tokens, weights = tokens[order], weights[order]
-        keep = len(weights)
-        if chosen.top_p is not None:
-            keep = int(np.searchsorted(np.cumsum(weights), chosen.top_p)) + 1
+        weights = np.exp((scaled - scaled.max()) / np.float32(chosen.temperature))
         if chosen.min_p is not None:
-            keep = min(keep, int(np.count_nonzero(weights >= chosen.min_p * weights[0])))
-        totals = np.cumsum(weights[: max(1, keep)])
-        return int(tokens[np.searchsorted(totals, self._random.random() * totals[-1], side="right")])
+            weights[weights < chosen.min_p] = 0.0  # the likeliest has a weight of 1
+        if chosen.top_p is not None:
+            weights[_outside_top_p(weights, chosen.top_p)] = 0.0
+        totals = np.cumsum(weights, dtype=np.float64)
+        place = int(np.searchsorted(totals, self._random.random() * totals[-1], side="right"))
+        return place if tokens is None else int(tokens[place])
+
+
+def _outside_top_p(weights: FloatArray, top_p: float) -> npt.NDArray[np.int64]:
+    """Places of those beyond the likeliest that together have the part `top_p` of all weight."""
+    order = np.argsort(-weights, kind="stable")
+    totals = np.cumsum(weights[order], dtype=np.float64)
+    return order[int(np.searchsorted(totals, top_p * totals[-1])) + 1 :]
 
 
 def _penalised(logits: FloatArray, earlier: npt.NDArray[np.int64], penalty: float) -> FloatArray:
@@ -74,9 +78,9 @@ def _penalised(logits: FloatArray, earlier: npt.NDArray[np.int64], penalty: floa
     return logits
 
 
-def _top_k(logits: FloatArray, top_k: int | None) -> tuple[npt.NDArray[np.int64], FloatArray]:
-    """The k likeliest tokens in rising order of number, with their logits; all where k is None."""
+def _top_k(logits: FloatArray, top_k: int | None) -> tuple[npt.NDArray[np.int64] | None, FloatArray]:
+    """The k likeliest tokens in rising order of number, with their logits; None for all of them."""
     if top_k is None or top_k >= len(logits):
-        return np.arange(len(logits)), logits
+        return None, logits
     tokens = np.sort(np.argpartition(-logits, top_k - 1)[:top_k])
     return tokens, logits[tokens]

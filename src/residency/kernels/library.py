@@ -6,7 +6,7 @@ name is a hash of the kernels' sources, the compiler's versions and the processo
 
 import ctypes
 import hashlib
-import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -18,9 +18,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from residency.errors import StoreError
+from residency.errors import StoreError, UnsupportedError
 from residency.kernels.simd.link import Image
-from residency.paths import cache_folder
+from residency.paths import cache_folder, child_environment
 
 Progress = Callable[[int, int], None]  # kernels compiled, kernels to compile
 
@@ -49,6 +49,11 @@ class Library:
     """The kernels of one process. Opening links what is in the cache and compiles the rest first."""
 
     def __init__(self, names: Iterable[str], progress: Progress | None = None) -> None:
+        if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+            raise UnsupportedError(
+                f"models run on Linux on x86-64 and this is {sys.platform} on {platform.machine()}; "
+                "plan and inspect work here, run does not."
+            )
         wanted = sorted(set(names))
         folder = kernel_folder()
         missing = [name for name in wanted if not (folder / f"{name}.json").exists()]
@@ -84,11 +89,13 @@ def compile_kernels(names: list[str], folder: Path, progress: Progress | None = 
     folder.mkdir(parents=True, exist_ok=True)
     workers = min(len(names), os.cpu_count() or 1)
     command = [sys.executable, "-m", "residency.kernels.simd.compile", str(folder)]
-    package_root = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package_root, os.environ.get("PYTHONPATH", "")])}
     running = [
         subprocess.Popen(
-            [*command, *names[i::workers]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
+            [*command, *names[i::workers]],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=child_environment(),
+            text=True,
         )
         for i in range(workers)
     ]
@@ -122,9 +129,18 @@ def kernel_folder() -> Path:
     for source in sorted([*here.glob("*/cpu.py"), *here.glob("simd/*.py")]):
         digest.update(source.read_bytes())
     for package in ("numba", "llvmlite"):
-        digest.update(importlib.metadata.version(package).encode())
+        digest.update(_installation(package).encode())
     digest.update(f"{sys.version_info[:2]} {platform.machine()} {_processor()}".encode())
     return cache_folder() / "kernels" / digest.hexdigest()[:16]
+
+
+def _installation(package: str) -> str:
+    """Changes with the package's version; reading the version itself would take 20 ms."""
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise StoreError(f"compiling kernels needs {package}, which is not installed; install residency anew.")
+    status = Path(found.origin).with_name("_version.py").stat()
+    return f"{package} {status.st_size} {status.st_mtime_ns}"
 
 
 def _processor() -> str:

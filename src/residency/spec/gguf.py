@@ -4,6 +4,7 @@ Every count and length is checked against the file's size before anything is rea
 """
 
 import math
+import re
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -24,6 +25,9 @@ MAX_DIMENSIONS = 4
 MAX_ALIGNMENT = 1 << 20
 SMALLEST_ENTRY_BYTES = 13  # of metadata: an empty key, a type and one byte
 SMALLEST_TENSOR_BYTES = 32  # an empty name, one dimension, a type and an offset
+
+# Files are named by people, and end in their format; general.name is often what some tool made of a folder's name.
+_FORMAT_SUFFIX = re.compile(r"(?<=.)[.-](I?Q\d[\w]*|B?F16|F32)$", re.IGNORECASE | re.ASCII)
 
 SCALARS = {
     0: struct.Struct("<B"),
@@ -85,11 +89,10 @@ class _Header:
         architecture = config.get("general.architecture")
         if not isinstance(architecture, str):
             self.damaged("its metadata names no general.architecture")
-        name = printable(config.get("general.name"))
         return Checkpoint(
             kind="gguf",
             path=self.path,
-            name=name or self.path.stem,
+            name=printable(_FORMAT_SUFFIX.sub("", self.path.stem)) or "model",
             architecture=architecture,
             config=config,
             tensors=tensors,

@@ -36,9 +36,9 @@ def rotate_and_store(
     k_norm: FloatArray | None = None,
     epsilon: float = 0.0,
 ) -> None:
-    """Rotate q and k in place, and write the rotated k and v into the cache; the norms (head_dim,) come before the rotation.
+    """Rotate q and k in place, and write the rotated k and v into the cache.
 
-    q (tokens, heads * head_dim), k and v (tokens, kv_heads * head_dim), angles (tokens, head_dim): cosines | sines.
+    The norms (head_dim,) come before the rotation.     q (tokens, heads * head_dim), k and v (tokens, kv_heads * head_dim), angles (tokens, head_dim): cosines | sines.
     J. Su et al.: RoFormer (2021), in the half-split form.
     """
     assert k.strides == v.strides and spec.head_dim % 16 == 0

@@ -68,7 +68,6 @@ def rotate_and_store(
     rope, rope_stride, slots_at, pages, page_bytes, tokens_at, thread, threads,
 ):  # fmt: skip
     """See reference.rotate_and_store. The work is dealt out by token and head; q and k are rotated in place."""
-    half = head_dim // 2
     per_token = heads + kv_heads
     units = load_i64(tokens_at) * per_token
     for unit in range(share_start(units, thread, threads), share_start(units, thread + 1, threads)):

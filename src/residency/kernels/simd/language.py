@@ -364,3 +364,4 @@ pause = _operation(
     _call("llvm.x86.sse2.pause", ir.VoidType()) if llvm.get_default_triple().startswith("x86") else (lambda b: None),
 )
 yield_core = _operation(types.void(), _call("sched_yield", I32))
+cycle_count = _operation(types.int64(), _call("llvm.readcyclecounter", I64))  # at a constant rate on x86-64

@@ -4,7 +4,15 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from residency.kernels.simd.language import atomic_add, atomic_load, load_i64, pause, store_i64, yield_core
+from residency.kernels.simd.language import (
+    atomic_add,
+    atomic_load,
+    cycle_count,
+    load_i64,
+    pause,
+    store_i64,
+    yield_core,
+)
 
 SPINS_BEFORE_YIELD = 256  # some microseconds: more than threads wait for each other, unless one lost its processor
 _I64 = ir.IntType(64)
@@ -80,7 +88,13 @@ def serve(control, seen_at, meeting, thread, threads, max_spins):
         spins = 0
 
 
+def stamp(at, thread, threads):
+    """A kernel that notes when the caller's thread is here, for profiles: the processor's cycle counter to `at`."""
+    if thread == 0:
+        store_i64(at, cycle_count())
+
+
 run.is_driver = True
 serve.is_driver = True
 
-KERNELS = {"run": run, "serve": serve}
+KERNELS = {"run": run, "serve": serve, "stamp": stamp}

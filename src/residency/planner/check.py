@@ -1,0 +1,31 @@
+"""Whether a plan, which may come from a file, is one that its model can be run by."""
+
+from residency.errors import FileError
+from residency.planner.buffers import activation_buffers
+from residency.planner.memory import kv_groups
+from residency.planner.plan import Plan
+from residency.spec.layout import store_layout
+from residency.spec.model import ModelSpec
+
+
+def check_plan(plan: Plan, model: ModelSpec) -> None:
+    """FileError where the plan's arrays are not those that `model` needs: native code writes to them."""
+    logit_rows = next((buffer.shape[0] for buffer in plan.buffers if buffer.name == "logits" and buffer.shape), 1)
+    buffers = activation_buffers(
+        model,
+        chunk_tokens=plan.chunk_tokens,
+        max_sequences=plan.max_sequences,
+        max_context_tokens=plan.context_tokens,
+        threads=plan.threads,
+        logit_rows=logit_rows,
+    )
+    groups = kv_groups(
+        model,
+        context_tokens=plan.context_tokens,
+        chunk_tokens=plan.chunk_tokens,
+        max_sequences=plan.max_sequences,
+    )
+    needed = (buffers, groups, store_layout(model).resident_bytes, model.architecture)
+    planned = (plan.buffers, plan.kv_groups, plan.memory.weights, plan.architecture)
+    if needed != planned or plan.context_tokens > model.max_context_tokens or not plan.forecast.read_bytes_per_second:
+        raise FileError(f"the plan does not fit its model {plan.model_name}; make it anew with --plan-out.")
