@@ -114,6 +114,14 @@ def test_two_open_streams_each_give_their_own_text(path: Path) -> None:
         assert [stream.report.text for stream in streams] == alone
 
 
+def test_a_stream_that_nobody_reads_on_changes_no_other_answer(path: Path) -> None:
+    with Engine.open(plan_of(path, context_tokens=128, chunk_tokens=32)) as engine:
+        alone = engine.generate("hello", max_tokens=20).text
+        unread = engine.stream([9] * 100, max_tokens=20, sampling=RANDOM)
+        next(unread)
+        assert engine.generate("hello", max_tokens=20).text == alone
+
+
 def test_a_model_that_has_changed_since_it_was_planned_is_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "small.gguf", small_model("qwen2"))
     plan = plan_of(path)
