@@ -1,12 +1,13 @@
 """Worker threads that replay a recorded step: they live in native code between steps and sleep when there are none.
 
 A thread whose processor somebody else keeps busy makes all others wait for it, some milliseconds at a time. When that
-happens the step goes on with the caller's thread alone; all threads are tried again after a while, ever longer while
-it keeps happening.
+happens the step goes on with the caller's thread alone, and so do the next steps; all threads are tried again after a
+while, ever longer while it keeps happening.
 """
 
 import threading
 import time
+from collections import deque
 from types import TracebackType
 
 import numpy as np
@@ -16,9 +17,8 @@ from residency.kernels.recorder import Program, address_of
 
 _GENERATION, _PROGRAM, _NUM_KERNELS, _STOP = range(4)
 _SEEN_WORD = 32  # of each thread, a cache line apart
-_YIELDS_WORD = 16  # of the meeting: how often the caller's thread gave its processor away while it waited
+_SLEEPS_WORD, _ALONE_WORD = 16, 24  # of the meeting: see kernels/step/cpu.py
 _SPINS = 20_000  # about a millisecond of waiting for the next step before a thread sleeps
-_MANY_YIELDS = 300  # in one step: the others were away for some hundred microseconds
 _SHORTEST_RETREAT_SECONDS = 0.02
 _LONGEST_RETREAT_SECONDS = 1.0
 
@@ -33,6 +33,7 @@ class Workers:
         self._control = np.zeros(_SEEN_WORD + 8 * (threads + 1), np.int64)
         self._meeting = np.zeros(32, np.int64)
         self._retreat_until = 0.0
+        self._late: deque[bool] = deque(maxlen=4)
         self._retreat_seconds = _SHORTEST_RETREAT_SECONDS
         self._wake = threading.Condition()
         self._others = [
@@ -69,17 +70,19 @@ class Workers:
                 self._control[_NUM_KERNELS] = len(program.table)
                 self._control[_GENERATION] += 1
                 self._wake.notify_all()
-        self._meeting[_YIELDS_WORD] = 0
+        self._meeting[_SLEEPS_WORD] = self._meeting[_ALONE_WORD] = 0
         self._run(program.address, len(program.table), address_of(self._meeting), 0, active)
         if active > 1:
-            self._judge(int(self._meeting[_YIELDS_WORD]))
+            self._judge(went_on_alone=bool(self._meeting[_ALONE_WORD]))
 
-    def _judge(self, yields: int) -> None:
-        """Retreat to one thread where the others were late, for twice as long as the last time."""
-        if yields > _MANY_YIELDS:
+    def _judge(self, *, went_on_alone: bool) -> None:
+        """Retreat to one thread where the others were late in two of four steps, for twice as long as the last time."""
+        self._late.append(went_on_alone)
+        if sum(self._late) >= 2:
+            self._late.clear()
             self._retreat_until = time.perf_counter() + self._retreat_seconds
             self._retreat_seconds = min(2 * self._retreat_seconds, _LONGEST_RETREAT_SECONDS)
-        elif yields == 0:
+        elif not any(self._late):
             self._retreat_seconds = max(self._retreat_seconds * 0.98, _SHORTEST_RETREAT_SECONDS)
 
     def _work(self, thread: int) -> None:

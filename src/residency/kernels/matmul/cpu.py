@@ -270,8 +270,8 @@ def _multiplier(block, tokens, block_bytes, x_block_bytes):
 def _kernel(block_of, block_bytes, x_block_bytes):
     """The kernel of one format: this thread's tiles times all tokens, in register blocks of 16, 8, 4, 2 and 1 tokens.
 
-    Tiles are taken in runs that stay in the second-level cache while all tokens pass, and a register block's tokens stay
-    in the first while the run's tiles pass.
+    Tiles are taken in runs that stay in the second-level cache while all tokens pass; a register block's tokens stay in
+    the first while the run's tiles pass.
     """
     by_1, by_2, by_4, by_8, by_16 = (
         _multiplier(block_of(tokens), tokens, block_bytes, x_block_bytes) for tokens in (1, 2, 4, 8, 16)

@@ -38,8 +38,8 @@ def rotate_and_store(
 ) -> None:
     """Rotate q and k in place, and write the rotated k and v into the cache.
 
-    The norms (head_dim,) come before the rotation.     q (tokens, heads * head_dim), k and v (tokens, kv_heads * head_dim), angles (tokens, head_dim): cosines | sines.
-    J. Su et al.: RoFormer (2021), in the half-split form.
+    The norms (head_dim,) come before the rotation. Shapes: q (tokens, heads * head_dim), k and v (tokens, kv_heads *
+    head_dim), angles (tokens, head_dim): cosines | sines. J. Su et al.: RoFormer (2021), in the half-split form.
     """
     assert k.strides == v.strides and spec.head_dim % 16 == 0
     step.launch(

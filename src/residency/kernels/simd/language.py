@@ -363,5 +363,7 @@ pause = _operation(
     types.void(),
     _call("llvm.x86.sse2.pause", ir.VoidType()) if llvm.get_default_triple().startswith("x86") else (lambda b: None),
 )
-yield_core = _operation(types.void(), _call("sched_yield", I32))
+sleep_shortly = _operation(  # some 50 microseconds: the least that the system's timers give
+    types.void(), lambda b: _call("usleep", I32, I32)(b, ir.Constant(I32, 1))
+)
 cycle_count = _operation(types.int64(), _call("llvm.readcyclecounter", I64))  # at a constant rate on x86-64

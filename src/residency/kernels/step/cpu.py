@@ -10,11 +10,12 @@ from residency.kernels.simd.language import (
     cycle_count,
     load_i64,
     pause,
+    sleep_shortly,
     store_i64,
-    yield_core,
 )
 
-SPINS_BEFORE_YIELD = 256  # some microseconds: more than threads wait for each other, unless one lost its processor
+SPINS_BEFORE_SLEEP = 8000  # longer than threads wait for each other, unless one has lost its processor
+MANY_SLEEPS = 8  # of thread 0 in one step: the others were away for half a millisecond
 _I64 = ir.IntType(64)
 
 
@@ -34,9 +35,11 @@ def call_kernel(typingctx, function, words, thread, threads):
 
 @njit(error_model="numpy")
 def barrier(meeting, thread, threads):
-    """Wait until all threads are here.
+    """Wait until all threads are here: spinning at first, then asleep.
 
-    `meeting`: an arrival count; 64 bytes on, a generation; 128 bytes on, how often thread 0 has yielded.
+    Sleeping, and not sched_yield, which Linux' scheduler (EEVDF) takes as a wish to run much later.
+
+    `meeting`: an arrival count; 64 bytes on, a generation; 128 bytes on, how often thread 0 has slept here.
     """
     generation = atomic_load(meeting + 64)
     if atomic_add(meeting, 1) == threads - 1:
@@ -46,21 +49,31 @@ def barrier(meeting, thread, threads):
     spins = 0
     while atomic_load(meeting + 64) == generation:
         spins += 1
-        if spins < SPINS_BEFORE_YIELD:
+        if spins < SPINS_BEFORE_SLEEP:
             pause()
         else:
-            yield_core()
+            sleep_shortly()
             if thread == 0:
                 store_i64(meeting + 128, load_i64(meeting + 128) + 1)
 
 
 @njit(error_model="numpy")
 def _replay(program, num_kernels, meeting, thread, threads):
+    """Walk the program. Where the others were late too long, thread 0 tells them so and goes on alone.
+
+    `meeting`, 192 bytes on: whether it does. It is written before a meeting and read after it, by all.
+    """
     for i in range(num_kernels):
         at = program + 24 * i
         call_kernel(load_i64(at), load_i64(at + 8), thread, threads)
         if load_i64(at + 16) != 0 and threads > 1:
+            if thread == 0 and load_i64(meeting + 128) > MANY_SLEEPS:
+                store_i64(meeting + 192, 1)
             barrier(meeting, thread, threads)
+            if load_i64(meeting + 192) != 0:
+                if thread != 0:
+                    return
+                threads = 1
 
 
 def run(program, num_kernels, meeting, thread, threads):
