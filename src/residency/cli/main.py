@@ -26,6 +26,7 @@ VERBS = {
     "pull": "Fetch a model, or list those that the catalog knows.",
     "probe": "Show what this machine can do, as measured.",
     "verify": "Hold a forecast against its run, or measure perplexity.",
+    "bench": "Measure speed and how near it is to the machine's limits.",
     "completion": "Print the script that completes commands in a shell.",
 }
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)

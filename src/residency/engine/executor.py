@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from residency.engine.arena import Arena, activation_arena, resident_bytes
 from residency.engine.inputs import StepInputs
+from residency.engine.stamps import LaunchTime, StampedStep
 from residency.engine.workers import Workers
 from residency.kernels.embed import embed
 from residency.kernels.library import Library
@@ -47,6 +48,7 @@ class CpuExecutor:
             if spec.tied:
                 embed(step, weights.head, spec.embedding_scale, buffers["hidden"])
             forward_of(spec)(step, parts)
+            self._kernels = step.kernels
             self._library = Library([*step.kernels, *DRIVERS], compiling)
             self._program = step.finish(self._library)
             self._workers = opened.enter_context(Workers(self._library, plan.threads))
@@ -77,12 +79,28 @@ class CpuExecutor:
         Returns the logits (rows, vocabulary) of the entries that need them, in order, or with `every_logit` of all
         tokens; a view that the next step overwrites.
         """
-        self._token_ids[: len(tokens)] = tokens
-        if self._hidden is not None:
-            self._weights.embed(tokens, self._hidden[: len(tokens)])
+        self._start(tokens)
         rows = self._inputs.write(batch, pages, every_logit=every_logit)
         self._workers.run(self._program)
         return self._logits[: len(rows), : self._vocabulary]
+
+    def profile(
+        self, batch: Batch, pages: KvPages, tokens: npt.NDArray[np.int64], *, repeats: int
+    ) -> tuple[LaunchTime, ...]:
+        """How long each kernel of this step takes inside the step, over `repeats` runs of it. Leaves what `compute`
+        leaves: the step's keys and values are in the cache.
+        """
+        stamped = StampedStep(self._program, self._library, self._kernels)
+        for _ in range(repeats):
+            self._start(tokens)
+            self._inputs.write(batch, pages)
+            stamped.run(self._workers)
+        return stamped.times()
+
+    def _start(self, tokens: npt.NDArray[np.int64]) -> None:
+        self._token_ids[: len(tokens)] = tokens
+        if self._hidden is not None:
+            self._weights.embed(tokens, self._hidden[: len(tokens)])
 
     def _layer_pages(self) -> list[LayerPages]:
         layers: dict[int, LayerPages] = {}
@@ -90,6 +108,9 @@ class CpuExecutor:
             pages = arena.bytes[: group.num_bytes].reshape(len(group.layers), group.num_pages, group.page_bytes)
             for place, layer in enumerate(group.layers):
                 layers[layer] = LayerPages(
-                    pages=pages[place], slots=self._inputs.slots[index], tables=self._inputs.tables[index]
+                    pages=pages[place],
+                    slots=self._inputs.slots[index],
+                    tables=self._inputs.tables[index],
+                    number_format=self._plan.kv_format,
                 )
         return [layers[layer] for layer in range(len(layers))]

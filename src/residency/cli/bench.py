@@ -1,0 +1,253 @@
+"""`residency bench`: how fast a model is on this machine, and how near to the machine's limits."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from residency.cli.options import json_option, memory_bytes, model_argument
+from residency.cli.planned import fetched, measured_machine
+from residency.cli.progress import Progress
+from residency.cli.tables import columns
+from residency.engine.planning import plan_rows
+from residency.errors import UsageError
+from residency.hardware import Machine
+from residency.models.specs import model_spec
+from residency.planner import Plan
+from residency.planner.explain import speed
+from residency.spec.layout import read_bytes_per_token
+from residency.spec.opening import open_checkpoint
+from residency.units import decimal_bytes, operations_rate, rate, seconds
+from residency.verifier.bench import Asked, Limits, Speed, bench_data, limits_of, measure
+from residency.verifier.opened import opened
+from residency.verifier.profile import StepProfile, profile_decode, profile_prefill
+from residency.verifier.roofline import Point, Roofline, roofline_svg, write_png
+
+_USUAL = Asked()
+_PROFILED_TOKENS = (128, 512)  # context of the decode step, prompt of the prefill
+_MOST_TOKENS = 1 << 24
+
+
+def numbers(least: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[int, ...] | None]:
+    """A callback for an option such as "16,512": whole numbers from `least` on, UsageError for anything else."""
+
+    def parse(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+        if text is None:
+            return None
+        words = [word.strip() for word in text.split(",") if word.strip()]
+        if not all(word.isascii() and word.isdigit() and least <= int(word[:9]) <= _MOST_TOKENS for word in words):
+            raise UsageError(
+                f"--{param.name} takes numbers from {least} on, such as 16,512; {text[:40]!r} is not that."
+            )
+        return tuple(dict.fromkeys(int(word) for word in words))
+
+    return parse
+
+
+@click.command("bench")
+@model_argument
+@click.option("--prompt", callback=numbers(1), metavar="N,...", help="Prefill prompts of these tokens (16,512,4096).")
+@click.option("--context", callback=numbers(0), metavar="N,...", help="Decode after these tokens (0,1024,4096).")
+@click.option("--batch", callback=numbers(1), metavar="N,...", help="Decode so many sequences together (1,2,4,8,16).")
+@click.option(
+    "--decode-tokens",
+    type=click.IntRange(min=1, max=4096),
+    default=_USUAL.decode_tokens,
+    show_default=True,
+    metavar="N",
+    help="Steps of each decode.",
+)
+@click.option(
+    "--repeat",
+    type=click.IntRange(min=1, max=1000),
+    default=_USUAL.repeats,
+    show_default=True,
+    metavar="N",
+    help="Repetitions; the median counts.",
+)
+@click.option("--threads", type=int, metavar="N", help="Threads to compute with (default: all allowed).")
+@click.option("--memory", callback=memory_bytes, metavar="SIZE", help="Budget of the whole process, such as 400MiB.")
+@click.option("--profile", is_flag=True, help="Show one step of decode and one of prefill by operator instead.")
+@click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw the roofline.")
+@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="The same as pixels.")
+@json_option
+def command(
+    model: str,
+    prompt: tuple[int, ...] | None,
+    context: tuple[int, ...] | None,
+    batch: tuple[int, ...] | None,
+    decode_tokens: int,
+    repeat: int,
+    threads: int | None,
+    memory: int | None,
+    profile: bool,
+    svg: Path | None,
+    png: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure MODEL: prefill by prompt, decode by context and by batch, beside the forecast and the machine's limits.
+
+    Where one of --prompt, --context and --batch is given, only what is given is measured. Sequences that decode
+    together have 64 tokens of context each. --profile takes the first of --context and of --prompt.
+
+    \b
+    Examples:
+      residency bench smollm2-135m
+      residency bench model.gguf --batch 1,8 --svg roofline.svg
+      residency bench model.gguf --profile --context 4096
+    """
+    if profile and (svg or png or batch):
+        raise UsageError("--profile shows one step; leave --svg, --png and --batch to a measurement.")
+    with Progress() as progress:
+        path = fetched(model, progress)
+        machine = measured_machine(progress)
+        plan_for = partial(_plan, path, memory=memory, threads=threads, machine=machine)
+        if profile:
+            steps = _profiles(plan_for, machine, progress, context=context, prompt=prompt)
+            _print_profiles(steps, as_json)
+            return
+        asked = _asked(path, prompt, context, batch, decode_tokens, repeat)
+        plan = plan_for(asked.batched_tokens if asked.sequences else asked.longest_tokens, 1)
+        progress.say("the read loop, alone")
+        limits = limits_of(machine, weight_bytes=_weight_bytes(path), threads=plan.threads)
+        speeds = measure(asked, plan_for, machine, say=progress.say, progress=progress)
+    picture = roofline_svg(_roofline(limits, speeds), f"{plan.model_name}, {plan.threads} threads, {machine.processor}")
+    if svg is not None:
+        svg.write_text(picture, "utf-8")
+    if png is not None:
+        write_png(picture, png)
+    if as_json:
+        click.echo(json.dumps(bench_data(plan, machine, limits, speeds), ensure_ascii=False))
+    else:
+        click.echo("\n".join(_lines(plan, machine, limits, speeds)))
+
+
+def _plan(
+    path: Path, context_tokens: int, sequences: int, *, memory: int | None, threads: int | None, machine: Machine
+) -> Plan:
+    return plan_rows(
+        path, memory=memory, context=context_tokens, max_sequences=sequences, threads=threads, machine=machine
+    )
+
+
+def _weight_bytes(path: Path) -> int:
+    return read_bytes_per_token(model_spec(open_checkpoint(path)))
+
+
+def _asked(
+    path: Path,
+    prompt: tuple[int, ...] | None,
+    context: tuple[int, ...] | None,
+    batch: tuple[int, ...] | None,
+    decode_tokens: int,
+    repeats: int,
+) -> Asked:
+    """What was given; where nothing was, the usual as far as the model's context reaches."""
+    if prompt is None and context is None and batch is None:
+        usual = Asked(decode_tokens=decode_tokens, repeats=repeats)
+        return usual.within(model_spec(open_checkpoint(path)).max_context_tokens)
+    return Asked(
+        prompt_tokens=prompt or (),
+        context_tokens=context or (),
+        sequences=batch or (),
+        decode_tokens=decode_tokens,
+        repeats=repeats,
+    )
+
+
+def _profiles(
+    plan_for: Callable[[int, int], Plan],
+    machine: Machine,
+    progress: Progress,
+    *,
+    context: tuple[int, ...] | None,
+    prompt: tuple[int, ...] | None,
+) -> list[StepProfile]:
+    """Decode and prefill; only one of them where only its extent was given."""
+    contexts, prompts = (context or ())[:1], (prompt or ())[:1]
+    if not contexts and not prompts:
+        contexts, prompts = (_PROFILED_TOKENS[0],), (_PROFILED_TOKENS[1],)
+    plan = plan_for(max(*contexts, *prompts, 1) + 3, 1)
+    with opened(plan, progress) as model:
+        decodes = [profile_decode(model, machine, context_tokens=each) for each in contexts]
+        return decodes + [profile_prefill(model, machine, prompt_tokens=each) for each in prompts]
+
+
+def _roofline(limits: Limits, speeds: Sequence[Speed]) -> Roofline:
+    points = tuple(
+        Point(
+            label=_name(each),
+            kind=each.kind,
+            operations_per_byte=each.operations_per_byte,
+            operations_per_second=each.operations_per_second,
+        )
+        for each in speeds
+    )
+    return Roofline(
+        bytes_per_second=limits.read_bytes_per_second,
+        operations_per_second=limits.operations_per_second,
+        points=points,
+    )
+
+
+def _name(each: Speed) -> str:
+    if each.kind == "prefill":
+        return f"prefill {each.context_tokens}"
+    if each.sequences > 1:
+        return f"decode x{each.sequences}"
+    return f"decode after {each.context_tokens}"
+
+
+def _lines(plan: Plan, machine: Machine, limits: Limits, speeds: Sequence[Speed]) -> list[str]:
+    """The table for people."""
+    head = ["", "tokens/s", "least to most", "forecast", "bytes a step", "read", "of memory", "of vector units"]
+    rows = [
+        [
+            _name(each),
+            speed(each.tokens_per_second),
+            f"{speed(min(each.samples))} to {speed(max(each.samples))}",
+            speed(each.forecast_tokens_per_second),
+            decimal_bytes(each.read_bytes_per_step),
+            rate(each.read_bytes_per_second),
+            f"{each.read_bytes_per_second / limits.read_bytes_per_second:.0%}",
+            f"{each.operations_per_second / limits.operations_per_second:.0%}",
+        ]
+        for each in speeds
+    ]
+    origin = machine.figures["matrix_int8_operations_per_second"].origin
+    return [
+        f"{plan.model_name} · {plan.format_label} · {plan.threads} threads · {machine.processor}",
+        f"memory {rate(limits.read_bytes_per_second)} by the probe, {rate(limits.read_loop_bytes_per_second)} by a "
+        f"read loop now · vector units {operations_rate(limits.operations_per_second)} ({origin})",
+        "",
+        *columns([head, *rows], right=tuple(range(1, len(head)))),
+    ]
+
+
+def _print_profiles(steps: Sequence[StepProfile], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"profiles": [step.to_data() for step in steps]}))
+        return
+    click.echo("\n\n".join("\n".join(_profile_lines(step)) for step in steps))
+
+
+def _profile_lines(step: StepProfile) -> list[str]:
+    head = ["kernel", "matrix", "launches", "time", "of step", "bytes", "rate", "operations", "of the limit"]
+    rows: list[list[Any]] = [
+        [
+            each.kernel,
+            each.shape,
+            str(each.launches),
+            seconds(each.seconds),
+            f"{each.seconds / step.seconds:.1%}",
+            decimal_bytes(each.read_bytes),
+            rate(each.read_bytes / each.seconds) if each.seconds else "",
+            operations_rate(each.operations / each.seconds) if each.seconds else "",
+            f"{each.share_of_limit:.0%}",
+        ]
+        for each in step.operators
+    ]
+    return [f"{step.what}: {seconds(step.seconds)}", "", *columns([head, *rows], right=tuple(range(2, len(head))))]

@@ -1,0 +1,63 @@
+"""A model opened for measuring: its loop and its parts, without tokenizer or text."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from residency.engine.engine import Progress
+from residency.engine.executor import CpuExecutor
+from residency.engine.loop import Loop
+from residency.engine.sampler import Sampling
+from residency.errors import FileError
+from residency.models.registry import forward_of
+from residency.models.specs import model_spec
+from residency.planner.plan import Plan
+from residency.spec.layout import read_bytes_per_token
+from residency.spec.model import ModelSpec
+from residency.spec.opening import open_checkpoint
+from residency.store.weights import Weights, ensure_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A plan's model in memory."""
+
+    plan: Plan
+    spec: ModelSpec
+    weights: Weights
+    executor: CpuExecutor
+    loop: Loop
+    random: np.random.Generator
+
+    def random_tokens(self, num_tokens: int) -> list[int]:
+        """A prompt that no other shares anything with."""
+        return [int(token) for token in self.random.integers(0, self.spec.vocabulary, num_tokens)]
+
+    def submit(self, prompt_tokens: int, max_tokens: int) -> int:
+        """A request of random tokens that ends only at `max_tokens`; its number."""
+        return self.loop.submit(self.random_tokens(prompt_tokens), max_tokens, Sampling(), ignore_eos=True)
+
+
+@contextmanager
+def opened(plan: Plan, progress: Progress | None = None) -> Iterator[Opened]:
+    """The plan's model, ready; closed afterwards. Fails as `Engine.open` does."""
+
+    def stage(name: str) -> Callable[[int, int], None] | None:
+        return None if progress is None else lambda done, total: progress(name, done, total)
+
+    checkpoint = open_checkpoint(plan.model_path)
+    if checkpoint.fingerprint != plan.model_fingerprint:
+        raise FileError(f"{plan.model_path} has changed since it was planned; make the plan anew.")
+    spec = model_spec(checkpoint)
+    forward_of(spec)
+    folder = ensure_store(spec, plan.model_fingerprint, progress=stage("converting"))
+    with (
+        Weights(spec, folder) as weights,
+        CpuExecutor(plan, spec, weights, compiling=stage("compiling kernels")) as executor,
+    ):
+        loop = Loop(plan, executor, eos_ids=frozenset(), weight_read_bytes=read_bytes_per_token(spec))
+        yield Opened(
+            plan=plan, spec=spec, weights=weights, executor=executor, loop=loop, random=np.random.default_rng(0)
+        )
