@@ -1,12 +1,12 @@
 """The roofline's geometry, and what the picture says."""
 
+import importlib
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 
 from residency.errors import UsageError
-from residency.verifier import roofline as module
 from residency.verifier.roofline import Point, Roofline, Scale, roofline_svg, write_png
 
 POINTS = (
@@ -76,6 +76,6 @@ def test_a_png_without_its_library_is_refused_with_what_to_install(
     def missing(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(module.importlib, "import_module", missing)
+    monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(UsageError, match=r"pip install 'residency\[png\]'"):
         write_png("<svg/>", tmp_path / "picture.png")

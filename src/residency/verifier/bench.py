@@ -164,7 +164,7 @@ def _decode(model: Opened, machine: Machine, asked: Asked, *, sequences: int, co
 
 def prefill_speed(model: Opened, machine: Machine, *, prompt_tokens: int, repeats: int) -> Speed:
     """From a prompt that nothing is known of to its first token, `repeats` times."""
-    loop, plan, cost = model.loop, model.plan, ModelCost.of(model.spec)
+    loop, plan, cost = model.loop, model.plan, model.cost
     samples, steps = [], 0
     read_before = loop.read_bytes
     for _ in range(repeats):
@@ -220,7 +220,7 @@ def decode_speed(
     for request in requests:
         loop.cancel(request)
     work = decode_workload(
-        ModelCost.of(model.spec), sequences=sequences, context_tokens=context_tokens + decode_tokens * repeats // 2
+        model.cost, sequences=sequences, context_tokens=context_tokens + decode_tokens * repeats // 2
     )
     seconds = step_seconds(work, num_layers=len(model.spec.layers), machine=machine, threads=model.plan.threads)
     return Speed(

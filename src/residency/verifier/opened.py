@@ -13,6 +13,8 @@ from residency.engine.sampler import Sampling
 from residency.errors import FileError
 from residency.models.registry import forward_of
 from residency.models.specs import model_spec
+from residency.planner.cost import ModelCost
+from residency.planner.memory import KV_VALUE_BYTES
 from residency.planner.plan import Plan
 from residency.spec.layout import read_bytes_per_token
 from residency.spec.model import ModelSpec
@@ -30,6 +32,11 @@ class Opened:
     executor: CpuExecutor
     loop: Loop
     random: np.random.Generator
+
+    @property
+    def cost(self) -> ModelCost:
+        """What the model's steps are made of, in the plan's format of the KV cache."""
+        return ModelCost.of(self.spec, kv_value_bytes=KV_VALUE_BYTES[self.plan.kv_format])
 
     def random_tokens(self, num_tokens: int) -> list[int]:
         """A prompt that no other shares anything with."""

@@ -155,8 +155,8 @@ def by_operator(times: Iterable[LaunchTime], batch: Batch, machine: Machine, thr
 def work_of(launch: LaunchTime, entries: Iterable[BatchEntry]) -> Work:
     """What a launch reads and computes, by its kernel's words; nothing for kernels that are not known here."""
     operator, _, variant = launch.kernel.partition(".")
-    if operator == "attention":
-        return _ATTENTION[variant](launch.words, entries) if variant in _ATTENTION else Work(read_bytes=0)
+    if operator == "attention" and variant != "combine":
+        return _attend(launch.words, variant, entries)
     return _WORK[operator](launch.words, variant) if operator in _WORK else Work(read_bytes=0)
 
 
@@ -189,7 +189,8 @@ def _of_values(read_bytes: int, *, operations_per_byte: int) -> Work:
     return Work(read_bytes=read_bytes, vector_operations=read_bytes * operations_per_byte)
 
 
-def _attend(words: Words, entries: Iterable[BatchEntry]) -> Work:
+def _attend(words: Words, variant: str, entries: Iterable[BatchEntry]) -> Work:
+    value_bytes = FORMATS[variant.removeprefix("attend_")].block_bytes
     head_dim = int(words["head_dim"])
     layer = ModelCost(
         num_layers=1,
@@ -201,7 +202,7 @@ def _attend(words: Words, entries: Iterable[BatchEntry]) -> Work:
                 num_layers=1,
                 window_tokens=int(words["window"]),
                 operations_per_pair=4 * int(words["heads"]) * head_dim,
-                bytes_per_token=4 * int(words["kv_heads"]) * head_dim,
+                bytes_per_token=2 * value_bytes * int(words["kv_heads"]) * head_dim,
             ),
         ),
     )
@@ -212,7 +213,7 @@ def _attend(words: Words, entries: Iterable[BatchEntry]) -> Work:
     )
 
 
-def _combine(words: Words, entries: Iterable[BatchEntry]) -> Work:
+def _combine(words: Words, variant: str) -> Work:
     parts = int(words["splits"]) * int(words["heads"]) * int(words["tokens"])
     return _of_values(parts * partial_bytes(int(words["head_dim"])), operations_per_byte=1)
 
@@ -237,5 +238,5 @@ _WORK: Mapping[str, Callable[[Words, str], Work]] = {
     "norm": _norm,
     "gate": _gate,
     "rotary": _rotary,
+    "attention": _combine,
 }
-_ATTENTION: Mapping[str, Callable[[Words, Iterable[BatchEntry]], Work]] = {"attend": _attend, "combine": _combine}
