@@ -31,6 +31,7 @@ PLAN = Plan(
     chunk_tokens=128,
     page_tokens=16,
     threads=2,
+    kv_format="F16",
     buffers=(),
     kv_groups=(),
     memory=MemoryBytes(weights=97_936_998, kv_cache=45 * MIB, activations=2_202_010, runtime=118 * MIB),

@@ -20,6 +20,7 @@ PLAN = Plan(
     chunk_tokens=16,
     page_tokens=16,
     threads=2,
+    kv_format="F16",
     buffers=(Buffer(name="hidden", shape=(16, 8), dtype="float32"),),
     kv_groups=(
         KvGroup(layers=(0, 2), window_tokens=None, num_pages=2, page_bytes=100),

@@ -10,6 +10,7 @@ from residency.ledger import KvPages
 from residency.ledger.kv import PageGroup
 from residency.models.specs import model_spec
 from residency.planner import Plan, plan_run
+from residency.planner.memory import KvFormat
 from residency.scheduler import Request, Scheduler
 from residency.spec import open_checkpoint
 from residency.store.weights import Weights, ensure_store
@@ -26,6 +27,7 @@ def plan_of(
     max_sequences: int = 1,
     threads: int = 2,
     logit_rows: int | None = None,
+    kv_format: KvFormat = "F16",
     budget_bytes: int = 1 << 30,
     runtime_bytes: int = 64 << 20,
 ) -> Plan:
@@ -41,6 +43,7 @@ def plan_of(
         chunk_tokens=chunk_tokens,
         logit_rows=logit_rows,
         threads=threads,
+        kv_format=kv_format,
         model_path=checkpoint.path,
         fingerprint=checkpoint.fingerprint,
     )
@@ -54,6 +57,7 @@ def engine_logits(
     chunk_tokens: int = 64,
     context_tokens: int = 512,
     threads: int = 2,
+    kv_format: KvFormat = "F16",
 ) -> Floats:
     """The engine's logits (tokens, vocabulary) after each of `tokens`.
 
@@ -61,7 +65,12 @@ def engine_logits(
     """
     prompt_tokens = prompt_tokens or len(tokens)
     plan = plan_of(
-        path, context_tokens=context_tokens, chunk_tokens=chunk_tokens, threads=threads, logit_rows=chunk_tokens
+        path,
+        context_tokens=context_tokens,
+        chunk_tokens=chunk_tokens,
+        threads=threads,
+        logit_rows=chunk_tokens,
+        kv_format=kv_format,
     )
     spec = model_spec(open_checkpoint(path))
     pages = KvPages(

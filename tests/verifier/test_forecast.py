@@ -59,6 +59,7 @@ PLAN = Plan(
     max_sequences=1,
     chunk_tokens=16,
     page_tokens=16,
+    kv_format="F16",
     threads=1,
     buffers=(Buffer(name="hidden", shape=(MIB,), dtype="int8"),),
     kv_groups=(KvGroup(layers=(0, 1), window_tokens=None, num_pages=4, page_bytes=4096),),

@@ -8,6 +8,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from residency.errors import UsageError
+from residency.planner.memory import KvFormat
 from residency.store.fetch import CATALOG
 from residency.units import parse_bytes
 
@@ -32,10 +33,16 @@ class PlanOptions:
     memory_bytes: int | None = None
     context_tokens: int | None = None
     threads: int | None = None
+    kv_format: KvFormat | None = None
 
     def refuse_any(self, source: str) -> None:
         """UsageError if something is asked for that the plan `source` has decided."""
-        given = {"--memory": self.memory_bytes, "--context": self.context_tokens, "--threads": self.threads}
+        given = {
+            "--memory": self.memory_bytes,
+            "--context": self.context_tokens,
+            "--threads": self.threads,
+            "--kv": self.kv_format,
+        }
         for name, value in given.items():
             if value is not None:
                 raise UsageError(f"{source} is a plan and has decided {name}; leave it away, or plan anew.")
@@ -46,10 +53,17 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 
 def plan_options(function: F) -> F:
-    """--memory, --context and --threads, handed to the command as `asked: PlanOptions`."""
+    """--memory, --context, --threads and --kv, handed to the command as `asked: PlanOptions`."""
 
-    def command(*arguments: Any, memory: int | None, context: int | None, threads: int | None, **others: Any) -> Any:
-        asked = PlanOptions(memory_bytes=memory, context_tokens=context, threads=threads)
+    def command(
+        *arguments: Any,
+        memory: int | None,
+        context: int | None,
+        threads: int | None,
+        kv: KvFormat | None,
+        **others: Any,
+    ) -> Any:
+        asked = PlanOptions(memory_bytes=memory, context_tokens=context, threads=threads, kv_format=kv)
         return function(*arguments, asked=asked, **others)
 
     command.__doc__ = function.__doc__
@@ -57,6 +71,11 @@ def plan_options(function: F) -> F:
     command.__dict__.update(function.__dict__)
     decorated: Any = command
     for decorate in (
+        click.option(
+            "--kv",
+            type=click.Choice(["F16", "F32"], case_sensitive=False),
+            help="Format of keys and values (default: F16; F32 is exact and twice as large).",
+        ),
         click.option("--threads", type=int, metavar="N", help="Threads to compute with (default: all allowed)."),
         click.option("--context", type=int, metavar="TOKENS", help="Tokens of prompt and answer together."),
         click.option(

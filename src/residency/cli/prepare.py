@@ -50,10 +50,9 @@ def prepare_first(model: str, asked: PlanOptions) -> None:
     """Run the verb in another process where something is left to do. Exits as it does where it fails."""
     if _is_prepared(model):
         return
-    options = {"--memory": asked.memory_bytes, "--context": asked.context_tokens, "--threads": asked.threads}
-    words = [
-        f"{name}={value}{'B' if name == '--memory' else ''}" for name, value in options.items() if value is not None
-    ]
+    memory = None if asked.memory_bytes is None else f"{asked.memory_bytes}B"
+    options = {"memory": memory, "context": asked.context_tokens, "threads": asked.threads, "kv": asked.kv_format}
+    words = [f"--{name}={value}" for name, value in options.items() if value is not None]
     watched = sys.stderr.isatty()  # somebody sees the bars; else what is said is passed on
     finished = subprocess.run(
         [sys.executable, "-m", "residency", "prepare", *words, "--", model],

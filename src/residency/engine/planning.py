@@ -10,6 +10,7 @@ from residency.models.registry import forward_of
 from residency.models.specs import model_spec
 from residency.planner import Plan, plan_run
 from residency.planner.check import check_plan
+from residency.planner.memory import KvFormat
 from residency.spec.checkpoint import Checkpoint
 from residency.spec.model import ModelSpec
 from residency.spec.opening import open_checkpoint
@@ -25,15 +26,23 @@ def plan(
     max_sequences: int = 1,
     threads: int | None = None,
     machine: Machine | None = None,
+    kv_format: KvFormat = "F16",
 ) -> Plan:
     """The plan of running `model` here: a catalog name, a GGUF file, a folder or a hub id.
 
     memory: the budget of the whole process ("400MiB", or bytes), by default most of what is free; context: tokens
-    of each sequence. BudgetError says what is missing and the cheapest change; UsageError, FileError, ... as they
+    of each sequence; kv_format: of keys and values, F16 or, twice as large and exact, F32. BudgetError says what is
+    missing and the cheapest change; UsageError, FileError, ... as they
     are named in residency.errors. The first call ever measures this machine, in another process.
     """
     return plan_rows(
-        model, memory=memory, context=context, max_sequences=max_sequences, threads=threads, machine=machine
+        model,
+        memory=memory,
+        context=context,
+        max_sequences=max_sequences,
+        threads=threads,
+        machine=machine,
+        kv_format=kv_format,
     )
 
 
@@ -47,6 +56,7 @@ def plan_rows(
     machine: Machine | None = None,
     chunk_tokens: int | None = None,
     logit_rows: int | None = None,
+    kv_format: KvFormat = "F16",
 ) -> Plan:
     """As `plan`, with steps of at most `chunk_tokens` that keep the logits of `logit_rows` tokens."""
     checkpoint = open_checkpoint(resolve(str(model)))
@@ -62,6 +72,7 @@ def plan_rows(
         chunk_tokens=chunk_tokens,
         logit_rows=logit_rows,
         threads=threads,
+        kv_format=kv_format,
         model_path=checkpoint.path.absolute(),
         fingerprint=checkpoint.fingerprint,
     )

@@ -28,7 +28,7 @@ class Workers:
 
     def __init__(self, library: Library, threads: int) -> None:
         self._threads = threads
-        self._run = library.driver("step.run", 5)
+        self._run = library.driver("step.run", 6)
         self._serve = library.driver("step.serve", 6)
         self._control = np.zeros(_SEEN_WORD + 8 * (threads + 1), np.int64)
         self._meeting = np.zeros(32, np.int64)
@@ -70,10 +70,11 @@ class Workers:
                 self._control[_NUM_KERNELS] = len(program.table)
                 self._control[_GENERATION] += 1
                 self._wake.notify_all()
-        self._meeting[_SLEEPS_WORD] = self._meeting[_ALONE_WORD] = 0
-        self._run(program.address, len(program.table), address_of(self._meeting), 0, active)
+        generation = int(self._control[_GENERATION])
+        self._meeting[_SLEEPS_WORD] = 0
+        self._run(program.address, len(program.table), address_of(self._meeting), generation, 0, active)
         if active > 1:
-            self._judge(went_on_alone=bool(self._meeting[_ALONE_WORD]))
+            self._judge(went_on_alone=int(self._meeting[_ALONE_WORD]) == generation)
 
     def _judge(self, *, went_on_alone: bool) -> None:
         """Retreat to one thread where the others were late in two of four steps, for twice as long as the last time."""

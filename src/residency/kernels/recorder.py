@@ -88,6 +88,7 @@ class Recorder:
         table = np.empty((len(blocks), 3), np.int64)
         for i, (launch, block) in enumerate(zip(self.launches, blocks, strict=True)):
             table[i] = library[launch.kernel].address, np.frombuffer(block, np.int64).ctypes.data, launch.meet
+        table[-1:, 2] = 1  # a step ends when all threads are done
         return Program(table, blocks)
 
 

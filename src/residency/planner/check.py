@@ -24,6 +24,7 @@ def check_plan(plan: Plan, model: ModelSpec) -> None:
         context_tokens=plan.context_tokens,
         chunk_tokens=plan.chunk_tokens,
         max_sequences=plan.max_sequences,
+        kv_format=plan.kv_format,
     )
     needed = (buffers, groups, store_layout(model).resident_bytes, model.architecture)
     planned = (plan.buffers, plan.kv_groups, plan.memory.weights, plan.architecture)

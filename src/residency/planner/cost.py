@@ -73,13 +73,13 @@ class ModelCost:
     attention: tuple[AttentionCost, ...]
 
     @staticmethod
-    def of(model: ModelSpec) -> "ModelCost":
+    def of(model: ModelSpec, *, kv_value_bytes: int = 2) -> "ModelCost":
         """The cost of `model`, a multiplication and an addition for each value of a matrix."""
         values = sum(math.prod(t.shape) for layer in model.layers for t in layer.tensors if len(t.shape) == 2)
         alike: Counter[tuple[int | None, int, int]] = Counter()
         for layer in model.layers:
             a = layer.attention
-            alike[a.window_tokens, 4 * a.num_heads * a.head_dim, layer.state().bytes_per_token] += 1
+            alike[a.window_tokens, 4 * a.num_heads * a.head_dim, layer.state(kv_value_bytes).bytes_per_token] += 1
         return ModelCost(
             num_layers=len(model.layers),
             weight_bytes=read_bytes_per_token(model),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from residency.errors import BudgetError, ContextError, UsageError
 from residency.hardware import Machine
@@ -14,6 +15,8 @@ from residency.spec.layout import store_layout
 from residency.spec.model import ModelSpec
 from residency.units import binary_bytes, enough_mib
 
+KvFormat = Literal["F16", "F32"]
+KV_VALUE_BYTES = {"F16": 2, "F32": 4}
 DEFAULT_CONTEXT_TOKENS = 2048
 LEAST_DEFAULT_CONTEXT_TOKENS = 128  # less is planned only when it is asked for
 CHUNK_CHOICES = (512, 256, 128)
@@ -36,6 +39,7 @@ class _Request:
     logit_rows: int | None
     threads: int
     budget_bytes: int
+    kv_format: KvFormat
 
     def buffers(self, context_tokens: int, chunk_tokens: int) -> tuple[Buffer, ...]:
         return activation_buffers(
@@ -53,6 +57,7 @@ class _Request:
             context_tokens=context_tokens,
             chunk_tokens=chunk_tokens,
             max_sequences=self.max_sequences,
+            kv_format=self.kv_format,
         )
 
     def memory(self, context_tokens: int, chunk_tokens: int) -> MemoryBytes:
@@ -78,6 +83,7 @@ def plan_run(
     chunk_tokens: int | None = None,
     logit_rows: int | None = None,
     threads: int | None = None,
+    kv_format: KvFormat = "F16",
     model_path: Path,
     fingerprint: str,
 ) -> Plan:
@@ -107,9 +113,10 @@ def plan_run(
         logit_rows=logit_rows,
         threads=threads,
         budget_bytes=_budget(machine, budget_bytes),
+        kv_format=kv_format,
     )
     context = _context(request, context_tokens, chunk_tokens)
-    cost = ModelCost.of(model)
+    cost = ModelCost.of(model, kv_value_bytes=KV_VALUE_BYTES[kv_format])
     chunk = chunk_tokens or _chunk(request, cost, context, machine, threads)
     memory = request.memory(context, chunk)
     return Plan(
@@ -125,17 +132,20 @@ def plan_run(
         page_tokens=PAGE_TOKENS,
         threads=threads,
         buffers=request.buffers(context, chunk),
+        kv_format=kv_format,
         kv_groups=request.kv_groups(context, chunk),
         memory=memory,
         forecast=forecast_speed(cost, machine=machine, context_tokens=context, chunk_tokens=chunk, threads=threads),
     )
 
 
-def kv_groups(model: ModelSpec, *, context_tokens: int, chunk_tokens: int, max_sequences: int) -> tuple[KvGroup, ...]:
+def kv_groups(
+    model: ModelSpec, *, context_tokens: int, chunk_tokens: int, max_sequences: int, kv_format: KvFormat = "F16"
+) -> tuple[KvGroup, ...]:
     """Layers by window and page size, in the order of their first layers, with pages for all sequences."""
     layers: dict[tuple[int | None, int], list[int]] = {}
     for index, layer in enumerate(model.layers):
-        page_bytes = layer.state().bytes_per_token * PAGE_TOKENS
+        page_bytes = layer.state(KV_VALUE_BYTES[kv_format]).bytes_per_token * PAGE_TOKENS
         layers.setdefault((layer.attention.window_tokens, page_bytes), []).append(index)
     return tuple(
         KvGroup(

@@ -91,6 +91,7 @@ class Plan:
     page_tokens: int
     threads: int
     buffers: tuple[Buffer, ...]
+    kv_format: Literal["F16", "F32"]  # of keys and values
     kv_groups: tuple[KvGroup, ...]
     memory: MemoryBytes
     forecast: SpeedForecast

@@ -29,7 +29,7 @@ def attention(step: Recorder, spec: AttentionSpec, q: FloatArray, cache: LayerPa
     out, q8 = step.buffers["attended"], step.buffers["attended_q8"]
     partials, scratch = step.buffers["attention_partials"], step.buffers["attention_scratch"]
     step.launch(
-        "attention.attend",
+        f"attention.attend_{cache.number_format}",
         q=address_of(q),
         q_stride=row_bytes(q),
         scale=spec.scale,

@@ -90,15 +90,15 @@ def _exponentials(rows, scratch, pages):
 
 
 @_function
-def _prefetch_keys(table, tile, last_page, pages, page_bytes, key_offset, head_dim):
+def _prefetch_keys(table, tile, last_page, pages, page_bytes, key_offset, token_bytes):
     """Start the next tile's keys on their way while this tile's values are added up."""
     for page in range(tile, min(tile + TILE_PAGES, last_page)):
         keys = pages + page_bytes * load_i32(table + 4 * page) + key_offset
-        for line in range(0, 2 * PAGE_TOKENS * head_dim, 64):
+        for line in range(0, PAGE_TOKENS * token_bytes, 64):
             prefetch(keys + line)
 
 
-def _attend_by(rows):
+def _attend_by(rows, load, value_bytes):
     """Attention of `rows` rows over the pages first_page .. last_page of one key-value head."""
 
     @_function
@@ -115,10 +115,10 @@ def _attend_by(rows):
                 second_scores = zeros_f32(rows)
                 for d in range(head_dim):
                     query = queries + 4 * d
-                    first_key = load_f16x16(first + key_offset + 32 * d)
-                    second_key = load_f16x16(second + key_offset + 32 * d)
-                    prefetch(first + value_offset + 32 * d)
-                    prefetch(second + value_offset + 32 * d)
+                    first_key = load(first + key_offset + 16 * value_bytes * d)
+                    second_key = load(second + key_offset + 16 * value_bytes * d)
+                    prefetch(first + value_offset + 16 * value_bytes * d)
+                    prefetch(second + value_offset + 16 * value_bytes * d)
                     first_scores = fma_splat_each(first_scores, first_key, query, row_bytes)
                     second_scores = fma_splat_each(second_scores, second_key, query, row_bytes)
                 store_each(first_scores, scratch + SCORES + 64 * i, SCORE_STRIDE)
@@ -126,25 +126,22 @@ def _attend_by(rows):
             for i in range(tile_pages):
                 _mask(scratch + SCORES, rows, scratch, tile + i, 64 * i)
             _exponentials(rows, scratch, tile_pages)
-            _prefetch_keys(table, tile + TILE_PAGES, last_page, pages, page_bytes, key_offset, head_dim)
-            for d in range(0, 2 * head_dim, 64):
-                other = min(d + 32, 2 * head_dim - 32)  # the same 16 values twice where no more are left
-                low = mul_splat_each(load_rows_f32(rows, weighted + 2 * d, row_bytes), scratch + FACTORS, 4)
-                high = mul_splat_each(load_rows_f32(rows, weighted + 2 * other, row_bytes), scratch + FACTORS, 4)
+            _prefetch_keys(table, tile + TILE_PAGES, last_page, pages, page_bytes, key_offset, value_bytes * head_dim)
+            for d in range(0, head_dim, 32):
+                other = min(d + 16, head_dim - 16)  # the same 16 values twice where no more are left
+                low = mul_splat_each(load_rows_f32(rows, weighted + 4 * d, row_bytes), scratch + FACTORS, 4)
+                high = mul_splat_each(load_rows_f32(rows, weighted + 4 * other, row_bytes), scratch + FACTORS, 4)
                 for i in range(tile_pages):
                     values = pages + page_bytes * load_i32(table + 4 * (tile + i)) + value_offset
                     for token in range(PAGE_TOKENS):
                         weight = scratch + SCORES + 64 * i + 4 * token
-                        at = values + 2 * head_dim * token
-                        low = fma_splat_each(low, load_f16x16(at + d), weight, SCORE_STRIDE)
-                        high = fma_splat_each(high, load_f16x16(at + other), weight, SCORE_STRIDE)
-                store_each(low, weighted + 2 * d, row_bytes)
-                store_each(high, weighted + 2 * other, row_bytes)
+                        at = values + value_bytes * head_dim * token
+                        low = fma_splat_each(low, load(at + value_bytes * d), weight, SCORE_STRIDE)
+                        high = fma_splat_each(high, load(at + value_bytes * other), weight, SCORE_STRIDE)
+                store_each(low, weighted + 4 * d, row_bytes)
+                store_each(high, weighted + 4 * other, row_bytes)
 
     return attend
-
-
-_by_1, _by_2, _by_4, _by_8 = (_attend_by(rows) for rows in (1, 2, 4, 8))
 
 
 @_function
@@ -175,58 +172,64 @@ def _store_row(scratch, row, out, partial, head_dim):
         store_f32(partial + 4 * head_dim + 4, total)
 
 
-def attend(
-    q, q_stride, scale: float, heads, kv_heads, head_dim, pages, page_bytes, tables, table_stride, items_at,
-    num_items_at, positions_at, sequences_at, window, splits_at, out, out_stride, partials, scratch, scratch_bytes,
-    thread, threads,
-):  # fmt: skip
-    """See reference.attention. Units of work: item, key-value head and split, dealt out in turn."""
-    mine = scratch + scratch_bytes * thread
-    splits = load_i64(splits_at)
-    group = heads // kv_heads
-    head_bytes = 2 * PAGE_TOKENS * head_dim
-    partial_bytes = 4 * head_dim + 64
-    units = load_i64(num_items_at) * kv_heads * splits
-    for unit in range(thread, units, threads):
-        item = unit // (kv_heads * splits)
-        kv_head = unit // splits % kv_heads
-        split = unit % splits
-        first_token = load_i64(items_at + 16 * item)
-        num_rows = load_i64(items_at + 16 * item + 8) * group
-        table = tables + table_stride * load_i64(sequences_at + 8 * first_token)
-        for start in range(0, num_rows, MAX_ROWS):
-            rows = min(MAX_ROWS, num_rows - start)
-            block = 1 if rows == 1 else 2 if rows == 2 else 4 if rows <= 4 else 8
-            first_key = load_i64(positions_at + 8 * (first_token + start // group))
-            last_key = first_key
-            for i in range(block):
-                row = start + min(i, rows - 1)
-                token = first_token + row // group
-                head = kv_head * group + row % group
-                last = load_i64(positions_at + 8 * token)
-                first = max(0, last - window + 1)
-                first_key = min(first_key, first)
-                last_key = max(last_key, last)
-                _load_row(mine, i, q + q_stride * token + 4 * head_dim * head, scale, head_dim, first, last)
-            page_0 = first_key // PAGE_TOKENS
-            num_pages = last_key // PAGE_TOKENS + 1 - page_0
-            first_page = page_0 + num_pages * split // splits
-            last_page = page_0 + num_pages * (split + 1) // splits
-            keys = head_bytes * kv_head
-            values = keys + head_bytes * kv_heads
-            if block == 1:
-                _by_1(mine, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
-            elif block == 2:
-                _by_2(mine, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
-            elif block == 4:
-                _by_4(mine, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
-            else:
-                _by_8(mine, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
-            for i in range(rows):
-                token = first_token + (start + i) // group
-                head = kv_head * group + (start + i) % group
-                part = partials + partial_bytes * ((token * heads + head) * splits + split) if splits > 1 else 0
-                _store_row(mine, i, out + out_stride * token + 4 * head_dim * head, part, head_dim)
+def _attention(load, value_bytes):
+    """The kernel for keys and values of one format."""
+    by_1, by_2, by_4, by_8 = (_attend_by(rows, load, value_bytes) for rows in (1, 2, 4, 8))
+
+    def attend(
+        q, q_stride, scale: float, heads, kv_heads, head_dim, pages, page_bytes, tables, table_stride, items_at,
+        num_items_at, positions_at, sequences_at, window, splits_at, out, out_stride, partials, scratch, scratch_bytes,
+        thread, threads,
+    ):  # fmt: skip
+        """See reference.attention. Units of work: item, key-value head and split, dealt out in turn."""
+        mine = scratch + scratch_bytes * thread
+        splits = load_i64(splits_at)
+        group = heads // kv_heads
+        head_bytes = value_bytes * PAGE_TOKENS * head_dim
+        partial_bytes = 4 * head_dim + 64
+        units = load_i64(num_items_at) * kv_heads * splits
+        for unit in range(thread, units, threads):
+            item = unit // (kv_heads * splits)
+            kv_head = unit // splits % kv_heads
+            split = unit % splits
+            first_token = load_i64(items_at + 16 * item)
+            num_rows = load_i64(items_at + 16 * item + 8) * group
+            table = tables + table_stride * load_i64(sequences_at + 8 * first_token)
+            for start in range(0, num_rows, MAX_ROWS):
+                rows = min(MAX_ROWS, num_rows - start)
+                block = 1 if rows == 1 else 2 if rows == 2 else 4 if rows <= 4 else 8
+                first_key = load_i64(positions_at + 8 * (first_token + start // group))
+                last_key = first_key
+                for i in range(block):
+                    row = start + min(i, rows - 1)
+                    token = first_token + row // group
+                    head = kv_head * group + row % group
+                    last = load_i64(positions_at + 8 * token)
+                    first = max(0, last - window + 1)
+                    first_key = min(first_key, first)
+                    last_key = max(last_key, last)
+                    _load_row(mine, i, q + q_stride * token + 4 * head_dim * head, scale, head_dim, first, last)
+                page_0 = first_key // PAGE_TOKENS
+                num_pages = last_key // PAGE_TOKENS + 1 - page_0
+                first_page = page_0 + num_pages * split // splits
+                last_page = page_0 + num_pages * (split + 1) // splits
+                keys = head_bytes * kv_head
+                values = keys + head_bytes * kv_heads
+                if block == 1:
+                    by_1(mine, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
+                elif block == 2:
+                    by_2(mine, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
+                elif block == 4:
+                    by_4(mine, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
+                else:
+                    by_8(mine, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
+                for i in range(rows):
+                    token = first_token + (start + i) // group
+                    head = kv_head * group + (start + i) % group
+                    part = partials + partial_bytes * ((token * heads + head) * splits + split) if splits > 1 else 0
+                    _store_row(mine, i, out + out_stride * token + 4 * head_dim * head, part, head_dim)
+
+    return attend
 
 
 @_device
@@ -268,4 +271,8 @@ def combine(partials, splits_at, heads, head_dim, out, out_stride, q8, q8_stride
             )
 
 
-KERNELS = {"attend": attend, "combine": combine}
+KERNELS = {
+    "attend_F16": _attention(load_f16x16, 2),
+    "attend_F32": _attention(load_f32x16, 4),
+    "combine": combine,
+}

@@ -1,6 +1,7 @@
 """Rotary position embedding, and keys and values into their pages."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +15,14 @@ class LayerPages:
     """One layer's part of the KV cache, and where this step's tokens go and past tokens are.
 
     `pages` (num_pages, page_bytes): keys [kv_heads][head_dim][16 tokens], then values [kv_heads][16 tokens][head_dim],
-    float16. `slots` (tokens,) int64: page * 16 + place of each token. `tables` (sequences, pages) int32: the page of
-    every 16 tokens of a sequence.
+    in `number_format`. `slots` (tokens,) int64: page * 16 + place of each token. `tables` (sequences, pages) int32:
+    the page of every 16 tokens of a sequence.
     """
 
     pages: npt.NDArray[np.uint8]
     slots: npt.NDArray[np.int64]
     tables: npt.NDArray[np.int32]
+    number_format: Literal["F16", "F32"] = "F16"
 
 
 def rotate_and_store(
@@ -43,7 +45,7 @@ def rotate_and_store(
     """
     assert k.strides == v.strides and spec.head_dim % 16 == 0
     step.launch(
-        "rotary.rotate_and_store",
+        f"rotary.rotate_and_store_{cache.number_format}",
         q=address_of(q),
         q_stride=row_bytes(q),
         k=address_of(k),

@@ -63,33 +63,41 @@ def _rotate(head, weight, epsilon, rope, head_dim):
         store_f32x16(head + half + at, fma(high, cosine, mul_f32(low, sine)))
 
 
-def rotate_and_store(
-    q, q_stride, k, v, kv_stride, heads, kv_heads, head_dim, q_norm, k_norm, epsilon: float,
-    rope, rope_stride, slots_at, pages, page_bytes, tokens_at, thread, threads,
-):  # fmt: skip
-    """See reference.rotate_and_store. The work is dealt out by token and head; q and k are rotated in place."""
-    per_token = heads + kv_heads
-    units = load_i64(tokens_at) * per_token
-    for unit in range(share_start(units, thread, threads), share_start(units, thread + 1, threads)):
-        token = unit // per_token
-        head = unit % per_token
-        angles = rope + rope_stride * token
-        if head < heads:
-            _rotate(q + q_stride * token + 4 * head_dim * head, q_norm, epsilon, angles, head_dim)
-            continue
-        head -= heads
-        slot = load_i64(slots_at + 8 * token)
-        offset = slot % PAGE_TOKENS
-        head_bytes = 2 * PAGE_TOKENS * head_dim
-        key_at = pages + page_bytes * (slot // PAGE_TOKENS) + head_bytes * head
-        value_at = key_at + head_bytes * kv_heads
-        source = k + kv_stride * token + 4 * head_dim * head
-        _rotate(source, k_norm, epsilon, angles, head_dim)
-        for i in range(head_dim):
-            store_f16(key_at + 2 * (PAGE_TOKENS * i + offset), load_f32(source + 4 * i))
-        source = v + kv_stride * token + 4 * head_dim * head
-        for at in range(0, 4 * head_dim, 64):
-            store_f16x16(value_at + 2 * head_dim * offset + at // 2, load_f32x16(source + at))
+def _kernel(store, store_16, value_bytes):
+    """The kernel for keys and values of one format."""
+
+    def rotate_and_store(
+        q, q_stride, k, v, kv_stride, heads, kv_heads, head_dim, q_norm, k_norm, epsilon: float,
+        rope, rope_stride, slots_at, pages, page_bytes, tokens_at, thread, threads,
+    ):  # fmt: skip
+        """See reference.rotate_and_store. The work is dealt out by token and head; q and k are rotated in place."""
+        per_token = heads + kv_heads
+        units = load_i64(tokens_at) * per_token
+        for unit in range(share_start(units, thread, threads), share_start(units, thread + 1, threads)):
+            token = unit // per_token
+            head = unit % per_token
+            angles = rope + rope_stride * token
+            if head < heads:
+                _rotate(q + q_stride * token + 4 * head_dim * head, q_norm, epsilon, angles, head_dim)
+                continue
+            head -= heads
+            slot = load_i64(slots_at + 8 * token)
+            offset = slot % PAGE_TOKENS
+            head_bytes = value_bytes * PAGE_TOKENS * head_dim
+            key_at = pages + page_bytes * (slot // PAGE_TOKENS) + head_bytes * head
+            value_at = key_at + head_bytes * kv_heads
+            source = k + kv_stride * token + 4 * head_dim * head
+            _rotate(source, k_norm, epsilon, angles, head_dim)
+            for i in range(head_dim):
+                store(key_at + value_bytes * (PAGE_TOKENS * i + offset), load_f32(source + 4 * i))
+            source = v + kv_stride * token + 4 * head_dim * head
+            for at in range(0, 4 * head_dim, 64):
+                store_16(value_at + value_bytes * (head_dim * offset + at // 4), load_f32x16(source + at))
+
+    return rotate_and_store
 
 
-KERNELS = {"rotate_and_store": rotate_and_store}
+KERNELS = {
+    "rotate_and_store_F16": _kernel(store_f16, store_f16x16, 2),
+    "rotate_and_store_F32": _kernel(store_f32, store_f32x16, 4),
+}

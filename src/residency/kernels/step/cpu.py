@@ -58,27 +58,31 @@ def barrier(meeting, thread, threads):
 
 
 @njit(error_model="numpy")
-def _replay(program, num_kernels, meeting, thread, threads):
+def _replay(program, num_kernels, meeting, generation, thread, threads):
     """Walk the program. Where the others were late too long, thread 0 tells them so and goes on alone.
 
-    `meeting`, 192 bytes on: whether it does. It is written before a meeting and read after it, by all.
+    `meeting`, 192 bytes on: the last step in which it did. It is written before a meeting and read after it, by all;
+    and never set back, as a thread may read it when that step is long over.
     """
     for i in range(num_kernels):
         at = program + 24 * i
         call_kernel(load_i64(at), load_i64(at + 8), thread, threads)
         if load_i64(at + 16) != 0 and threads > 1:
             if thread == 0 and load_i64(meeting + 128) > MANY_SLEEPS:
-                store_i64(meeting + 192, 1)
+                store_i64(meeting + 192, generation)
             barrier(meeting, thread, threads)
-            if load_i64(meeting + 192) != 0:
+            if load_i64(meeting + 192) >= generation:
                 if thread != 0:
                     return
                 threads = 1
 
 
-def run(program, num_kernels, meeting, thread, threads):
-    """Walk `program`: per kernel three words: entry, words, and whether all threads meet after it."""
-    _replay(program, num_kernels, meeting, thread, threads)
+def run(program, num_kernels, meeting, generation, thread, threads):
+    """Walk `program`: per kernel three words: entry, words, and whether all threads meet after it.
+
+    `generation` is that of the step, from 1; threads that `serve` count alike.
+    """
+    _replay(program, num_kernels, meeting, generation, thread, threads)
 
 
 def serve(control, seen_at, meeting, thread, threads, max_spins):
@@ -97,7 +101,7 @@ def serve(control, seen_at, meeting, thread, threads, max_spins):
             return
         seen += 1
         store_i64(seen_at, seen)
-        _replay(load_i64(control + 8), load_i64(control + 16), meeting, thread, threads)
+        _replay(load_i64(control + 8), load_i64(control + 16), meeting, seen, thread, threads)
         spins = 0
 
 
