@@ -172,6 +172,25 @@ def _store_row(scratch, row, out, partial, head_dim):
         store_f32(partial + 4 * head_dim + 4, total)
 
 
+@_function
+def _load_rows(
+    scratch, block, rows, start, group, first_token, kv_head, q, q_stride, scale, head_dim, positions_at, window
+):
+    """Start a block's rows, the last again where there are too few; the first and the last key that any may see."""
+    first_key = load_i64(positions_at + 8 * (first_token + start // group))
+    last_key = first_key
+    for i in range(block):
+        row = start + min(i, rows - 1)
+        token = first_token + row // group
+        head = kv_head * group + row % group
+        last = load_i64(positions_at + 8 * token)
+        first = max(0, last - window + 1)
+        first_key = min(first_key, first)
+        last_key = max(last_key, last)
+        _load_row(scratch, i, q + q_stride * token + 4 * head_dim * head, scale, head_dim, first, last)
+    return first_key, last_key
+
+
 def _attention(load, value_bytes):
     """The kernel for keys and values of one format."""
     by_1, by_2, by_4, by_8 = (_attend_by(rows, load, value_bytes) for rows in (1, 2, 4, 8))
@@ -198,17 +217,10 @@ def _attention(load, value_bytes):
             for start in range(0, num_rows, MAX_ROWS):
                 rows = min(MAX_ROWS, num_rows - start)
                 block = 1 if rows == 1 else 2 if rows == 2 else 4 if rows <= 4 else 8
-                first_key = load_i64(positions_at + 8 * (first_token + start // group))
-                last_key = first_key
-                for i in range(block):
-                    row = start + min(i, rows - 1)
-                    token = first_token + row // group
-                    head = kv_head * group + row % group
-                    last = load_i64(positions_at + 8 * token)
-                    first = max(0, last - window + 1)
-                    first_key = min(first_key, first)
-                    last_key = max(last_key, last)
-                    _load_row(mine, i, q + q_stride * token + 4 * head_dim * head, scale, head_dim, first, last)
+                first_key, last_key = _load_rows(
+                    mine, block, rows, start, group, first_token, kv_head, q, q_stride, scale, head_dim, positions_at,
+                    window,
+                )  # fmt: skip
                 page_0 = first_key // PAGE_TOKENS
                 num_pages = last_key // PAGE_TOKENS + 1 - page_0
                 first_page = page_0 + num_pages * split // splits
