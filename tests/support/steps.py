@@ -105,8 +105,8 @@ class Step:
 class Runner:
     """Runs steps on one thread or two, with all kernels linked once."""
 
-    def __init__(self) -> None:
-        self.library = Library(KERNELS)
+    def __init__(self, library: Library | None = None) -> None:
+        self.library = library or Library(KERNELS)
         self._workers = {threads: Workers(self.library, threads) for threads in (1, 2)}
 
     def __call__(self, step: Step, threads: int) -> None:

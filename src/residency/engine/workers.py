@@ -13,7 +13,7 @@ from types import TracebackType
 import numpy as np
 
 from residency.kernels.library import Library
-from residency.kernels.recorder import Program, address_of
+from residency.kernels.recorder import MOST_KERNELS, Program, address_of
 
 _GENERATION, _PROGRAM, _NUM_KERNELS, _STOP = range(4)
 _SEEN_WORD = 32  # of each thread, a cache line apart
@@ -74,7 +74,7 @@ class Workers:
         self._meeting[_SLEEPS_WORD] = 0
         self._run(program.address, len(program.table), address_of(self._meeting), generation, 0, active)
         if active > 1:
-            self._judge(went_on_alone=int(self._meeting[_ALONE_WORD]) == generation)
+            self._judge(went_on_alone=int(self._meeting[_ALONE_WORD]) // MOST_KERNELS == generation)
 
     def _judge(self, *, went_on_alone: bool) -> None:
         """Retreat to one thread where the others were late in two of four steps, for twice as long as the last time."""

@@ -89,12 +89,15 @@ def compile_kernels(names: list[str], folder: Path, progress: Progress | None = 
     folder.mkdir(parents=True, exist_ok=True)
     workers = min(len(names), os.cpu_count() or 1)
     command = [sys.executable, "-m", "residency.kernels.simd.compile", str(folder)]
+    environment = child_environment()
+    if cpu := os.environ.get("RESIDENCY_CPU"):  # what Numba itself must compile for
+        environment |= {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": ""}
     running = [
         subprocess.Popen(
             [*command, *names[i::workers]],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=child_environment(),
+            env=environment,
             text=True,
         )
         for i in range(workers)
@@ -123,14 +126,16 @@ def _follow(
 
 @cache
 def kernel_folder() -> Path:
-    """Where this machine's kernels of this version are kept."""
+    """Where this machine's kernels of this version are kept; of $RESIDENCY_CPU's, where that is set."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
     for source in sorted([*here.glob("*/cpu.py"), *here.glob("simd/*.py")]):
         digest.update(source.read_bytes())
     for package in ("numba", "llvmlite"):
         digest.update(_installation(package).encode())
-    digest.update(f"{sys.version_info[:2]} {platform.machine()} {_processor()}".encode())
+    digest.update(
+        f"{sys.version_info[:2]} {platform.machine()} {os.environ.get('RESIDENCY_CPU') or _processor()}".encode()
+    )
     return cache_folder() / "kernels" / digest.hexdigest()[:16]
 
 

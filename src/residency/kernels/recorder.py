@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from residency.kernels.library import Library
 
+MOST_KERNELS = 1 << 20  # of a program
+
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
 

@@ -15,6 +15,7 @@ from residency.kernels.simd.language import (
     add_each,
     and_i32,
     dot4_each,
+    dot4_full_each,
     fma_each,
     fma_splat_each,
     high_nibbles,
@@ -136,7 +137,7 @@ def _q8_0(tokens):
     def block(at, x, stride, total):
         dots = zeros_i32(tokens)
         for part in range(8):
-            dots = dot4_each(dots, load_u8x64(at + 64 * part), x + 4 * part, stride)
+            dots = dot4_full_each(dots, load_u8x64(at + 64 * part), x + 4 * part, stride)
         scale = load_f16x16(at + 512)
         return add_group(total, dots, scale, mul_f32(scale, splat_f32(-128.0)), x + 32, x + 44, stride)
 

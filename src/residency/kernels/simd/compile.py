@@ -20,6 +20,7 @@ import llvmlite.binding as llvm
 from numba import njit, types
 
 from residency.kernels.simd.language import load_f64, load_i64
+from residency.kernels.simd.target import cpu_features, cpu_name
 
 FLAGS = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
@@ -39,8 +40,8 @@ def native_object(function: Callable[..., None], num_arguments: int) -> tuple[by
     signature = types.void(*[types.int64] * num_arguments)
     compiled = njit(signature, **FLAGS)(function).overloads[signature.args]
     target = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(),
-        features=llvm.get_host_cpu_features().flatten(),
+        cpu=cpu_name(),
+        features=cpu_features(),
         opt=3,
         reloc="pic",
         codemodel="small",

@@ -4,6 +4,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from residency.kernels.recorder import MOST_KERNELS
 from residency.kernels.simd.language import (
     atomic_add,
     atomic_load,
@@ -61,17 +62,19 @@ def barrier(meeting, thread, threads):
 def _replay(program, num_kernels, meeting, generation, thread, threads):
     """Walk the program. Where the others were late too long, thread 0 tells them so and goes on alone.
 
-    `meeting`, 192 bytes on: the last step in which it did. It is written before a meeting and read after it, by all;
-    and never set back, as a thread may read it when that step is long over.
+    `meeting`, 192 bytes on: after which kernel of which step it last did. It is written before that kernel's meeting
+    and read after every meeting. It says which, and is never set back, because threads may read it early,
+    before they have done the kernel, and late, when the step is over.
     """
     for i in range(num_kernels):
         at = program + 24 * i
         call_kernel(load_i64(at), load_i64(at + 8), thread, threads)
         if load_i64(at + 16) != 0 and threads > 1:
             if thread == 0 and load_i64(meeting + 128) > MANY_SLEEPS:
-                store_i64(meeting + 192, generation)
+                store_i64(meeting + 192, generation * MOST_KERNELS + i)
             barrier(meeting, thread, threads)
-            if load_i64(meeting + 192) >= generation:
+            alone_after = load_i64(meeting + 192) - generation * MOST_KERNELS
+            if 0 <= alone_after <= i:
                 if thread != 0:
                     return
                 threads = 1
