@@ -107,6 +107,7 @@ def token_address(b: Builder, at: Value, stride: Value, token: int) -> Value:
 
 def call(name: str, result: ir.Type, *arguments: ir.Type) -> Callable[..., Value]:
     """The body that calls an LLVM intrinsic or a C function."""
+
     def body(b: Builder, *values: Value) -> Value:
         return b.call(cgutils.get_or_insert_function(b.module, ir.FunctionType(result, arguments), name), values)
 
