@@ -17,7 +17,7 @@ from residency.kernels.recorder import MOST_KERNELS, Program, address_of
 
 _GENERATION, _PROGRAM, _NUM_KERNELS, _STOP = range(4)
 _SEEN_WORD = 32  # of each thread, a cache line apart
-_SLEEPS_WORD, _ALONE_WORD = 16, 24  # of the meeting: see kernels/step/cpu.py
+_LATE_WORD, _ALONE_WORD = 16, 24  # of the meeting: see kernels/step/cpu.py
 _SPINS = 20_000  # about a millisecond of waiting for the next step before a thread sleeps
 _SHORTEST_RETREAT_SECONDS = 0.02
 _LONGEST_RETREAT_SECONDS = 1.0
@@ -71,7 +71,7 @@ class Workers:
                 self._control[_GENERATION] += 1
                 self._wake.notify_all()
         generation = int(self._control[_GENERATION])
-        self._meeting[_SLEEPS_WORD] = 0
+        self._meeting[_LATE_WORD] = 0
         self._run(program.address, len(program.table), address_of(self._meeting), generation, 0, active)
         if active > 1:
             self._judge(went_on_alone=int(self._meeting[_ALONE_WORD]) // MOST_KERNELS == generation)
