@@ -19,8 +19,8 @@ _GENERATION, _PROGRAM, _NUM_KERNELS, _STOP = range(4)
 _SEEN_WORD = 32  # of each thread, a cache line apart
 _LATE_WORD, _ALONE_WORD = 16, 24  # of the meeting: see kernels/step/cpu.py
 _SPINS = 20_000  # about a millisecond of waiting for the next step before a thread sleeps
-_SHORTEST_RETREAT_SECONDS = 0.02
-_LONGEST_RETREAT_SECONDS = 1.0
+_SHORTEST_RETREAT_SECONDS = 0.1
+_LONGEST_RETREAT_SECONDS = 5.0
 
 
 class Workers:

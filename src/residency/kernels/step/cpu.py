@@ -16,7 +16,7 @@ from residency.kernels.simd.language import (
 )
 
 SPINS_BEFORE_SLEEP = 8000  # longer than threads wait for each other, unless one has lost its processor
-PATIENCE_CYCLES = 1_500_000  # about half a millisecond: how much later than thread 0 others may be done
+PATIENCE_CYCLES = 1_500_000  # about half a millisecond: how much later than others a thread may be done
 _I64 = ir.IntType(64)
 
 
@@ -35,13 +35,13 @@ def call_kernel(typingctx, function, words, thread, threads):
 
 
 @njit(error_model="numpy")
-def barrier(meeting, thread, threads, patience):
+def barrier(meeting, threads, patience):
     """Wait until all threads are here: spinning at first, then asleep.
 
     Sleeping, and not sched_yield, which Linux' scheduler (EEVDF) takes as a wish to run much later.
 
-    `meeting`: an arrival count; 64 bytes on, a generation; 128 bytes on, whether thread 0 has waited here for more than
-    `patience` cycles.
+    `meeting`: an arrival count; 64 bytes on, a generation; 128 bytes on, whether some thread has waited here for more
+    than its `patience` in cycles.
     """
     generation = atomic_load(meeting + 64)
     if atomic_add(meeting, 1) == threads - 1:
@@ -56,15 +56,16 @@ def barrier(meeting, thread, threads, patience):
             pause()
         else:
             sleep_shortly()
-            if thread == 0 and cycle_count() - arrived > patience:
+            if cycle_count() - arrived > patience:
                 store_i64(meeting + 128, 1)
 
 
 @njit(error_model="numpy")
 def _replay(program, num_kernels, meeting, generation, thread, threads):
-    """Walk the program. Where the others were late too long, thread 0 tells them so and goes on alone.
+    """Walk the program. Where a thread was too late, thread 0 tells all so and goes on alone.
 
-    Too long is longer than thread 0 itself has worked since the last meeting: theirs is about the same work.
+    Too late is later by more than the others have worked since the last meeting, which is about the same work. Thread 0
+    may be the late one: alone, it soon has a processor to itself.
 
     `meeting`, 192 bytes on: after which kernel of which step it last did. It is written before that kernel's meeting
     and read after every meeting. It says which, and is never set back, because threads may read it early,
@@ -77,7 +78,7 @@ def _replay(program, num_kernels, meeting, generation, thread, threads):
         if load_i64(at + 16) != 0 and threads > 1:
             if thread == 0 and load_i64(meeting + 128) != 0:
                 store_i64(meeting + 192, generation * MOST_KERNELS + i)
-            barrier(meeting, thread, threads, cycle_count() - started + PATIENCE_CYCLES)
+            barrier(meeting, threads, cycle_count() - started + PATIENCE_CYCLES)
             started = cycle_count()
             alone_after = load_i64(meeting + 192) - generation * MOST_KERNELS
             if 0 <= alone_after <= i:
