@@ -22,6 +22,8 @@ from residency.errors import StoreError, UnsupportedError
 from residency.kernels.simd.link import Image
 from residency.paths import cache_folder, child_environment
 
+_NEEDED_INSTRUCTIONS = ("avx2", "fma", "f16c")  # as Linux names them
+
 Progress = Callable[[int, int], None]  # kernels compiled, kernels to compile
 
 
@@ -49,11 +51,7 @@ class Library:
     """The kernels of one process. Opening links what is in the cache and compiles the rest first."""
 
     def __init__(self, names: Iterable[str], progress: Progress | None = None) -> None:
-        if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-            raise UnsupportedError(
-                f"models run on Linux on x86-64 and this is {sys.platform} on {platform.machine()}; "
-                "plan and inspect work here, run does not."
-            )
+        _refuse_other_machines()
         wanted = sorted(set(names))
         folder = kernel_folder()
         missing = [name for name in wanted if not (folder / f"{name}.json").exists()]
@@ -139,6 +137,22 @@ def kernel_folder() -> Path:
     return cache_folder() / "kernels" / digest.hexdigest()[:16]
 
 
+def _refuse_other_machines() -> None:
+    """UnsupportedError where kernels cannot be linked, or would need instructions that there are not."""
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        raise UnsupportedError(
+            f"models run on Linux on x86-64 and this is {sys.platform} on {platform.machine()}; "
+            "plan and inspect work here, run does not."
+        )
+    known = _processor().split()
+    missing = [each for each in _NEEDED_INSTRUCTIONS if each not in known]
+    if missing and "flags" in known:
+        raise UnsupportedError(
+            f"models need a processor with {', '.join(_NEEDED_INSTRUCTIONS)} and this one lacks {', '.join(missing)}; "
+            "plan and inspect work here, run does not."
+        )
+
+
 def _installation(package: str) -> str:
     """Changes with the package's version; reading the version itself would take 20 ms."""
     found = importlib.util.find_spec(package)
@@ -148,6 +162,7 @@ def _installation(package: str) -> str:
     return f"{package} {status.st_size} {status.st_mtime_ns}"
 
 
+@cache
 def _processor() -> str:
     """What the compiler would look at: the processor's model and instruction sets."""
     try:
