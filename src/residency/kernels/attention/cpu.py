@@ -89,15 +89,6 @@ def _exponentials(rows, scratch, pages):
         store_f32(scratch + SUMS + 4 * row, load_f32(scratch + SUMS + 4 * row) * factor + sum_f32(total))
 
 
-@_function
-def _prefetch_keys(table, tile, last_page, pages, page_bytes, key_offset, token_bytes):
-    """Start the next tile's keys on their way while this tile's values are added up."""
-    for page in range(tile, min(tile + TILE_PAGES, last_page)):
-        keys = pages + page_bytes * load_i32(table + 4 * page) + key_offset
-        for line in range(0, PAGE_TOKENS * token_bytes, 64):
-            prefetch(keys + line)
-
-
 def _attend_by(rows, load, value_bytes):
     """Attention of `rows` rows over the pages first_page .. last_page of one key-value head."""
 
@@ -126,14 +117,17 @@ def _attend_by(rows, load, value_bytes):
             for i in range(tile_pages):
                 _mask(scratch + SCORES, rows, scratch, tile + i, 64 * i)
             _exponentials(rows, scratch, tile_pages)
-            _prefetch_keys(table, tile + TILE_PAGES, last_page, pages, page_bytes, key_offset, value_bytes * head_dim)
             for d in range(0, head_dim, 32):
                 other = min(d + 16, head_dim - 16)  # the same 16 values twice where no more are left
                 low = mul_splat_each(load_rows_f32(rows, weighted + 4 * d, row_bytes), scratch + FACTORS, 4)
                 high = mul_splat_each(load_rows_f32(rows, weighted + 4 * other, row_bytes), scratch + FACTORS, 4)
                 for i in range(tile_pages):
                     values = pages + page_bytes * load_i32(table + 4 * (tile + i)) + value_offset
+                    later = min(tile + TILE_PAGES + i, last_page - 1)
+                    # The keys of the next tile start on their way, a line with each token.
+                    ahead = pages + page_bytes * load_i32(table + 4 * later) + key_offset + 32 * d
                     for token in range(PAGE_TOKENS):
+                        prefetch(ahead + 64 * token)
                         weight = scratch + SCORES + 64 * i + 4 * token
                         at = values + value_bytes * head_dim * token
                         low = fma_splat_each(low, load(at + value_bytes * d), weight, SCORE_STRIDE)
