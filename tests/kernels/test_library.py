@@ -54,6 +54,23 @@ def test_a_kernel_is_compiled_once_with_its_progress_told(tmp_path: Path) -> Non
     assert python(COMPILED_ONCE, tmp_path) == ["(1, 1)", "None"]
 
 
+def test_a_damaged_manifest_is_refused(compiled: bytes) -> None:
+    path = kernel_folder() / "stream.read.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:10])
+    try:
+        with pytest.raises(StoreError, match=r"stream\.read\.json"):
+            Library(["stream.read"])
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_kernel_without_its_object_is_compiled_anew(compiled: bytes) -> None:
+    (kernel_folder() / "stream.read.o").unlink()
+    Library(["stream.read"])
+    assert (kernel_folder() / "stream.read.o").exists()
+
+
 def test_linking_loads_no_compiler(session_cache: Path, compiled: bytes) -> None:
     code = "import sys; from residency.kernels.library import Library; Library(['stream.read'])\n"
     code += "print(sorted({'numba', 'llvmlite', 'torch'} & set(sys.modules)))"

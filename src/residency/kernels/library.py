@@ -54,14 +54,14 @@ class Library:
         _refuse_other_machines()
         wanted = sorted(set(names))
         folder = kernel_folder()
-        missing = [name for name in wanted if not (folder / f"{name}.json").exists()]
+        missing = [name for name in wanted if not all((folder / f"{name}.{end}").exists() for end in ("o", "json"))]
         if missing:
             compile_kernels(missing, folder, progress)
-        manifests = [json.loads((folder / f"{name}.json").read_bytes()) for name in wanted]
+        manifests = [_manifest(folder / f"{name}.json") for name in wanted]
         objects = [(folder / f"{name}.o").read_bytes() for name in wanted]
         self._image = Image(objects, [manifest["symbol"] for manifest in manifests])
         self._kernels = {
-            name: Kernel(address, tuple(manifest["words"]))
+            name: Kernel(address, manifest["words"])
             for name, address, manifest in zip(wanted, self._image.addresses, manifests, strict=True)
         }
 
@@ -80,6 +80,15 @@ class Library:
 
         call.__dict__["keeps"] = (self, unused)
         return call
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """A kernel's symbol, and the words it takes as a tuple. StoreError if the file is damaged."""
+    try:
+        manifest = json.loads(path.read_bytes())
+        return {"symbol": str(manifest["symbol"]), "words": tuple(map(str, manifest["words"]))}
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"a compiled kernel in the cache is damaged ({path.name}); delete {path.parent}.") from error
 
 
 def compile_kernels(names: list[str], folder: Path, progress: Progress | None = None) -> None:
