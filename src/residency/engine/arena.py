@@ -3,6 +3,8 @@
 import math
 import mmap
 import re
+import resource
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -77,7 +79,4 @@ def peak_resident_bytes() -> int:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
-    import resource
-    import sys
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

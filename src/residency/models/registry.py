@@ -9,15 +9,14 @@ from residency.models.layers import Parts
 from residency.models.llama.model import record as llama
 from residency.models.qwen2.model import record as qwen2
 from residency.models.qwen3.model import record as qwen3
+from residency.models.specs import architecture_folder
 from residency.spec.model import ModelSpec
 
 FORWARD: dict[str, Callable[[Recorder, Parts], None]] = {
     "llama": llama,
-    "mistral": llama,
     "qwen2": qwen2,
     "qwen3": qwen3,
     "gemma3": gemma3,
-    "gemma3_text": gemma3,
 }
 
 
@@ -26,10 +25,7 @@ def forward_of(spec: ModelSpec) -> Callable[[Recorder, Parts], None]:
 
     UnsupportedError names the architectures that there are, or the extent that the kernels cannot work on.
     """
-    if spec.architecture not in FORWARD:
-        raise UnsupportedError(
-            f"the architecture {spec.architecture} is not supported; supported are {', '.join(FORWARD)}."
-        )
+    forward = FORWARD[architecture_folder(spec.architecture)]
     for layer in spec.layers:
         heads = layer.attention.num_heads * layer.attention.head_dim
         for name, extent, multiple in (
@@ -43,4 +39,4 @@ def forward_of(spec: ModelSpec) -> Callable[[Recorder, Parts], None]:
                     f"{spec.name} has a {name} of {extent} values, which is not a multiple of {multiple}; "
                     "such a model can be planned but not run."
                 )
-    return FORWARD[spec.architecture]
+    return forward

@@ -1,7 +1,7 @@
 """The activation arrays of a step. A step has T tokens; matrix inputs are kept as float32 and quantized to int8."""
 
+from residency.formats.tiles import TILE_ROWS
 from residency.planner.plan import PAGE_TOKENS, Buffer
-from residency.spec.layout import TILE_ROWS
 from residency.spec.model import ModelSpec
 
 # Activations are quantized in groups of 32 values: 32 int8 and 4 words (scale, sum and padding).

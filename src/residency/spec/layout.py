@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from residency.formats import F32, Format
+from residency.formats.tiles import TILE_ROWS
 from residency.spec.model import ModelSpec, TensorSpec
 
-TILE_ROWS = 16  # rows that the kernels' layout keeps together
 TENSOR_ALIGNMENT = 64  # a cache line
 GROUP_ALIGNMENT = 4096  # a page: direct reads of a layer start and end on one
 

@@ -9,16 +9,13 @@ import numpy as np
 from residency.engine.engine import Progress
 from residency.engine.executor import CpuExecutor
 from residency.engine.loop import Loop
+from residency.engine.planning import open_planned
 from residency.engine.sampler import Sampling
-from residency.errors import FileError
-from residency.models.registry import forward_of
-from residency.models.specs import model_spec
 from residency.planner.cost import ModelCost
 from residency.planner.memory import KV_VALUE_BYTES
 from residency.planner.plan import Plan
 from residency.spec.layout import read_bytes_per_token
 from residency.spec.model import ModelSpec
-from residency.spec.opening import open_checkpoint
 from residency.store.weights import Weights, ensure_store
 
 
@@ -54,11 +51,7 @@ def opened(plan: Plan, progress: Progress | None = None) -> Iterator[Opened]:
     def stage(name: str) -> Callable[[int, int], None] | None:
         return None if progress is None else lambda done, total: progress(name, done, total)
 
-    checkpoint = open_checkpoint(plan.model_path)
-    if checkpoint.fingerprint != plan.model_fingerprint:
-        raise FileError(f"{plan.model_path} has changed since it was planned; make the plan anew.")
-    spec = model_spec(checkpoint)
-    forward_of(spec)
+    _, spec = open_planned(plan)
     folder = ensure_store(spec, plan.model_fingerprint, progress=stage("converting"))
     with (
         Weights(spec, folder) as weights,

@@ -7,6 +7,7 @@ import numpy as np
 
 from residency.engine.stamps import LaunchTime
 from residency.formats import FORMATS
+from residency.formats.tiles import TILE_ROWS
 from residency.hardware import Machine
 from residency.kernels.attention import partial_bytes
 from residency.ledger import KvPages
@@ -17,7 +18,6 @@ from residency.verifier.opened import Opened
 
 PROFILE_REPEATS = 15
 _FLOAT_BLOCK_COLUMNS = 4
-_TILE_ROWS = 16
 Words = Mapping[str, int | float]
 
 
@@ -221,7 +221,7 @@ def _combine(words: Words, variant: str) -> Work:
 def _extents(words: Words, variant: str) -> tuple[int, int]:
     number_format = FORMATS[variant]
     block_columns = _FLOAT_BLOCK_COLUMNS if number_format.is_float else number_format.block_values
-    return int(words["tiles"]) * _TILE_ROWS, int(words["blocks"]) * block_columns
+    return int(words["tiles"]) * TILE_ROWS, int(words["blocks"]) * block_columns
 
 
 def _shape(launch: LaunchTime) -> str:

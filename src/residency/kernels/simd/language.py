@@ -21,7 +21,6 @@ from residency.kernels.simd.vectors import (
     F16,
     F32,
     F64,
-    I1,
     I8,
     I16,
     I32,
@@ -97,10 +96,6 @@ load_i8x16 = operation(
 load_f32x16 = operation(f32x16(address), lambda b, p: b.load(pointer(b, p, f32x16.llvm), align=4))
 load_f16x16 = operation(f32x16(address), _half_to_float)
 load_bf16x16 = operation(f32x16(address), _bfloat_to_float)
-load_bits64 = operation(  # 64 bits as 64 bytes of 0 or 1
-    u8x64(address),
-    lambda b, p: b.zext(b.load(pointer(b, p, ir.VectorType(I1, 64)), align=1), u8x64.llvm),
-)
 store_f32x16 = operation(types.void(address, f32x16), lambda b, p, v: b.store(v, pointer(b, p, f32x16.llvm), align=4))
 store_f16x16 = operation(
     types.void(address, f32x16),
@@ -112,7 +107,6 @@ store_i8x16 = operation(
 )
 splat_f32 = operation(f32x16(types.float32), lambda b, v: splat(b, v, f32x16.llvm))
 splat_i32 = operation(i32x16(types.int64), lambda b, v: splat(b, b.trunc(v, I32), i32x16.llvm))
-load_splat_f32 = operation(f32x16(address), lambda b, p: load_splat(b, p, F32, f32x16))
 lane_numbers = operation(i32x16(), lambda b: ir.Constant(i32x16.llvm, list(range(16))))
 
 # -- integers
@@ -124,7 +118,6 @@ shift_left = operation(i32x16(i32x16, types.int64), lambda b, x, n: b.shl(x, spl
 xor_u8 = operation(u8x64(u8x64, u8x64), lambda b, x, y: b.xor(x, y))
 or_u8 = operation(u8x64(u8x64, u8x64), lambda b, x, y: b.or_(x, y))
 as_i32 = operation(i32x16(u8x64), lambda b, x: b.bitcast(x, i32x16.llvm))
-as_u8 = operation(u8x64(i32x16), lambda b, x: b.bitcast(x, u8x64.llvm))
 low_nibbles = operation(u8x64(u8x64), lambda b, x: b.and_(x, constant(u8x64, 15)))
 high_nibbles = operation(
     u8x64(u8x64),
@@ -221,19 +214,12 @@ repeat = _block(f32x16, lambda b, token, vector: vector, 2)  # the same vector f
 load_rows_f32 = _block(
     f32x16, lambda b, t, p, s: b.load(pointer(b, token_address(b, p, s, t), f32x16.llvm), align=4), 3
 )
-splat_rows_i32 = _block(i32x16, lambda b, t, p, s: load_splat(b, token_address(b, p, s, t), I32, i32x16), 3)
-splat_rows_f32 = _block(f32x16, lambda b, t, p, s: load_splat(b, token_address(b, p, s, t), F32, f32x16), 3)
 # (dots, weights, x address, x stride); weights are codes up to 127, and up to 255
 dot4_each = each(4, (0,), _dot4_splat(dot4), i32x16)
 dot4_full_each = each(4, (0,), _dot4_splat(dot4_full), i32x16)
 to_f32_each = each(1, (0,), lambda b, t, x: b.sitofp(x, f32x16.llvm), f32x16)
 add_each = each(2, (0, 1), lambda b, t, x, y: b.fadd(x, y), f32x16)
-mul_each = each(2, (0, 1), lambda b, t, x, y: b.fmul(x, y), f32x16)
-scale_each = each(2, (0,), lambda b, t, x, y: b.fmul(x, y), f32x16)  # (block, one vector)
 fma_each = each(3, (0, 2), lambda b, t, x, y, z: _fma(b, x, y, z), f32x16)  # block * one vector + block
-fma_pairs = each(3, (0, 1, 2), lambda b, t, x, y, z: _fma(b, x, y, z), f32x16)  # block * block + block
-max_each = each(2, (0, 1), lambda b, t, x, y: _maximum(b, x, y), f32x16)
-sub_each = each(2, (0, 1), lambda b, t, x, y: b.fsub(x, y), f32x16)
 
 
 def _fma_splat(b: Builder, token: int, total: Value, vector: Value, at: Value, stride: Value) -> Value:
