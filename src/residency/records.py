@@ -9,7 +9,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -30,15 +30,20 @@ def to_data(value: object) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def from_data(record: type[R], data: object, *, what: str, error: type[ResidencyError]) -> R:
-    """The record that `data` describes. `what` names it in the one sentence of the `error` raised otherwise."""
-    return _Reader(what, error).record(record, data, "")
+def from_data(
+    record: type[R], data: object, *, what: str, error: type[ResidencyError], remedy: str = "make it anew"
+) -> R:
+    """The record that `data` describes. `what` names it in the one sentence of the `error` raised otherwise, and
+    `remedy` says there what to do.
+    """
+    return _Reader(what, error, remedy).record(record, data, "")
 
 
 class _Reader:
-    def __init__(self, what: str, error: type[ResidencyError]) -> None:
+    def __init__(self, what: str, error: type[ResidencyError], remedy: str) -> None:
         self._what = what
         self._error = error
+        self._remedy = remedy
 
     def record(self, record: type[R], data: object, place: str) -> R:
         if not isinstance(data, dict):
@@ -48,7 +53,7 @@ class _Reader:
         for name in data:
             if name not in known:
                 raise self._refusal(_join(place, str(name)[:60]), "is not a field that this version knows")
-        defaults = {field.name for field in fields(record) if field.default is not MISSING}  # type: ignore[arg-type]
+        defaults = {field.name for field in fields(record) if _has_default(field)}  # type: ignore[arg-type]
         for name in known:
             if name not in data and name not in defaults:
                 raise self._refusal(_join(place, name), "is missing")
@@ -97,7 +102,11 @@ class _Reader:
 
     def _refusal(self, place: str, fault: str) -> ResidencyError:
         where = f"'{place}' " if place else "it "
-        return self._error(f"{self._what} cannot be used: {where}{fault}; make it anew.")
+        return self._error(f"{self._what} cannot be used: {where}{fault}; {self._remedy}.")
+
+
+def _has_default(field: Field[Any]) -> bool:
+    return field.default is not MISSING or field.default_factory is not MISSING
 
 
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}

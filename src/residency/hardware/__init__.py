@@ -1,16 +1,21 @@
 """What a machine is, as numbers."""
 
 from residency.hardware.container import ContainerLimits, container_limits
-from residency.hardware.machine import Cache, Figure, Link, Machine, ThreadRate, Tier, assumed_figures
+from residency.hardware.device import Device, NumberFormat
+from residency.hardware.figures import Figure, assumed_device_figures, assumed_figures
+from residency.hardware.machine import Cache, Link, Machine, ThreadRate, Tier
 
 __all__ = [
     "Cache",
     "ContainerLimits",
+    "Device",
     "Figure",
     "Link",
     "Machine",
+    "NumberFormat",
     "ThreadRate",
     "Tier",
+    "assumed_device_figures",
     "assumed_figures",
     "container_limits",
 ]

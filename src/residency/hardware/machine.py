@@ -1,20 +1,21 @@
-"""A machine as numbers: processor, caches, tiers of memory with their read rates, and figures for the cost model."""
+"""A machine as numbers: processor, caches, tiers of memory, devices, links, and figures for the cost model."""
 
 import json
 import math
-import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal
 
-from residency.errors import MachineError
-from residency.hardware.toml import toml_text
+from residency.errors import MachineError, UsageError
+from residency.hardware.device import NUMBER_FORMATS, Device, Status
+from residency.hardware.figures import Figure, assumed_device_figures, assumed_figures
+from residency.hardware.toml import parse_toml, toml_text
 from residency.records import from_data, to_data
 
 MACHINE_VERSION = 1
-_ASSUMED_FIGURES_PATH = Path(__file__).with_name("assumed.toml")
+MAX_DEVICES = 1024  # of one kind in one machine
+TierKind = Literal["hbm", "ram", "cxl", "disk"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Tier:
     """A place where bytes live."""
 
     name: str  # "RAM", "disk"
-    kind: Literal["hbm", "ram", "disk"]
+    kind: TierKind
     capacity_bytes: int  # as the container allows, not as the host has
     available_bytes: int  # what was free when the machine was looked at
     read_rates: tuple[ThreadRate, ...]  # at least one, by rising thread count
@@ -61,12 +62,15 @@ class Tier:
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """A way between two tiers."""
+    """A way between two tiers or devices, or among `joins` devices that are alike."""
 
-    source: str  # a tier's name
-    target: str
-    bytes_per_second: float
+    source: str  # the name of a tier or device
+    target: str  # the same name where devices that are alike are joined with each other
+    bytes_per_second: float  # in one direction, while the other is as busy
     latency_seconds: float
+    kind: str = ""  # "PCIe 5.0 x16", "NVLink 4"
+    joins: int = 2  # how many it joins at that rate for each
+    is_coherent: bool = False  # either end reads the other's memory in place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,16 +84,10 @@ class Cache:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A number for the cost model, and whether somebody measured it here."""
-
-    value: float
-    origin: Literal["measured", "assumed"]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Machine:
-    """One machine. `figures` are by the names that assumed.toml explains."""
+    """One machine: a host with its tiers, and devices beside it or none. `figures` are by the names that assumed.toml
+    explains.
+    """
 
     name: str
     processor: str
@@ -97,13 +95,17 @@ class Machine:
     cores: int  # of these, with distinct arithmetic units
     instruction_sets: tuple[str, ...]  # sorted, by the names that the operating system gives
     caches: tuple[Cache, ...]
-    tiers: tuple[Tier, ...]  # nearest first
+    tiers: tuple[Tier, ...]  # the host's, nearest first
     links: tuple[Link, ...]
     figures: Mapping[str, Figure]
     measured_unix_seconds: int | None = None  # None: written down, not measured
     runtime_bytes: int | None = None  # interpreter and compiled code without a model; None: not measured yet
+    devices: tuple[Device, ...] = ()
+    status: Status = "shipped"
+    price_per_hour: float | None = None  # in the user's own currency; None: not told
+    sources: Mapping[str, str] = field(default_factory=dict)  # by what they tell of the host
 
-    def tier(self, kind: Literal["hbm", "ram", "disk"]) -> Tier:
+    def tier(self, kind: TierKind) -> Tier:
         """The nearest tier of a kind; MachineError where the machine has none."""
         for tier in self.tiers:
             if tier.kind == kind:
@@ -117,6 +119,29 @@ class Machine:
         if name not in self.figures:
             raise MachineError(f"the machine {self.name!r} gives no {name!r}; run residency probe --renew.")
         return self.figures[name].value
+
+    def compute_devices(self) -> tuple[Device, ...]:
+        """What computes: the devices, or the host's processor as a device of kind "cpu" where there are none.
+
+        The processor's rates are what its kernels reach (see assumed.toml), so its matrix_efficiency is 1.
+        """
+        return self.devices or (self._processor_device(),)
+
+    def host_link(self, device: Device) -> Link | None:
+        """The way between the host's memory and each of these devices; None where they share one memory."""
+        if device.kind in ("cpu", "unified"):
+            return None
+        for link in self.links:
+            if {link.source, link.target} == {self.tier("ram").name, device.name}:
+                return link
+        raise MachineError(f"the machine {self.name!r} says no link from its RAM to {device.name!r}; describe one.")
+
+    def peer_link(self, device: Device, num_devices: int) -> Link:
+        """The fastest way among `num_devices` of these devices; MachineError where nothing joins that many."""
+        links = [link for link in self.links if link.source == link.target == device.name and link.joins >= num_devices]
+        if not links:
+            raise MachineError(f"no link of the machine {self.name!r} joins {num_devices} of {device.name!r}.")
+        return max(links, key=lambda link: link.bytes_per_second)
 
     def with_measured(self, **values: float) -> "Machine":
         """The same machine with these figures measured; MachineError for names that assumed.toml does not explain."""
@@ -141,44 +166,100 @@ class Machine:
             data = json.loads(text)
         except (ValueError, RecursionError):
             raise MachineError("the machine's description is not JSON; run residency probe --renew.") from None
-        return _machine(data)
+        return _machine(data, _KEPT)
 
     @staticmethod
-    def from_toml(text: str) -> "Machine":
-        """The machine that a TOML text describes; what is not known may be left out. Other text is a MachineError."""
+    def from_toml(text: str, *, what: str = "the machine's description") -> "Machine":
+        """The machine that a TOML text describes. Amounts may be written "24GiB"; figures left out are assumed.
+
+        Other text is a MachineError, in which `what` names it.
+        """
         try:
-            data: dict[str, Any] = tomllib.loads(text)
-        except (ValueError, RecursionError):
-            raise MachineError("the machine's description is not TOML; compare it with those of the catalog.") from None
-        return _machine(data)
+            data = parse_toml(text)
+        except ValueError as error:
+            raise MachineError(f"{what} is not TOML ({error}); compare it with residency machines --toml.") from None
+        except UsageError as error:
+            raise MachineError(f"{what} cannot be used: {error}") from None
+        return _machine(_with_assumed(data), _Text(what, "compare it with residency machines --toml"))
+
+    def _processor_device(self) -> Device:
+        ram = self.tier("ram")
+        rates = {"int8": "matrix_int8_operations_per_second", "fp32": "vector_f32_operations_per_second"}
+        one = Figure(value=1.0, origin="assumed")
+        return Device(
+            name=self.processor,
+            kind="cpu",
+            listed_bytes=ram.capacity_bytes,
+            usable_bytes=ram.available_bytes,
+            memory_bytes_per_second=ram.read_bytes_per_second(self.threads),
+            operations_per_second={short: self.figure(name) * self.cores for short, name in rates.items()},
+            status=self.status,
+            figures={**self.figures, "matrix_efficiency": one, "link_efficiency": one},
+            sources=self.sources,
+        )
 
 
-def assumed_figures(instruction_sets: Iterable[str]) -> Mapping[str, Figure]:
-    """Every figure that a machine has, as assumed.toml gives it for these instruction sets."""
-    with _ASSUMED_FIGURES_PATH.open("rb") as file:
-        entries = tomllib.load(file)
-    known = set(instruction_sets)
-    figures = {}
-    for name, entry in entries.items():
-        fitting = [value for feature, value in entry.get("with", {}).items() if feature in known]
-        figures[name] = Figure(value=max(fitting, default=entry["value"]), origin="assumed")
-    return figures
+@dataclass(frozen=True)
+class _Text:
+    """What is read, and what to do where it is wrong."""
+
+    what: str
+    remedy: str
+
+    def refusal(self, fault: str) -> MachineError:
+        return MachineError(f"{self.what} {fault}; {self.remedy}.")
 
 
-def _machine(data: object) -> Machine:
+_KEPT = _Text("the machine's description", "run residency probe --renew")
+
+
+def _machine(data: object, text: _Text) -> Machine:
     if not isinstance(data, dict) or "machine_version" not in data:
-        raise MachineError("the machine's description has no 'machine_version'; run residency probe --renew.")
+        raise text.refusal("has no 'machine_version'")
     fields = dict(data)
     version = fields.pop("machine_version")
     if version != MACHINE_VERSION or isinstance(version, bool):
-        raise MachineError(
-            f"the machine's description has version {version!r:.40} and this residency reads {MACHINE_VERSION}; "
-            "run residency probe --renew."
-        )
-    machine = from_data(Machine, fields, what="the machine's description", error=MachineError)
+        raise text.refusal(f"has version {version!r:.40} and this residency reads {MACHINE_VERSION}")
+    machine = from_data(Machine, fields, what=text.what, error=MachineError, remedy=text.remedy)
     if machine.threads < 1 or machine.cores < 1:
-        raise MachineError("the machine's description has no processor; run residency probe --renew.")
+        raise text.refusal("has no processor")
     for tier in machine.tiers:
         if not tier.read_rates or not all(rate.bytes_per_second > 0 for rate in tier.read_rates):
-            raise MachineError(f"the machine's tier {tier.name!r:.60} has no read rate; run residency probe --renew.")
+            raise text.refusal(f"cannot be used: its tier {tier.name!r:.60} has no read rate")
+    for device in machine.devices:
+        if fault := _device_fault(device):
+            raise text.refusal(f"cannot be used: its device {device.name!r:.60} {fault}")
+    for link in machine.links:
+        if not link.bytes_per_second > 0:
+            raise text.refusal(f"cannot be used: its link from {link.source!r:.60} has a bytes_per_second of 0")
     return machine
+
+
+def _device_fault(device: Device) -> str | None:
+    """What no device can be like, as the end of a sentence."""
+    if not 1 <= device.count <= MAX_DEVICES:
+        return f"has a count of {device.count}, not 1 to {MAX_DEVICES}"
+    for name in ("listed_bytes", "usable_bytes", "memory_bytes_per_second"):
+        if not getattr(device, name) > 0:
+            return f"has a {name} of 0"
+    if device.usable_bytes > device.listed_bytes:
+        return f"has {device.usable_bytes} usable_bytes of {device.listed_bytes} listed_bytes"
+    for name, rate in device.operations_per_second.items():
+        if name not in NUMBER_FORMATS:
+            return f"has a rate for {name!r:.60}, not one of {', '.join(NUMBER_FORMATS)}"
+        if not rate > 0:
+            return f"has an operations_per_second of 0 for {name}"
+    if not {"fp32", "fp16", "bf16"} & set(device.operations_per_second):
+        return "has no operations_per_second for fp32, fp16 or bf16"
+    return None
+
+
+def _with_assumed(data: dict[str, Any]) -> dict[str, Any]:
+    """What a person may leave out, filled in."""
+    filled: dict[str, Any] = {"processor": "unknown", "instruction_sets": [], "caches": [], "links": [], **data}
+    if isinstance(sets := filled["instruction_sets"], list):
+        filled.setdefault("figures", to_data(assumed_figures(map(str, sets))))
+    for device in filled.get("devices", ()) if isinstance(filled.get("devices"), list) else ():
+        if isinstance(device, dict):
+            device.setdefault("figures", to_data(assumed_device_figures(str(device.get("kind")))))
+    return filled

@@ -1,12 +1,61 @@
-"""TOML written: the part of the language that descriptions of machines need."""
+"""TOML read and written: the part of the language that descriptions of machines need."""
 
 import json
+import tomllib
 from typing import Any
 
+from residency.errors import UsageError
+from residency.units import parse_bytes
 
-def toml_text(data: dict[str, Any]) -> str:
-    """A document with one key a line and inline tables. Keys whose value is None are left out, as TOML has none."""
-    return "".join(f"{_key(key)} = {_value(value)}\n" for key, value in data.items() if value is not None)
+Table = dict[str, Any]
+
+
+def parse_toml(text: str) -> Table:
+    """The document, in which keys that end in _bytes may be written as "24GiB".
+
+    ValueError for other text, UsageError for an amount that cannot be meant.
+    """
+    try:
+        data = tomllib.loads(text)
+        _read_amounts(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return data
+
+
+def toml_text(data: Table) -> str:
+    """A document with one key a line, and a table for each object and each object in a list, two deep.
+
+    Keys whose value is None are left out, as TOML has none.
+    """
+    return "\n".join(_tables(data, "", deep=2)).lstrip("\n") + "\n"
+
+
+def _read_amounts(value: Any) -> None:
+    for each in value if isinstance(value, list) else ():
+        _read_amounts(each)
+    for key, each in value.items() if isinstance(value, dict) else ():
+        if key.endswith("_bytes") and isinstance(each, str):
+            try:
+                value[key] = parse_bytes(each)
+            except UsageError as error:
+                raise UsageError(f"{key!r:.60}: {error}") from None
+        _read_amounts(each)
+
+
+def _tables(data: Table, place: str, *, deep: int) -> list[str]:
+    """The lines of a table: its plain keys, then a table for each of the others."""
+    lines, inner = [], []
+    for key, value in data.items():
+        name = f"{place}.{_key(key)}" if place else _key(key)
+        if deep and isinstance(value, dict) and value:
+            inner += ["", f"[{name}]", *_tables(value, name, deep=deep - 1)]
+        elif deep == 2 and isinstance(value, list) and value and isinstance(value[0], dict):
+            for each in value:
+                inner += ["", f"[[{name}]]", *_tables(each, name, deep=deep - 1)]
+        elif value is not None:
+            lines.append(f"{_key(key)} = {_value(value)}")
+    return lines + inner
 
 
 def _value(value: Any) -> str:
