@@ -171,24 +171,21 @@ def _k_quant(tokens, dot_group, add_group, group_bytes, planes_at, scales_at):
 
     @_device
     def block(at, x, stride, total):
-        if tokens == 1:
-            _ahead(at + 2048, scales_at + 256 - 2048)
+        _ahead(at + 2048, scales_at + 256 - 2048)
         scales = load_i32x16(at + scales_at)
         minima = load_i32x16(at + scales_at + 64)
         lows = load_i32x16(at + scales_at + 128)
         scale = load_f16x16(at + scales_at + 192)
         minimum = mul_f32(load_f16x16(at + scales_at + 224), splat_f32(-1.0))
         for group in range(4):
-            if tokens == 1:
-                _ahead(at + 256 * group, 256)
+            _ahead(at + 256 * group, 256)
             x_group = x + GROUP_BYTES * group
             dots = dot_group(at + group_bytes * group, at + planes_at + 64 * group, x_group, stride)
             s = mul_f32(scale, _first_scale(scales, group))
             m = mul_f32(minimum, _first_scale(minima, group))
             total = add_group(total, dots, s, m, x_group + 32, x_group + 44, stride)
         for group in range(4):
-            if tokens == 1:
-                _ahead(at + 256 * (group + 4), 256)
+            _ahead(at + 256 * (group + 4), 256)
             x_group = x + GROUP_BYTES * (group + 4)
             dots = dot_group(at + group_bytes * (group + 4), at + planes_at + 64 * (group + 4), x_group, stride)
             s = mul_f32(scale, _last_scale(scales, lows, group, 0))
@@ -232,11 +229,9 @@ def _q6_k(tokens):
     @_device
     def block(at, x, stride, total):
         scale = load_f16x16(at + 3328)
-        if tokens == 1:
-            _ahead(at + 3072, 288)
+        _ahead(at + 3072, 288)
         for half in range(16):
-            if tokens == 1:
-                _ahead(at + 192 * half, 192)
+            _ahead(at + 192 * half, 192)
             x_group = x + GROUP_BYTES * (half // 2)
             which = half % 2
             dots = half_group(at + 192 * half, x_group + 16 * which, stride)
@@ -281,6 +276,8 @@ def _multiplier(block, tokens, block_bytes, x_block_bytes):
             tile = weights + block_bytes * blocks * index
             total = zeros_f32(tokens)
             for i in range(blocks):
+                if block_bytes < LARGE_BLOCK_BYTES:
+                    _ahead(tile + block_bytes * i, block_bytes)
                 total = block(tile + block_bytes * i, x + x_block_bytes * i, x_stride, total)
             finish(total, index, out, out_stride, bias, accumulate)
 
