@@ -73,7 +73,7 @@ def test_an_untied_model_has_a_head(tmp_path: Path) -> None:
 
 
 def test_heads_share_the_hidden_width_where_no_head_dim_is_given(tmp_path: Path) -> None:
-    assert folder_spec(tmp_path, "llama", head_dim=None).layers[0].attention.head_dim == 64
+    assert folder_spec(tmp_path, "llama", head_dim=None).layers[0].grouped_attention.head_dim == 64
 
 
 def test_gemma_scales_its_embedding_by_the_root_of_its_width(tmp_path: Path) -> None:
@@ -81,15 +81,15 @@ def test_gemma_scales_its_embedding_by_the_root_of_its_width(tmp_path: Path) -> 
 
 
 def test_a_window_that_the_context_cannot_outgrow_is_none(tmp_path: Path) -> None:
-    assert gguf_spec(tmp_path, "gemma3", window_tokens=512).layers[0].attention.window_tokens is None
+    assert gguf_spec(tmp_path, "gemma3", window_tokens=512).layers[0].grouped_attention.window_tokens is None
 
 
 def test_rope_freqs_divide_the_frequencies(tmp_path: Path) -> None:
     divisors = np.linspace(1, 8, 32, dtype=np.float32)
-    plain = gguf_spec(tmp_path, "llama").layers[0].attention.rope.inverse_frequencies
+    plain = gguf_spec(tmp_path, "llama").layers[0].grouped_attention.rope.inverse_frequencies
     scaled = gguf_spec(tmp_path, "llama", lambda w: w.add_tensor("rope_freqs.weight", divisors))
     expected = np.array(plain) / divisors
-    np.testing.assert_allclose(scaled.layers[0].attention.rope.inverse_frequencies, expected, rtol=1e-12)
+    np.testing.assert_allclose(scaled.layers[0].grouped_attention.rope.inverse_frequencies, expected, rtol=1e-12)
 
 
 def test_yarn_in_a_gguf_file_is_yarn_in_a_folder(tmp_path: Path) -> None:
@@ -100,7 +100,10 @@ def test_yarn_in_a_gguf_file_is_yarn_in_a_folder(tmp_path: Path) -> None:
 
     scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
     from_folder = folder_spec(tmp_path, "qwen2", rope_scaling=scaling)
-    assert gguf_spec(tmp_path, "qwen2", add_yarn).layers[0].attention.rope == from_folder.layers[0].attention.rope
+    assert (
+        gguf_spec(tmp_path, "qwen2", add_yarn).layers[0].grouped_attention.rope
+        == from_folder.layers[0].grouped_attention.rope
+    )
 
 
 def test_a_multimodal_gemma_folder_gives_its_text_model(tmp_path: Path) -> None:

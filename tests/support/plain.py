@@ -57,7 +57,7 @@ def _layer(model: ModelSpec, layer: LayerSpec, x_TC: Array, rounded: bool) -> Ar
     def norm(name: str, values: Array) -> Array:
         return _norm(model, values, read_tensor(part[name]))
 
-    attended_TC = _attention(model, layer.attention, part, norm("input_layernorm.weight", x_TC), rounded)
+    attended_TC = _attention(model, layer.grouped_attention, part, norm("input_layernorm.weight", x_TC), rounded)
     if sandwiched:
         attended_TC = norm("post_attention_layernorm.weight", attended_TC)
     x_TC = x_TC + attended_TC
@@ -65,7 +65,7 @@ def _layer(model: ModelSpec, layer: LayerSpec, x_TC: Array, rounded: bool) -> Ar
     h_TC = norm(before, x_TC)
     gate = _product(h_TC, part["mlp.gate_proj.weight"], rounded)
     up = _product(h_TC, part["mlp.up_proj.weight"], rounded)
-    if layer.mlp.activation == "silu":
+    if layer.gated_mlp.activation == "silu":
         gate = gate / (1 + np.exp(-gate))
     else:
         gate = 0.5 * gate * (1 + np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))

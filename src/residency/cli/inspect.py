@@ -45,7 +45,7 @@ def facts_of(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, Any]:
         held["bytes"] += tensor.num_bytes
     windows: dict[int | None, dict[str, Any]] = {}
     for layer in spec.layers:
-        window = layer.attention.window_tokens
+        window = layer.grouped_attention.window_tokens
         group = windows.setdefault(window, {"window_tokens": window, "layers": 0, "bytes_per_token": 0})
         group["layers"] += 1
         group["bytes_per_token"] += layer.state().bytes_per_token

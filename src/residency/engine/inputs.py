@@ -32,12 +32,12 @@ class StepInputs:
         self.slots = buffers["slots"]  # (groups, tokens)
         self.tables = buffers["block_tables"]  # (groups, sequences, pages)
         self.angles: dict[RopeSpec, npt.NDArray[np.float32]] = {}
-        for rope in dict.fromkeys(layer.attention.rope for layer in spec.layers):
+        for rope in dict.fromkeys(layer.grouped_attention.rope for layer in spec.layers):
             self.angles[rope] = buffers["rope"][len(self.angles)]
         self._frequencies = {rope: np.asarray(rope.inverse_frequencies) for rope in self.angles}
-        groups = {layer.attention.num_heads // layer.attention.num_kv_heads for layer in spec.layers}
+        groups = {layer.grouped_attention.num_heads // layer.grouped_attention.num_kv_heads for layer in spec.layers}
         self._item_tokens = max(1, MAX_ROWS // max(groups))
-        self._kv_heads = min(layer.attention.num_kv_heads for layer in spec.layers)
+        self._kv_heads = min(layer.grouped_attention.num_kv_heads for layer in spec.layers)
 
     @property
     def addresses(self) -> Inputs:

@@ -27,12 +27,12 @@ def forward_of(spec: ModelSpec) -> Callable[[Recorder, Parts], None]:
     """
     forward = FORWARD[architecture_folder(spec.architecture)]
     for layer in spec.layers:
-        heads = layer.attention.num_heads * layer.attention.head_dim
+        heads = layer.grouped_attention.num_heads * layer.grouped_attention.head_dim
         for name, extent, multiple in (
-            ("head", layer.attention.head_dim, 16),
+            ("head", layer.grouped_attention.head_dim, 16),
             ("hidden state", spec.hidden, 32),
             ("attention output", heads, 32),
-            ("feed-forward state", layer.mlp.intermediate, 32),
+            ("feed-forward state", layer.gated_mlp.intermediate, 32),
         ):
             if extent % multiple:
                 raise UnsupportedError(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from residency.errors import FileError, UnsupportedError
 from residency.spec.checkpoint import Checkpoint
-from residency.spec.model import Rearrange, SourceTensor, TensorSpec
+from residency.spec.model import Rearrange, Role, SourceTensor, Split, TensorSpec
 
 GGUF_NAMES = {
     "model.embed_tokens": "token_embd",
@@ -24,10 +24,28 @@ GGUF_LAYER_NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+SPLITS: Mapping[str, Split] = {
+    **dict.fromkeys(("q_proj", "gate_proj", "up_proj"), "rows"),
+    **dict.fromkeys(("k_proj", "v_proj"), "kv_heads"),
+    **dict.fromkeys(("o_proj", "down_proj"), "columns"),
+}
 # Where text models keep their tensors, alone and inside a model that also sees.
 FOLDER_PREFIXES = (("model.", "model."), ("model.", "language_model.model."), ("model.", "model.language_model."))
 UNUSED_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 UNUSED_SUFFIXES = ("rotary_emb.inv_freq", "rope_freqs.weight")  # computed from the configuration; read apart
+
+
+def role_and_split(name: str) -> tuple[Role, Split]:
+    """What the tensor `name` of a Llama-like model is for, and how tensor parallelism shares it."""
+    *_, part, kind = name.split(".")
+    if part in ("embed_tokens", "lm_head"):
+        return ("embedding" if part == "embed_tokens" else "head"), "vocabulary"
+    if part.endswith("norm"):
+        return "norm", "replicated"
+    split = SPLITS[part]
+    if kind == "bias":
+        return "bias", "replicated" if split == "columns" else split
+    return "matrix", split
 
 
 class TensorFinder:
@@ -70,7 +88,17 @@ class TensorFinder:
         if len(shape) == 1 and not source.format.is_float:
             raise UnsupportedError(f"{self._checkpoint.path} holds {file_name} in {source.format.name}, not as floats.")
         self._taken.add(file_name)
-        return TensorSpec(name=name, shape=shape, format=source.format, rearrange=rearrange, source=source, heads=heads)
+        role, split = role_and_split(name)
+        return TensorSpec(
+            name=name,
+            shape=shape,
+            format=source.format,
+            rearrange=rearrange,
+            source=source,
+            heads=heads,
+            role=role,
+            split=split,
+        )
 
     def refuse_unused(self, also_unused: Iterable[str] = ()) -> None:
         """UnsupportedError if the checkpoint holds a tensor that no part of the model has taken."""

@@ -33,12 +33,12 @@ def activation_buffers(
     largest score and the sum of weights. `logit_rows` is how many tokens' logits a step gives, by default one of
     each sequence.
     """
-    attentions = [layer.attention for layer in model.layers]
+    attentions = [layer.grouped_attention for layer in model.layers]
     query_values = max(a.num_heads * a.head_dim for a in attentions)
     key_values = max(a.num_kv_heads * a.head_dim for a in attentions)
     heads = max(a.num_heads for a in attentions)
     head_dim = max(a.head_dim for a in attentions)
-    intermediate = max(layer.mlp.intermediate for layer in model.layers)
+    intermediate = max(layer.gated_mlp.intermediate for layer in model.layers)
     groups = len({(a.window_tokens, a.num_kv_heads * a.head_dim) for a in attentions})
     tokens, hidden, logits = chunk_tokens, model.hidden, logit_rows or max_sequences
     context_pages = -(-max_context_tokens // PAGE_TOKENS)
@@ -83,4 +83,4 @@ def quantized_bytes(columns: int) -> int:
 
 def rope_variants(model: ModelSpec) -> int:
     """How many different rotations the model's layers use."""
-    return len({layer.attention.rope for layer in model.layers})
+    return len({layer.grouped_attention.rope for layer in model.layers})

@@ -78,7 +78,7 @@ class ModelCost:
         values = sum(math.prod(t.shape) for layer in model.layers for t in layer.tensors if len(t.shape) == 2)
         alike: Counter[tuple[int | None, int, int]] = Counter()
         for layer in model.layers:
-            a = layer.attention
+            a = layer.grouped_attention
             alike[a.window_tokens, 4 * a.num_heads * a.head_dim, layer.state(kv_value_bytes).bytes_per_token] += 1
         return ModelCost(
             num_layers=len(model.layers),

@@ -146,7 +146,7 @@ def kv_groups(
     layers: dict[tuple[int | None, int], list[int]] = {}
     for index, layer in enumerate(model.layers):
         page_bytes = layer.state(KV_VALUE_BYTES[kv_format]).bytes_per_token * PAGE_TOKENS
-        layers.setdefault((layer.attention.window_tokens, page_bytes), []).append(index)
+        layers.setdefault((layer.grouped_attention.window_tokens, page_bytes), []).append(index)
     return tuple(
         KvGroup(
             layers=tuple(indices),

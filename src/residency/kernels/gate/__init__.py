@@ -1,15 +1,14 @@
 """The gated product of a feed-forward network."""
 
-from typing import Literal
-
 from residency.kernels.recorder import FloatArray, Recorder, Rows, address_of, row_bytes
+from residency.spec.model import Activation
 
 
 def gated(
     step: Recorder,
     gate: FloatArray,
     up: FloatArray,
-    activation: Literal["silu", "gelu_tanh"],
+    activation: Activation,
     columns: int,
     into_q8: str,
 ) -> Rows:

@@ -33,7 +33,7 @@ class Parts:
 def self_attention(step: Recorder, parts: Parts, index: int, x: Rows) -> Rows:
     """Grouped-query attention of x (tokens, hidden), before the output projection: (tokens, heads * head_dim)."""
     layer = parts.spec.layers[index]
-    spec = layer.attention
+    spec = layer.grouped_attention
     q, k, v = (step.buffers[name] for name in ("q", "k", "v"))
     for name, out in (("q", q), ("k", k), ("v", v)):
         bias = parts.vector(index, f"self_attn.{name}_proj.bias") if spec.bias else None
@@ -53,4 +53,4 @@ def gated_mlp(step: Recorder, parts: Parts, index: int, x: Rows) -> Rows:
     layer: LayerSpec = parts.spec.layers[index]
     gate = linear(step, x, parts.matrix(index, "mlp.gate_proj"), step.buffers["gate"], meet=False)
     up = linear(step, x, parts.matrix(index, "mlp.up_proj"), step.buffers["up"])
-    return gated(step, gate, up, layer.mlp.activation, layer.mlp.intermediate, into_q8="gated_q8")
+    return gated(step, gate, up, layer.gated_mlp.activation, layer.gated_mlp.intermediate, into_q8="gated_q8")
