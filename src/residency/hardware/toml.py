@@ -11,7 +11,7 @@ Table = dict[str, Any]
 
 
 def parse_toml(text: str) -> Table:
-    """The document, in which keys that end in _bytes may be written as "24GiB".
+    """The document, in which keys that end in _bytes, other than those of sources, may be written as "24GiB".
 
     ValueError for other text, UsageError for an amount that cannot be meant.
     """
@@ -40,7 +40,8 @@ def _read_amounts(value: Any) -> None:
                 value[key] = parse_bytes(each)
             except UsageError as error:
                 raise UsageError(f"{key!r:.60}: {error}") from None
-        _read_amounts(each)
+        if key != "sources":
+            _read_amounts(each)
 
 
 def _tables(data: Table, place: str, *, deep: int) -> list[str]:
@@ -49,10 +50,10 @@ def _tables(data: Table, place: str, *, deep: int) -> list[str]:
     for key, value in data.items():
         name = f"{place}.{_key(key)}" if place else _key(key)
         if deep and isinstance(value, dict) and value:
-            inner += ["", f"[{name}]", *_tables(value, name, deep=deep - 1)]
+            inner += ["", f"[{name}]", *_tables(value, name, deep=0)]
         elif deep == 2 and isinstance(value, list) and value and isinstance(value[0], dict):
             for each in value:
-                inner += ["", f"[[{name}]]", *_tables(each, name, deep=deep - 1)]
+                inner += ["", f"[[{name}]]", *_tables(each, name, deep=1)]
         elif value is not None:
             lines.append(f"{_key(key)} = {_value(value)}")
     return lines + inner
