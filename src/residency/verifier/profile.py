@@ -194,9 +194,7 @@ def _attend(words: Words, variant: str, entries: Iterable[BatchEntry]) -> Work:
     head_dim = int(words["head_dim"])
     layer = ModelCost(
         num_layers=1,
-        weight_bytes=0,
-        layer_operations=0,
-        head_operations=0,
+        matrices=(),
         attention=(
             AttentionCost(
                 num_layers=1,
