@@ -11,7 +11,7 @@ import time
 from tasks import BATCH_PROMPT_TOKENS, LONG_TOKENS, PREFILL_TOKENS, SEQUENCES, SHORT_TOKENS, prompt_of
 
 import residency
-from residency.engine.sampler import Sampling
+from residency.engine.generation import GenerationOptions
 from residency.verifier.opened import opened
 
 
@@ -39,9 +39,9 @@ def together(path: str, decode_tokens: int, threads: int) -> float:
     )
     with opened(plan) as model:
         wanted = decode_tokens + SEQUENCES + 1
+        options = GenerationOptions(max_tokens=wanted, ignore_eos=True, use_prefix_cache=False)
         waiting = {
-            model.loop.submit(prompt_of(BATCH_PROMPT_TOKENS, sequence), wanted, Sampling(), ignore_eos=True)
-            for sequence in range(SEQUENCES)
+            model.loop.submit(prompt_of(BATCH_PROMPT_TOKENS, sequence), options) for sequence in range(SEQUENCES)
         }
         while waiting:
             waiting -= {sampled.request_id for sampled in model.loop.step()}

@@ -8,6 +8,8 @@ ResidencyError                what happened, by how much, what to do next
 │   └── FetchError            a model could not be found, downloaded or verified
 ├── BudgetError               the bytes do not fit
 ├── ContextError              more tokens than the model or the plan has room for
+├── QueueFullError            more requests than may wait; it says when to come again
+├── ServiceError              the service has failed or is ending, and takes no requests
 ├── MachineError              a machine's description or measurement cannot be used
 └── StoreError                the on-disk store could not be written or is damaged
 """
@@ -43,6 +45,18 @@ class BudgetError(ResidencyError):
 
 class ContextError(ResidencyError):
     """More tokens than the model or the plan has room for."""
+
+
+class QueueFullError(ResidencyError):
+    """More requests than may wait."""
+
+    def __init__(self, message: str, *, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class ServiceError(ResidencyError):
+    """The service has failed or is ending, and takes no requests."""
 
 
 class MachineError(ResidencyError):

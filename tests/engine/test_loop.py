@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from residency.engine.executor import CpuExecutor
+from residency.engine.generation import GenerationOptions
 from residency.engine.loop import Loop
 from residency.engine.sampler import Sampling
 from residency.errors import ContextError
@@ -17,6 +18,12 @@ from residency.store.weights import Weights, ensure_store
 from support.engines import plan_of
 
 GREEDY = Sampling()
+
+
+def options(max_tokens: int, sampling: Sampling = GREEDY) -> GenerationOptions:
+    return GenerationOptions(max_tokens=max_tokens, sampling=sampling)
+
+
 PROMPTS = ([7] * 3, list(range(60)), [9, 8, 7], list(range(100, 145)))
 NOBODY: frozenset[int] = frozenset()
 
@@ -35,6 +42,7 @@ def finished(loop: Loop, requests: Sequence[int]) -> list[list[int]]:
     tokens: dict[int, list[int]] = {request: [] for request in requests}
     while loop.has_work:
         for sampled in loop.step():
+            assert sampled.token is not None
             tokens[sampled.request_id].append(sampled.token)
     return [tokens[request] for request in requests]
 
@@ -43,7 +51,7 @@ def alone(path: Path, sampling: Sampling, max_tokens: int = 24) -> list[list[int
     answers = []
     for prompt in PROMPTS:
         with loop_of(path) as loop:
-            answers += finished(loop, [loop.submit(prompt, max_tokens, sampling)])
+            answers += finished(loop, [loop.submit(prompt, options(max_tokens, sampling))])
     return answers
 
 
@@ -53,26 +61,26 @@ def test_a_request_gets_the_same_tokens_alone_and_beside_others(
     path: Path, max_sequences: int, sampling: Sampling
 ) -> None:
     with loop_of(path, max_sequences) as loop:
-        together = finished(loop, [loop.submit(prompt, 24, sampling) for prompt in PROMPTS])
+        together = finished(loop, [loop.submit(prompt, options(24, sampling)) for prompt in PROMPTS])
     assert together == alone(path, sampling)
 
 
 def test_a_request_ends_after_the_tokens_that_it_wanted(path: Path) -> None:
     with loop_of(path) as loop:
-        assert [len(tokens) for tokens in finished(loop, [loop.submit([1, 2], 9, GREEDY)])] == [9]
+        assert [len(tokens) for tokens in finished(loop, [loop.submit([1, 2], options(9))])] == [9]
 
 
 def test_a_request_ends_with_an_end_of_text_token(path: Path) -> None:
     with loop_of(path) as loop:
-        (tokens,) = finished(loop, [loop.submit([1, 2], 20, GREEDY)])
+        (tokens,) = finished(loop, [loop.submit([1, 2], options(20))])
     with loop_of(path, eos_ids=frozenset({tokens[4]})) as loop:
-        (until_eos,) = finished(loop, [loop.submit([1, 2], 20, GREEDY)])
+        (until_eos,) = finished(loop, [loop.submit([1, 2], options(20))])
     assert until_eos == tokens[: tokens.index(tokens[4]) + 1]
 
 
 def test_the_last_token_is_marked(path: Path) -> None:
     with loop_of(path) as loop:
-        loop.submit([1, 2], 3, GREEDY)
+        loop.submit([1, 2], options(3))
         marks = [sampled.is_last for _ in range(3) for sampled in loop.step()]
     assert marks == [False, False, True]
 
@@ -81,17 +89,17 @@ def test_the_last_token_is_marked(path: Path) -> None:
 def test_a_cancelled_request_gives_its_pages_to_the_next(path: Path, steps: int) -> None:
     """There are pages for one request of the whole context: only once they are free can another have them."""
     with loop_of(path) as loop:
-        cancelled = loop.submit(list(range(60)), 36, GREEDY)
+        cancelled = loop.submit(list(range(60)), options(36))
         for _ in range(steps):
             loop.step()
         loop.cancel(cancelled)
-        (tokens,) = finished(loop, [loop.submit(list(range(60)), 36, GREEDY)])
+        (tokens,) = finished(loop, [loop.submit(list(range(60)), options(36))])
     assert len(tokens) == 36
 
 
 def test_cancelling_one_request_changes_no_token_of_another(path: Path) -> None:
     with loop_of(path, 2) as loop:
-        cancelled, kept = loop.submit([4] * 40, 30, GREEDY), loop.submit(PROMPTS[0], 24, GREEDY)
+        cancelled, kept = loop.submit([4] * 40, options(30)), loop.submit(PROMPTS[0], options(24))
         tokens = [sampled.token for _ in range(6) for sampled in loop.step() if sampled.request_id == kept]
         loop.cancel(cancelled)
         (rest,) = finished(loop, [kept])
@@ -100,7 +108,7 @@ def test_cancelling_one_request_changes_no_token_of_another(path: Path) -> None:
 
 def test_cancelling_a_request_that_has_ended_does_nothing(path: Path) -> None:
     with loop_of(path) as loop:
-        request = loop.submit([1, 2], 2, GREEDY)
+        request = loop.submit([1, 2], options(2))
         finished(loop, [request])
         loop.cancel(request)
         assert not loop.has_work
@@ -108,20 +116,20 @@ def test_cancelling_a_request_that_has_ended_does_nothing(path: Path) -> None:
 
 def test_a_request_longer_than_the_context_is_refused(path: Path) -> None:
     with loop_of(path) as loop, pytest.raises(ContextError, match="4 over the context of 96"):
-        loop.submit(list(range(60)), 40, GREEDY)
+        loop.submit(list(range(60)), options(40))
 
 
 def test_a_refused_request_leaves_no_work(path: Path) -> None:
     with loop_of(path) as loop:
         with pytest.raises(ContextError):
-            loop.submit(list(range(60)), 40, GREEDY)
+            loop.submit(list(range(60)), options(40))
         assert not loop.has_work
 
 
 def test_a_step_of_one_token_reads_the_weights_and_its_keys_and_values(path: Path) -> None:
     spec = model_spec(open_checkpoint(path))
     with loop_of(path) as loop:
-        loop.submit([1], 1, GREEDY)
+        loop.submit([1], options(1))
         loop.step()
         token_bytes = sum(layer.state().bytes_per_token for layer in spec.layers)
         assert loop.read_bytes == read_bytes_per_token(spec) + token_bytes

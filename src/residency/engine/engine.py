@@ -2,14 +2,15 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from types import TracebackType
 
 from residency.engine.arena import peak_resident_bytes, resident_bytes
 from residency.engine.executor import CpuExecutor
-from residency.engine.loop import Loop, Sampled
+from residency.engine.generation import GenerationOptions, TokenEvent
+from residency.engine.loop import Loop
 from residency.engine.planning import open_planned
 from residency.engine.report import Bandwidth, Report, Seconds
 from residency.engine.sampler import Sampling
@@ -70,13 +71,17 @@ class Engine:
             self._executor = opened.enter_context(
                 CpuExecutor(self.plan, self._spec, self._weights, compiling=stage("compiling kernels"))
             )
-            self._loop = Loop(
-                self.plan,
-                self._executor,
-                eos_ids=self.tokenizer.eos_ids,
-                weight_read_bytes=read_bytes_per_token(self._spec),
-            )
+            self._loop = self.new_loop()
             self._opened = opened.pop_all()
+
+    def new_loop(self) -> Loop:
+        """A loop with nothing to do yet. One at a time: all use the same pages."""
+        return Loop(
+            self.plan,
+            self._executor,
+            eos_ids=self.tokenizer.eos_ids,
+            weight_read_bytes=read_bytes_per_token(self._spec),
+        )
 
     def __enter__(self) -> "Engine":
         return self
@@ -100,17 +105,18 @@ class Engine:
                 return self.tokenizer.encode(prompt, add_special=True, parse_special=False)
             return self.tokenizer.encode(template.render([{"role": "user", "content": prompt}]), add_special=False)
         if all(isinstance(token, int) for token in prompt):
-            return self._checked(prompt)  # type: ignore[arg-type]
+            self.check_tokens(prompt)  # type: ignore[arg-type]
+            return list(prompt)  # type: ignore[arg-type]
         template = load_chat_template(self._checkpoint)
         if template is None:
             raise UsageError(f"{self.plan.model_name} has no chat template; give the prompt as one text.")
         return self.tokenizer.encode(template.render(prompt), add_special=False)  # type: ignore[arg-type]
 
-    def _checked(self, tokens: Sequence[int]) -> list[int]:
+    def check_tokens(self, tokens: Iterable[int]) -> None:
+        """UsageError for a token that the model does not have."""
         for token in tokens:
             if not 0 <= token < self._spec.vocabulary:
                 raise UsageError(f"the token {token} is not one of the model's {self._spec.vocabulary}.")
-        return list(tokens)
 
     def generate(self, prompt: Prompt, *, max_tokens: int | None = None, sampling: Sampling | None = None) -> Report:
         """The whole answer with its measurements; see `stream`."""
@@ -143,24 +149,27 @@ class Engine:
             )
         if max_tokens is None:
             max_tokens = min(room, DEFAULT_MAX_TOKENS)
-        stream = Stream(self, tokens, max_tokens, sampling or Sampling(), ignore_eos=ignore_eos)
+        options = GenerationOptions(
+            max_tokens=max_tokens, sampling=sampling or Sampling(), ignore_eos=ignore_eos, use_prefix_cache=False
+        )
+        stream = Stream(self, tokens, options)
         self._streams[stream._request_id] = stream
         return stream
 
     def _step(self) -> None:
         """One step of the loop; its tokens go to their streams."""
-        for sampled in self._loop.step():
-            stream = self._streams[sampled.request_id]
-            stream._take(sampled, self._loop.read_bytes)
-            if sampled.is_last:
-                del self._streams[sampled.request_id]
+        for event in self._loop.step():
+            stream = self._streams[event.request_id]
+            stream._take(event, self._loop.read_bytes)
+            if event.is_last:
+                del self._streams[event.request_id]
 
-    def measured_memory(self) -> MemoryBytes:
-        """Memory by class so far: mapped weights and activations that are resident, pages in use, and the rest of
-        the process's peak as runtime.
+    def measured_memory(self, loop: Loop | None = None) -> MemoryBytes:
+        """Memory by class so far: mapped weights and activations that are resident, pages in use by `loop` (the
+        engine's own by default), and the rest of the process's peak as runtime.
         """
         weights = resident_bytes(self._weights.address, self._weights.num_bytes)
-        kv_cache, activations = self._loop.kv_bytes, self._executor.activation_bytes
+        kv_cache, activations = (loop or self._loop).kv_bytes, self._executor.activation_bytes
         runtime = max(0, peak_resident_bytes() - weights - kv_cache - activations)
         return MemoryBytes(weights=weights, kv_cache=kv_cache, activations=activations, runtime=runtime)
 
@@ -168,14 +177,12 @@ class Engine:
 class Stream:
     """Iterates over the pieces of one answer."""
 
-    def __init__(
-        self, engine: Engine, tokens: list[int], max_tokens: int, sampling: Sampling, *, ignore_eos: bool
-    ) -> None:
+    def __init__(self, engine: Engine, tokens: list[int], options: GenerationOptions) -> None:
         self._engine = engine
         self._prompt_tokens = len(tokens)
         self._decoder = StreamDecoder(engine.tokenizer)
         self._started = time.perf_counter()
-        self._request_id = engine._loop.submit(tokens, max_tokens, sampling, ignore_eos=ignore_eos)
+        self._request_id = engine._loop.submit(tokens, options)
         self._pieces: list[str] = []
         self._pieces_ahead: deque[str] = deque()
         self._token_times: list[float] = []
@@ -200,13 +207,14 @@ class Stream:
         self._engine._streams.pop(self._request_id, None)
         self._ended = True
 
-    def _take(self, sampled: Sampled, read_bytes: int) -> None:
+    def _take(self, event: TokenEvent, read_bytes: int) -> None:
         """A token of this answer, from whichever stream made the engine step."""
+        assert event.token is not None, "a stream has no logit mask that could fail"
         self._token_times.append(time.perf_counter())
         self._read_bytes.append(read_bytes)
-        at_eos = sampled.token in self._engine.tokenizer.eos_ids
-        piece = "" if at_eos else self._decoder.feed(sampled.token)
-        if sampled.is_last:
+        at_eos = event.token in self._engine.tokenizer.eos_ids
+        piece = "" if at_eos else self._decoder.feed(event.token)
+        if event.is_last:
             self._ended = True
             self._finish_reason = "stop" if at_eos else "length"
             piece += self._decoder.flush()

@@ -47,11 +47,9 @@ class Scheduler:
         """Requests that hold pages, in order."""
         return tuple(progress.request.request_id for progress in self._running)
 
-    def add(self, request: Request) -> None:
-        """Take a request in.
-
-        UsageError for one without tokens, ContextError for one longer than the context, BudgetError for one that
-        the KV cache could not hold even alone, ValueError for an id that is in use. All leave things as they were.
+    def check(self, request: Request) -> None:
+        """UsageError for a request without tokens, ContextError for one longer than the context, BudgetError for one
+        that the KV cache could not hold even alone. Depends on nothing that changes.
         """
         if request.prompt_tokens < 1 or request.wanted_tokens < 1:
             raise UsageError("a request has at least one token before it and wants at least one; give a longer prompt.")
@@ -64,6 +62,10 @@ class Scheduler:
             )
         if not self._pages.can_ever_hold(total_tokens, chunk_tokens=self._chunk_tokens):
             raise BudgetError(f"the KV cache has too few pages for {total_tokens} tokens; plan with a larger --memory.")
+
+    def add(self, request: Request) -> None:
+        """Take a request in. Refuses it as `check` does, and with a ValueError where its id is in use."""
+        self.check(request)
         if any(request.request_id == other.request.request_id for other in (*self._waiting, *self._running)):
             raise ValueError(f"request {request.request_id} has not ended yet")
         self._wait(Progress(request=request, arrival=self._num_arrived))

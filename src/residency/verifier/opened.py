@@ -8,9 +8,9 @@ import numpy as np
 
 from residency.engine.engine import Progress
 from residency.engine.executor import CpuExecutor
+from residency.engine.generation import GenerationOptions
 from residency.engine.loop import Loop
 from residency.engine.planning import open_planned
-from residency.engine.sampler import Sampling
 from residency.planner.cost import ModelCost
 from residency.planner.memory import KV_VALUE_BYTES
 from residency.planner.plan import Plan
@@ -41,7 +41,8 @@ class Opened:
 
     def submit(self, prompt_tokens: int, max_tokens: int) -> int:
         """A request of random tokens that ends only at `max_tokens`; its number."""
-        return self.loop.submit(self.random_tokens(prompt_tokens), max_tokens, Sampling(), ignore_eos=True)
+        options = GenerationOptions(max_tokens=max_tokens, ignore_eos=True, use_prefix_cache=False)
+        return self.loop.submit(self.random_tokens(prompt_tokens), options)
 
 
 @contextmanager
