@@ -189,3 +189,27 @@ def test_a_plan_fits_its_budget_or_is_refused(
     except BudgetError:
         return
     assert plan.memory.peak <= plan.budget_bytes == budget
+
+
+def oversubscribed(model: ModelSpec, machine: Machine, **changes: Any) -> Plan:
+    return planned(model, machine, context_tokens=160, max_sequences=8, chunk_tokens=32, oversubscribe=True, **changes)
+
+
+def test_oversubscribed_sequences_share_what_the_budget_leaves(make_model: MakeModel, machine: Machine) -> None:
+    """Ten pages are one sequence's whole context; a page has 16 tokens of 128 bytes."""
+    model = make_model(None)
+    least = oversubscribed(model, machine, budget_bytes=None).memory
+    budget = least.peak - least.kv_cache + 25 * 16 * 128 + 100
+    assert oversubscribed(model, machine, budget_bytes=budget).kv_groups[0].num_pages == 25
+
+
+def test_oversubscribed_sequences_have_at_most_their_whole_contexts(make_model: MakeModel, machine: Machine) -> None:
+    assert oversubscribed(make_model(None), machine).kv_groups[0].num_pages == 80
+
+
+def test_oversubscription_leaves_room_for_one_whole_context(make_model: MakeModel, machine: Machine) -> None:
+    model = make_model(None)
+    least = oversubscribed(model, machine).memory
+    budget = least.peak - least.kv_cache + 9 * 16 * 128
+    with pytest.raises(BudgetError):
+        oversubscribed(model, machine, budget_bytes=budget)

@@ -24,6 +24,7 @@ def plan(
     memory: str | int | None = None,
     context: int | None = None,
     max_sequences: int = 1,
+    oversubscribe: bool = False,
     threads: int | None = None,
     machine: Machine | None = None,
     kv_format: KvFormat = "F16",
@@ -31,15 +32,17 @@ def plan(
     """The plan of running `model` here: a catalog name, a GGUF file, a folder or a hub id.
 
     memory: the budget of the whole process ("400MiB", or bytes), by default most of what is free; context: tokens
-    of each sequence; kv_format: of keys and values, F16 or, twice as large and exact, F32. BudgetError says what is
-    missing and the cheapest change; UsageError, FileError, ... as they
-    are named in residency.errors. The first call ever measures this machine, in another process.
+    of each sequence; oversubscribe: all sequences share what the budget leaves for the KV cache, instead of a whole
+    context for each; kv_format: of keys and values, F16 or, twice as large and exact, F32. BudgetError says what is
+    missing and the cheapest change; UsageError, FileError, ... as they are named in residency.errors. The first call
+    ever measures this machine, in another process.
     """
     return plan_rows(
         model,
         memory=memory,
         context=context,
         max_sequences=max_sequences,
+        oversubscribe=oversubscribe,
         threads=threads,
         machine=machine,
         kv_format=kv_format,
@@ -52,6 +55,7 @@ def plan_rows(
     memory: str | int | None = None,
     context: int | None = None,
     max_sequences: int = 1,
+    oversubscribe: bool = False,
     threads: int | None = None,
     machine: Machine | None = None,
     chunk_tokens: int | None = None,
@@ -69,6 +73,7 @@ def plan_rows(
         budget_bytes=parse_bytes(memory) if isinstance(memory, str) else memory,
         context_tokens=context,
         max_sequences=max_sequences,
+        oversubscribe=oversubscribe,
         chunk_tokens=chunk_tokens,
         logit_rows=logit_rows,
         threads=threads,

@@ -120,7 +120,8 @@ def log_probabilities(logits: FloatArray, tokens: IntArray) -> FloatArray:
     """The logarithms of the probabilities of `tokens` by logits (vocabulary,)."""
     shifted = logits - logits.max()
     total = np.float32(np.log(np.exp(shifted).sum(dtype=np.float64)))
-    return shifted[tokens] - total
+    found: FloatArray = shifted[tokens] - total
+    return found
 
 
 def likeliest(logits: FloatArray, num_tokens: int) -> IntArray:

@@ -1,5 +1,7 @@
 """Whether a plan, which may come from a file, is one that its model can be run by."""
 
+from dataclasses import replace
+
 from residency.errors import FileError
 from residency.planner.buffers import activation_buffers
 from residency.planner.memory import kv_groups
@@ -19,14 +21,24 @@ def check_plan(plan: Plan, model: ModelSpec) -> None:
         threads=plan.threads,
         logit_rows=logit_rows,
     )
-    groups = kv_groups(
-        model,
-        context_tokens=plan.context_tokens,
-        chunk_tokens=plan.chunk_tokens,
-        max_sequences=plan.max_sequences,
-        kv_format=plan.kv_format,
+    least, most = (
+        kv_groups(
+            model,
+            context_tokens=plan.context_tokens,
+            chunk_tokens=plan.chunk_tokens,
+            max_sequences=plan.max_sequences,
+            kv_format=plan.kv_format,
+            kv_tokens=kv_tokens,
+        )
+        for kv_tokens in (0, None)
+    )
+    num_pages = [group.num_pages for group in plan.kv_groups]
+    groups = tuple(replace(group, num_pages=pages) for group, pages in zip(most, num_pages, strict=False))
+    within = all(
+        low.num_pages <= pages <= high.num_pages for low, pages, high in zip(least, num_pages, most, strict=False)
     )
     needed = (buffers, groups, store_layout(model).resident_bytes, model.architecture)
     planned = (plan.buffers, plan.kv_groups, plan.memory.weights, plan.architecture)
-    if needed != planned or plan.context_tokens > model.max_context_tokens or not plan.forecast.read_bytes_per_second:
+    usable = within and len(most) == len(num_pages) and plan.context_tokens <= model.max_context_tokens
+    if needed != planned or not usable or not plan.forecast.read_bytes_per_second:
         raise FileError(f"the plan does not fit its model {plan.model_name}; make it anew with --plan-out.")

@@ -1,7 +1,7 @@
 """What fits: weights, KV cache, activations and runtime inside one budget, and what to change where they do not."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -40,6 +40,7 @@ class _Request:
     threads: int
     budget_bytes: int
     kv_format: KvFormat
+    kv_tokens: int | None  # see kv_groups
 
     def buffers(self, context_tokens: int, chunk_tokens: int) -> tuple[Buffer, ...]:
         return activation_buffers(
@@ -58,6 +59,7 @@ class _Request:
             chunk_tokens=chunk_tokens,
             max_sequences=self.max_sequences,
             kv_format=self.kv_format,
+            kv_tokens=self.kv_tokens,
         )
 
     def memory(self, context_tokens: int, chunk_tokens: int) -> MemoryBytes:
@@ -80,6 +82,7 @@ def plan_run(
     budget_bytes: int | None,
     context_tokens: int | None,
     max_sequences: int = 1,
+    oversubscribe: bool = False,
     chunk_tokens: int | None = None,
     logit_rows: int | None = None,
     threads: int | None = None,
@@ -91,7 +94,8 @@ def plan_run(
 
     None lets the planner choose: as budget nine tenths of what is available; as context the model's, at most 2048,
     or the most that fits; as chunk the smallest that is about as fast as any; as threads all that the container
-    allows; as logit rows, the tokens of a step whose logits are kept, one for each sequence. BudgetError names the
+    allows; as logit rows, the tokens of a step whose logits are kept, one for each sequence. With `oversubscribe`
+    all sequences share the pages that the budget leaves, at least those of one whole context. BudgetError names the
     missing bytes and the cheapest change, ContextError a context that the model does not have, UsageError what
     cannot mean anything.
     """
@@ -114,10 +118,13 @@ def plan_run(
         threads=threads,
         budget_bytes=_budget(machine, budget_bytes),
         kv_format=kv_format,
+        kv_tokens=0 if oversubscribe else None,
     )
     context = _context(request, context_tokens, chunk_tokens)
     cost = ModelCost.of(model, kv_value_bytes=KV_VALUE_BYTES[kv_format])
     chunk = chunk_tokens or _chunk(request, cost, context, machine, threads)
+    if oversubscribe:
+        request = _with_the_rest_as_pages(request, context, chunk)
     memory = request.memory(context, chunk)
     return Plan(
         model_path=model_path,
@@ -140,25 +147,43 @@ def plan_run(
 
 
 def kv_groups(
-    model: ModelSpec, *, context_tokens: int, chunk_tokens: int, max_sequences: int, kv_format: KvFormat = "F16"
+    model: ModelSpec,
+    *,
+    context_tokens: int,
+    chunk_tokens: int,
+    max_sequences: int,
+    kv_format: KvFormat = "F16",
+    kv_tokens: int | None = None,
 ) -> tuple[KvGroup, ...]:
-    """Layers by window and page size, in the order of their first layers, with pages for all sequences."""
+    """Layers by window and page size, in the order of their first layers, with pages for all sequences.
+
+    `kv_tokens`: what the sequences may hold together, at least one context; None for the whole context of each.
+    """
     layers: dict[tuple[int | None, int], list[int]] = {}
     for index, layer in enumerate(model.layers):
         page_bytes = layer.state(KV_VALUE_BYTES[kv_format]).bytes_per_token * PAGE_TOKENS
         layers.setdefault((layer.grouped_attention.window_tokens, page_bytes), []).append(index)
-    return tuple(
-        KvGroup(
-            layers=tuple(indices),
-            window_tokens=window_tokens,
-            num_pages=max_sequences
-            * pages_of_a_sequence(
-                context_tokens, page_tokens=PAGE_TOKENS, window_tokens=window_tokens, chunk_tokens=chunk_tokens
-            ),
-            page_bytes=page_bytes,
+    groups = []
+    for (window_tokens, page_bytes), indices in layers.items():
+        one = pages_of_a_sequence(
+            context_tokens, page_tokens=PAGE_TOKENS, window_tokens=window_tokens, chunk_tokens=chunk_tokens
         )
-        for (window_tokens, page_bytes), indices in layers.items()
-    )
+        every = max_sequences * one
+        num_pages = every if kv_tokens is None else max(one, min(every, -(-kv_tokens // PAGE_TOKENS)))
+        groups.append(
+            KvGroup(layers=tuple(indices), window_tokens=window_tokens, num_pages=num_pages, page_bytes=page_bytes)
+        )
+    return tuple(groups)
+
+
+def _with_the_rest_as_pages(request: _Request, context_tokens: int, chunk_tokens: int) -> _Request:
+    """The request with as many tokens in the KV cache as fit, at most every sequence's whole context."""
+
+    def holding(pages: int) -> _Request:
+        return replace(request, kv_tokens=pages * PAGE_TOKENS)
+
+    most_pages = request.max_sequences * -(-context_tokens // PAGE_TOKENS)
+    return holding(_largest(lambda pages: holding(pages).fits(context_tokens, chunk_tokens), at_most=most_pages))
 
 
 def _threads(machine: Machine, threads: int | None) -> int:
