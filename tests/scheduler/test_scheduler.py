@@ -81,8 +81,18 @@ def test_without_pages_the_last_request_gives_up_its_own_and_begins_anew() -> No
     batch = one.schedule()
     assert (batch.preempted, one.waiting) == ((2,), (2,))
     one.commit(batch, ended=[1])
-    # Its prompt and the token that it had sampled.
-    assert entries(one.schedule()) == [(2, 0, 9, True)]
+    again = one.schedule()
+    assert entries(again) == [(2, 0, 8, False)]
+    one.commit(again)
+    assert entries(one.schedule()) == [(2, 8, 1, True)]
+
+
+def test_what_was_sampled_is_computed_apart_from_the_prompt_and_before_prompts() -> None:
+    one = scheduler(chunk_tokens=16)
+    one.add(request(1, prompt_tokens=4, wanted_tokens=8))
+    one.commit(one.schedule())
+    one.add(request(2, prompt_tokens=8, wanted_tokens=4, priority=-1))
+    assert [(entry.request_id, entry.of_prompt) for entry in one.schedule().entries] == [(1, False), (2, True)]
 
 
 def test_a_request_longer_than_the_context_is_refused_by_how_much() -> None:

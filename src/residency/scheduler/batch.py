@@ -10,12 +10,16 @@ class BatchEntry:
     request_id: int
     start_token: int  # position of the first
     num_tokens: int
+    of_prompt: bool  # whether they are the prompt's, all of them; else none is
     needs_logits: bool  # whether the last of them is the request's last known token, so that a new one is sampled
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What a step computes. Pages for all entries are held; requests in `preempted` have lost theirs."""
+    """What a step computes. Pages for all entries are held; requests in `preempted` have lost theirs.
+
+    Entries of prompts come last, as their products are computed in another way.
+    """
 
     entries: tuple[BatchEntry, ...]
     preempted: tuple[int, ...] = ()

@@ -36,6 +36,16 @@ class Progress:
         return self.known_tokens - self.computed_tokens
 
     @property
+    def in_prompt(self) -> bool:
+        """Whether the next token to be computed is the prompt's."""
+        return self.computed_tokens < self.request.prompt_tokens
+
+    def next_tokens(self, free_tokens: int) -> int:
+        """Tokens that a step with room for so many computes: the prompt's, or those sampled since, never both."""
+        end_token = self.request.prompt_tokens if self.in_prompt else self.known_tokens
+        return min(end_token - self.computed_tokens, free_tokens)
+
+    @property
     def sampled_tokens(self) -> int:
         """Tokens generated so far."""
         return self.known_tokens - self.request.prompt_tokens

@@ -87,7 +87,8 @@ class Scheduler:
                 self._put(progress, step)
         if not step.preempted:
             self._admit(step)
-        self._in_flight = Batch(entries=tuple(step.entries.values()), preempted=tuple(step.preempted))
+        entries = sorted(step.entries.values(), key=lambda entry: entry.of_prompt)
+        self._in_flight = Batch(entries=tuple(entries), preempted=tuple(step.preempted))
         return self._in_flight
 
     def commit(self, batch: Batch, *, ended: Collection[int] = ()) -> Sequence[int]:
@@ -140,7 +141,7 @@ class Scheduler:
 
         It then keeps what it has and waits for those before it.
         """
-        num_tokens = min(progress.pending_tokens, step.free_tokens)
+        num_tokens = progress.next_tokens(step.free_tokens)
         while not self._pages.can_extend(
             progress.request.request_id, start_token=progress.computed_tokens, num_tokens=num_tokens
         ):
@@ -155,13 +156,14 @@ class Scheduler:
 
     def _put(self, progress: Progress, step: "_Step") -> None:
         request_id, start = progress.request.request_id, progress.computed_tokens
-        num_tokens = min(progress.pending_tokens, step.free_tokens)
+        num_tokens = progress.next_tokens(step.free_tokens)
         self._pages.extend(request_id, start_token=start, num_tokens=num_tokens)
         step.put(
             BatchEntry(
                 request_id=request_id,
                 start_token=start,
                 num_tokens=num_tokens,
+                of_prompt=progress.in_prompt,
                 needs_logits=num_tokens == progress.pending_tokens,
             )
         )

@@ -128,7 +128,7 @@ def _chunk_losses(plan: Plan, executor: CpuExecutor, tokens_T: npt.NDArray[np.in
     for start in range(0, len(tokens_T), plan.chunk_tokens):
         step_T = tokens_T[start : start + plan.chunk_tokens]
         pages.extend(0, start_token=start, num_tokens=len(step_T))
-        entry = BatchEntry(request_id=0, start_token=start, num_tokens=len(step_T), needs_logits=False)
+        entry = BatchEntry(request_id=0, start_token=start, num_tokens=len(step_T), of_prompt=True, needs_logits=False)
         scored = start + len(step_T) > _FIRST_SCORED
         logits_TV = executor.compute(Batch(entries=(entry,)), pages, step_T, every_logit=scored)
         if scored:
