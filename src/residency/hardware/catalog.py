@@ -39,10 +39,11 @@ class DevicePart:
     operations_per_second: Mapping[str, float]
     cache_bytes: int | None = None
     host: str
+    devices_per_host: int = 8  # more of them are in several hosts
     host_cores: int | None = None  # of a processor that is one with the device
     host_link: str | None = None  # None: the memory is the host's
     peer_link: str | None = None  # None: they meet over the host link
-    peers: int = 1  # how many the peer link joins
+    peers: int = 1  # how many the peer link joins; more meet over a network
     figures: Mapping[str, Figure] = field(default_factory=dict)  # that are better known than assumed-device.toml
     sources: Mapping[str, str]
 

@@ -1,6 +1,7 @@
 """Machines as people write them: "2xH100-80GB", "rtx4090 + nvme-gen5", or the path of a TOML file."""
 
 import difflib
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ from residency.hardware.figures import Figure, assumed_device_figures, assumed_f
 from residency.hardware.machine import MAX_DEVICES, Link, Machine, ThreadRate, Tier
 from residency.units import binary_bytes
 
-PCIE_PEERS = 8  # devices that meet over the host's own lanes; more are in several hosts
 NETWORK = "network-400g"  # how hosts meet
 LISTED_READ_EFFICIENCY = Figure(
     value=0.72,
@@ -117,7 +117,7 @@ def _composed(name: str, catalog: Catalog, counts: Mapping[str, int]) -> Machine
     unified = [(part, count) for _, part, count in devices if part.kind == "unified"]
     if unified and (len(devices) > 1 or unified[0][1] > 1 or hosts):
         raise MachineError(f"{name!r} joins parts that are sold as one; write {unified[0][0].title!r} alone.")
-    host, sockets = hosts[0] if hosts else (catalog.hosts[devices[0][1].host], 1)
+    host, sockets = hosts[0] if hosts else _default_host(catalog, devices[0][1], devices[0][2])
     if not any(part.kind == "disk" for part, _ in tiers):
         tiers.append((catalog.tiers[host.disk], 1))
     ram = _unified_ram(unified[0][0], host) if unified else _ram(host, sockets)
@@ -138,6 +138,11 @@ def _composed(name: str, catalog: Catalog, counts: Mapping[str, int]) -> Machine
         status=max(statuses, key=("shipped", "announced", "hypothetical").index),
         sources={**host.sources, **{part.title: "; ".join(part.sources.values()) for part, _ in tiers}},
     )
+
+
+def _default_host(catalog: Catalog, part: DevicePart, count: int) -> tuple[HostPart, int]:
+    """What such devices are built into, and how many of it so many devices take."""
+    return catalog.hosts[part.host], math.ceil(count / part.devices_per_host)
 
 
 def _device(name: str, part: DevicePart, count: int) -> Device:
@@ -165,9 +170,9 @@ def _links(catalog: Catalog, name: str, part: DevicePart, count: int) -> list[Li
     links = [_link(host_link, "RAM", name, joins=2)]
     if count > 1 and part.peer_link is not None:
         links.append(_link(catalog.links[part.peer_link], name, name, joins=part.peers))
-    if count > 1:
-        links.append(_link(host_link, name, name, joins=PCIE_PEERS))
-    if count > max(part.peers, PCIE_PEERS):
+    if count > 1 and part.devices_per_host > 1:
+        links.append(_link(host_link, name, name, joins=part.devices_per_host))
+    if count > max(part.peers, part.devices_per_host):
         links.append(_link(catalog.links[NETWORK], name, name, joins=count))
     return links
 
