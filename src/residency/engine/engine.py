@@ -14,7 +14,7 @@ from residency.engine.loop import Loop
 from residency.engine.planning import open_planned
 from residency.engine.report import Bandwidth, Report, Seconds
 from residency.engine.sampler import Sampling
-from residency.engine.text import StreamDecoder, Tokenizer, load_chat_template, load_tokenizer
+from residency.engine.text import ChatTemplate, StreamDecoder, Tokenizer, load_chat_template, load_tokenizer
 from residency.errors import ContextError, UsageError
 from residency.ledger import Ledger, MemoryClass
 from residency.planner.plan import MemoryBytes, Plan
@@ -95,19 +95,29 @@ class Engine:
         """End the threads and give all memory back."""
         self._opened.close()
 
+    @property
+    def vocabulary(self) -> int:
+        """Logits that a token is chosen by: at least as many as there are tokens."""
+        return self._spec.vocabulary
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """The model's chat template; None if it has none."""
+        return load_chat_template(self._checkpoint)
+
     def encode(self, prompt: Prompt) -> list[int]:
         """The tokens of a prompt: a text is taken as a user's message where the model has a chat template,
         messages ({"role", "content"}) are rendered, and tokens are taken as they are.
         """
         if isinstance(prompt, str):
-            template = load_chat_template(self._checkpoint)
+            template = self.chat_template
             if template is None:
                 return self.tokenizer.encode(prompt, add_special=True, parse_special=False)
             return self.tokenizer.encode(template.render([{"role": "user", "content": prompt}]), add_special=False)
         if all(isinstance(token, int) for token in prompt):
             self.check_tokens(prompt)  # type: ignore[arg-type]
             return list(prompt)  # type: ignore[arg-type]
-        template = load_chat_template(self._checkpoint)
+        template = self.chat_template
         if template is None:
             raise UsageError(f"{self.plan.model_name} has no chat template; give the prompt as one text.")
         return self.tokenizer.encode(template.render(prompt), add_special=False)  # type: ignore[arg-type]

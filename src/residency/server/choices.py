@@ -1,0 +1,106 @@
+"""The answers to one request side by side: their text, calls and log probabilities as they grow."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from residency.engine.generation import GenerationOptions, TokenEvent
+from residency.server.answers import Answer, FinishReason, Shown
+from residency.server.tools import Call, Parsed, ToolParser
+
+Submission = tuple[Sequence[int], GenerationOptions]
+
+
+@dataclass(kw_only=True)
+class Delta:
+    """What one answer grew by since the last look."""
+
+    index: int
+    text: str = ""
+    calls: tuple[Call, ...] = ()
+    tokens: list[Shown] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to tell."""
+        return not (self.text or self.calls or self.tokens or self.finish_reason)
+
+    def add(self, later: "Delta") -> None:
+        """Grow by what the answer grew by after this."""
+        self.text += later.text
+        self.calls += later.calls
+        self.tokens += later.tokens
+        self.finish_reason = later.finish_reason
+
+
+@dataclass(kw_only=True)
+class Usage:
+    """Tokens of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(kw_only=True)
+class Choice:
+    """One answer and what reads it."""
+
+    index: int
+    answer: Answer
+    parser: ToolParser | None = None
+    called: bool = False
+
+    def take(self, event: TokenEvent, delta: Delta) -> None:
+        """Add what the event brings to `delta`."""
+        piece = self.answer.take(event)
+        parsed = Parsed(text=piece.text)
+        if self.parser is not None:
+            parsed = self.parser.feed(piece.text)
+            if piece.finish_reason is not None:
+                rest = self.parser.flush()
+                parsed = Parsed(text=parsed.text + rest.text, calls=parsed.calls + rest.calls)
+        self.called = self.called or bool(parsed.calls)
+        delta.text += parsed.text
+        delta.calls += parsed.calls
+        delta.tokens += piece.tokens
+        ended_by_call = self.called and piece.finish_reason == "stop"
+        delta.finish_reason = "tool_calls" if ended_by_call else piece.finish_reason
+
+
+@dataclass(kw_only=True)
+class Choices:
+    """All answers to one request. Answer `a` of submission `s` has the index s * (answers of a submission) + a."""
+
+    submissions: Sequence[Submission]
+    make: Callable[[int], Choice]
+    usage: Usage = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._per_submission = self.submissions[0][1].num_answers
+        self._choices = [self.make(index) for index in range(len(self.submissions) * self._per_submission)]
+        self.usage = Usage(prompt_tokens=self._prompt_tokens())
+
+    def __len__(self) -> int:
+        return len(self._choices)
+
+    @property
+    def have_ended(self) -> bool:
+        """Whether all answers are complete."""
+        return all(choice.answer.has_ended for choice in self._choices)
+
+    def take(self, events: Sequence[tuple[int, TokenEvent]]) -> list[Delta]:
+        """What the events, each with the number of its submission, bring: a delta for each answer that grew."""
+        grown: dict[int, Delta] = {}
+        for part, event in events:
+            choice = self._choices[part * self._per_submission + event.answer]
+            if not choice.answer.has_ended:
+                choice.take(event, grown.setdefault(choice.index, Delta(index=choice.index)))
+                self.usage.cached_tokens = max(self.usage.cached_tokens, event.cached_tokens)
+        self.usage.completion_tokens = sum(choice.answer.num_tokens for choice in self._choices)
+        return [delta for delta in grown.values() if not delta.is_empty]
+
+    def _prompt_tokens(self) -> int:
+        """Of different prompts; several submissions of one prompt count it once."""
+        distinct = {id(tokens): len(tokens) for tokens, _ in self.submissions}
+        return sum(distinct.values())

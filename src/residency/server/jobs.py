@@ -1,0 +1,126 @@
+"""A request that is ready to run: its prompts' tokens, how it is to be answered, and how the answer is written."""
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from residency.engine.generation import GenerationOptions, LogitMask
+from residency.engine.sampler import Sampling
+from residency.errors import ContextError
+from residency.server.choices import Choices, Delta, Submission
+from residency.server.generation import Generator
+from residency.server.grammar import Constraint
+from residency.server.requests import GenerationRequest
+from residency.server.watch import Watch
+
+
+class Writer(Protocol):
+    """Writes answers in the shape of one endpoint."""
+
+    def whole(self, job: "Job", deltas: Sequence[Delta]) -> object:
+        """The body of a whole answer; `deltas` has all that each answer grew by, in the order of their index."""
+
+    def chunk(self, job: "Job", delta: Delta) -> object:
+        """What a stream says of a delta."""
+
+    def usage(self, job: "Job") -> object:
+        """What a stream ends with where the number of tokens was asked for."""
+
+
+@dataclass(kw_only=True)
+class Job:
+    """One request, from its tokens to its answer."""
+
+    model: str
+    id_prefix: str
+    choices: Choices
+    writer: Writer
+    streams: bool
+    includes_usage: bool
+    watch: Watch
+    created: int = field(default_factory=lambda: int(time.time()))
+    answer_id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.answer_id = f"{self.id_prefix}-{uuid.uuid4().hex}"
+
+    async def whole(self, generator: Generator) -> object:
+        """The body, once all answers are complete."""
+        grown = [Delta(index=index) for index in range(len(self.choices))]
+        async with aclosing(self._deltas(generator)) as batches:
+            async for deltas in batches:
+                for delta in deltas:
+                    grown[delta.index].add(delta)
+        return self.writer.whole(self, grown)
+
+    async def chunks(self, generator: Generator) -> AsyncGenerator[list[object], None]:
+        """The stream's objects as they come."""
+        async with aclosing(self._deltas(generator)) as batches:
+            async for deltas in batches:
+                yield [self.writer.chunk(self, delta) for delta in deltas]
+        if self.includes_usage:
+            yield [self.writer.usage(self)]
+
+    async def _deltas(self, generator: Generator) -> AsyncGenerator[list[Delta], None]:
+        with self.watch:
+            async with generator.started(self.choices.submissions) as generation:
+                while not self.choices.have_ended:
+                    deltas = self.choices.take(await generation.events())
+                    self.watch.saw(self.choices.usage, deltas)
+                    yield deltas
+
+
+def generation_options(
+    asked: GenerationRequest,
+    *,
+    prompt_tokens: int,
+    context_tokens: int,
+    max_tokens: int | None,
+    logprobs: int | None,
+) -> GenerationOptions:
+    """What the engine is to do. Without a bound an answer may fill the context; ContextError where nothing is left."""
+    room = context_tokens - prompt_tokens
+    if room < 1:
+        raise ContextError(
+            f"the prompt has {prompt_tokens} tokens and the context {context_tokens}: {1 - room} too many; shorten it."
+        )
+    return GenerationOptions(
+        max_tokens=room if max_tokens is None else min(room, max_tokens),
+        sampling=_sampling(asked),
+        num_answers=asked.n or 1,
+        ignore_eos=asked.ignore_eos,
+        logprobs=logprobs,
+        cache_salt=asked.cache_salt or "",
+        priority=asked.priority,
+    )
+
+
+def with_masks(tokens: Sequence[int], options: GenerationOptions, constraint: Constraint | None) -> list[Submission]:
+    """One submission of all answers; or, where each answer has a mask of its own, one for each."""
+    if constraint is None:
+        return [(tokens, options)]
+    submissions = []
+    for answer in range(options.num_answers):
+        sampling = options.sampling
+        if sampling.seed is not None:
+            sampling = replace(sampling, seed=(sampling.seed + answer) % 2**64)
+        mask: LogitMask = constraint if answer == 0 else constraint.copy()
+        submissions.append((tokens, replace(options, sampling=sampling, num_answers=1, logit_mask=mask)))
+    return submissions
+
+
+def _sampling(asked: GenerationRequest) -> Sampling:
+    return Sampling(
+        temperature=1.0 if asked.temperature is None else asked.temperature,
+        top_k=asked.top_k,
+        top_p=asked.top_p,
+        min_p=asked.min_p,
+        repetition_penalty=asked.repetition_penalty or 1.0,
+        presence_penalty=asked.presence_penalty or 0.0,
+        frequency_penalty=asked.frequency_penalty or 0.0,
+        logit_bias={int(token): bias for token, bias in (asked.logit_bias or {}).items()},
+        seed=None if asked.seed is None else asked.seed % 2**64,
+    )

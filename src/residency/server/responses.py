@@ -1,0 +1,229 @@
+"""What clients receive, in OpenAI's shapes. The types are what the served document describes."""
+
+from collections.abc import Sequence
+from typing import Literal, NotRequired, TypedDict
+
+from residency.engine.text import Tokenizer
+from residency.server.answers import FinishReason, Shown
+from residency.server.choices import Usage
+from residency.server.tools import Call
+
+
+class CachedTokens(TypedDict):
+    """Tokens of the prompt whose keys and values were in the cache."""
+
+    cached_tokens: int
+
+
+class UsageBody(TypedDict):
+    """Tokens of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens
+
+
+class LikelyToken(TypedDict):
+    """A token that might have come."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatToken(LikelyToken):
+    """A token that came, and those that were likeliest."""
+
+    top_logprobs: list[LikelyToken]
+
+
+class ChatLogprobs(TypedDict):
+    """Log probabilities in a chat."""
+
+    content: list[ChatToken]
+
+
+class CalledFunction(TypedDict):
+    """A function and its arguments, a JSON object as text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCallBody(TypedDict):
+    """A call of one of the client's tools."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+    index: NotRequired[int]  # in streams
+
+
+class AnswerMessage(TypedDict):
+    """An answer in a chat."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    tool_calls: NotRequired[list[ToolCallBody]]
+
+
+class ChatChoice(TypedDict):
+    """One answer."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(TypedDict):
+    """A whole chat completion."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: UsageBody
+
+
+class MessageDelta(TypedDict, total=False):
+    """What a message grew by."""
+
+    role: Literal["assistant"]
+    content: str
+    tool_calls: list[ToolCallBody]
+
+
+class ChatChunkChoice(TypedDict):
+    """What one answer grew by."""
+
+    index: int
+    delta: MessageDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class ChatChunk(TypedDict):
+    """A piece of a streamed chat completion."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: NotRequired[UsageBody | None]
+
+
+class CompletionLogprobs(TypedDict):
+    """Log probabilities in a completion, token by token."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChoice(TypedDict):
+    """One text, or what it grew by."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class Completion(TypedDict):
+    """A completion, or a piece of a streamed one."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: NotRequired[UsageBody | None]
+
+
+class ModelCard(TypedDict):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int
+
+
+class ModelList(TypedDict):
+    """All models that are served."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class Tokens(TypedDict):
+    """A text's tokens."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int
+
+
+class Text(TypedDict):
+    """The text of tokens."""
+
+    prompt: str
+
+
+class Health(TypedDict):
+    """How the server is."""
+
+    status: Literal["ok", "ending", "failed"]
+
+
+def usage_body(usage: Usage) -> UsageBody:
+    """Tokens as they are sent."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def call_body(call: Call) -> ToolCallBody:
+    """A call as it is sent."""
+    return {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[Shown]) -> ChatLogprobs:
+    """Log probabilities as a chat has them."""
+    content: list[ChatToken] = []
+    for shown in tokens:
+        top = [_likely(tokenizer, int(t), float(p)) for t, p in zip(shown.top_tokens, shown.top_logprobs, strict=True)]
+        content.append({**_likely(tokenizer, shown.token, shown.logprob), "top_logprobs": top})
+    return {"content": content}
+
+
+def completion_logprobs(tokenizer: Tokenizer, tokens: Sequence[Shown]) -> CompletionLogprobs:
+    """Log probabilities as a completion has them."""
+
+    def text_of(token: int) -> str:
+        return tokenizer.token_bytes(token).decode("utf-8", "replace")
+
+    return {
+        "tokens": [text_of(shown.token) for shown in tokens],
+        "token_logprobs": [shown.logprob for shown in tokens],
+        "top_logprobs": [
+            {text_of(int(t)): float(p) for t, p in zip(shown.top_tokens, shown.top_logprobs, strict=True)}
+            for shown in tokens
+        ],
+        "text_offset": [shown.start_character for shown in tokens],
+    }
+
+
+def _likely(tokenizer: Tokenizer, token: int, logprob: float) -> LikelyToken:
+    data = tokenizer.token_bytes(token)
+    return {"token": data.decode("utf-8", "replace"), "logprob": max(logprob, -9999.0), "bytes": list(data)}

@@ -1,0 +1,81 @@
+"""Answers over HTTP: server-sent events, and work that ends when nobody waits for it any more."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Send
+
+from residency.server.problems import problem_of
+
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx sends events on as they come
+]
+
+
+def json_bytes(value: object) -> bytes:
+    """JSON as it is sent."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+async def while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:
+    """Do the work. ClientDisconnect, with the work cancelled, if the client goes away before it is done."""
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(_disconnect(receive))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        task.result()
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def send_json(send: Send, value: object) -> None:
+    """A whole answer."""
+    body = json_bytes(value)
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await _send(send, body, more=False)
+
+
+async def send_events(send: Send, chunks: AsyncGenerator[list[object], None]) -> None:
+    """Objects as server-sent events, those that came together in one write, and [DONE] at the end.
+
+    Nothing is sent before the first objects: an error until then is raised as it is, and later it is an event too.
+    """
+    has_begun = False
+    try:
+        async with aclosing(chunks):
+            async for objects in chunks:
+                if not objects:
+                    continue
+                if not has_begun:
+                    has_begun = True
+                    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                await _send(send, b"".join(map(_event, objects)), more=True)
+    except Exception as error:
+        if has_begun:
+            await _send(send, _event(problem_of(error).body), more=False)
+        raise
+    await _send(send, b"data: [DONE]\n\n", more=False)
+
+
+def _event(value: object) -> bytes:
+    return b"data: %b\n\n" % json_bytes(value)
+
+
+async def _send(send: Send, data: bytes, *, more: bool) -> None:
+    await send({"type": "http.response.body", "body": data, "more_body": more})
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
