@@ -67,20 +67,48 @@ def test_without_a_window_nothing_slides_out() -> None:
     assert pages.slide(32) == 0
 
 
-def test_a_shared_prefix_takes_no_page() -> None:
+def test_a_twin_takes_no_page() -> None:
     pool = PagePool(4)
     pages = SequencePages(pool, page_tokens=4)
     pages.grow(10)
-    twin = pages.share_prefix(10)
-    assert (list(twin.pages), pool.num_used) == ([0, 1], 3)
+    twin = pages.twin()
+    assert (list(twin.pages), pool.num_used, pool.num_shared) == ([0, 1, 2], 3, 3)
 
 
-def test_a_prefix_that_has_slid_out_cannot_be_shared() -> None:
-    pages = SequencePages(PagePool(8), page_tokens=4, window_tokens=4)
-    pages.grow(8)
-    pages.slide(8)
-    with pytest.raises(ValueError, match="not all held"):
-        pages.share_prefix(8)
+def test_a_page_that_is_made_one_s_own_is_no_longer_the_twin_s() -> None:
+    pages = SequencePages(PagePool(4), page_tokens=4)
+    pages.grow(10)
+    twin = pages.twin()
+    assert pages.make_own(9) == (2, 3)
+    assert (pages.shares(9), twin.shares(9), pages.shares(7)) == (False, False, True)
+
+
+def test_a_remembered_page_is_cached_when_its_last_holder_leaves() -> None:
+    pool = PagePool(2)
+    (page,) = pool.take()
+    pool.remember(page)
+    pool.release(page)
+    assert (pool.num_free, pool.num_cached, pool.num_used) == (2, 1, 0)
+
+
+def test_cached_pages_are_taken_last_and_the_longest_unused_first() -> None:
+    forgotten: list[int] = []
+    pool = PagePool(3, forgotten=forgotten.append)
+    first, second, _ = pages = pool.take(3)
+    for page in pages[:2]:
+        pool.remember(page)
+    for page in reversed(pages):
+        pool.release(page)
+    assert (pool.take(3), forgotten) == ([2, second, first], [second, first])
+
+
+def test_a_cached_page_can_be_held_again() -> None:
+    pool = PagePool(1)
+    (page,) = pool.take()
+    pool.remember(page)
+    pool.release(page)
+    pool.share(page)
+    assert (pool.num_free, pool.num_cached, pool.holders(page)) == (0, 0, 1)
 
 
 class PagesMachine(RuleBasedStateMachine):
@@ -129,10 +157,18 @@ class PagesMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def share(self, data: st.DataObject) -> None:
         index = data.draw(st.integers(0, len(self.tables) - 1))
-        if self.tables[index].first_page == 0:
-            twin = self.tables[index].share_prefix(self.lengths[index])
-            self.tables.append(twin)
-            self.lengths.append(twin.capacity_tokens)
+        self.tables.append(self.tables[index].twin())
+        self.lengths.append(self.lengths[index])
+
+    @precondition(lambda self: any(self.lengths))
+    @rule(data=st.data())
+    def write(self, data: st.DataObject) -> None:
+        index = data.draw(st.sampled_from([place for place, length in enumerate(self.lengths) if length]))
+        token = self.lengths[index] - 1
+        if self.tables[index].shares(token) and self.pool.num_free:
+            before, now = self.tables[index].make_own(token)
+            assert self.pool.holders(now) == 1
+            assert self.pool.holders(before) >= 1
 
     @precondition(lambda self: self.tables)
     @rule(data=st.data())

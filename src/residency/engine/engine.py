@@ -18,6 +18,7 @@ from residency.engine.text import ChatTemplate, StreamDecoder, Tokenizer, load_c
 from residency.errors import ContextError, UsageError
 from residency.ledger import Ledger, MemoryClass
 from residency.planner.plan import MemoryBytes, Plan
+from residency.scheduler import Admission
 from residency.spec.checkpoint import Checkpoint
 from residency.spec.layout import read_bytes_per_token
 from residency.spec.model import ModelSpec
@@ -74,13 +75,14 @@ class Engine:
             self._loop = self.new_loop()
             self._opened = opened.pop_all()
 
-    def new_loop(self) -> Loop:
+    def new_loop(self, admission: Admission = "optimistic") -> Loop:
         """A loop with nothing to do yet. One at a time: all use the same pages."""
         return Loop(
             self.plan,
             self._executor,
             eos_ids=self.tokenizer.eos_ids,
             weight_read_bytes=read_bytes_per_token(self._spec),
+            admission=admission,
         )
 
     def __enter__(self) -> "Engine":

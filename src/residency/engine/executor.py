@@ -36,9 +36,14 @@ class CpuExecutor:
         with ExitStack() as opened:
             self._activations, buffers = activation_arena(plan.buffers)
             opened.callback(self._activations.close)
-            self._kv_arenas = [Arena(group.num_bytes) for group in plan.kv_groups]
-            for arena in self._kv_arenas:
+            arenas = [Arena(group.num_bytes) for group in plan.kv_groups]
+            for arena in arenas:
                 opened.callback(arena.close)
+            self._kv_pages = [
+                arena.bytes[: group.num_bytes].reshape(len(group.layers), group.num_pages, group.page_bytes)
+                for group, arena in zip(plan.kv_groups, arenas, strict=True)
+            ]
+            opened.callback(self._kv_pages.clear)
             self._inputs = StepInputs(spec, buffers, plan.page_tokens, plan.threads)
             self._token_ids, self._logits = buffers["token_ids"], buffers["logits"]
             self._hidden = None if spec.tied else buffers["hidden"][:, : spec.hidden]
@@ -79,6 +84,7 @@ class CpuExecutor:
         Returns the logits (rows, vocabulary) of the entries that need them, in order, or with `every_logit` of all
         tokens; a view that the next step overwrites.
         """
+        self._copy_pages(batch)
         self._start(tokens)
         rows = self._inputs.write(batch, pages, every_logit=every_logit)
         self._workers.run(self._program)
@@ -102,10 +108,14 @@ class CpuExecutor:
         if self._hidden is not None:
             self._weights.embed(tokens, self._hidden[: len(tokens)])
 
+    def _copy_pages(self, batch: Batch) -> None:
+        for copy in batch.copies:
+            pages_LPB = self._kv_pages[copy.group]  # layers, pages, bytes
+            pages_LPB[:, copy.target] = pages_LPB[:, copy.source]
+
     def _layer_pages(self) -> list[LayerPages]:
         layers: dict[int, LayerPages] = {}
-        for index, (group, arena) in enumerate(zip(self._plan.kv_groups, self._kv_arenas, strict=True)):
-            pages = arena.bytes[: group.num_bytes].reshape(len(group.layers), group.num_pages, group.page_bytes)
+        for index, (group, pages) in enumerate(zip(self._plan.kv_groups, self._kv_pages, strict=True)):
             for place, layer in enumerate(group.layers):
                 layers[layer] = LayerPages(
                     pages=pages[place],

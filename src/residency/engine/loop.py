@@ -1,8 +1,9 @@
 """The loop: schedule, compute, sample, commit. The same scheduler serves one request and many."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from residency.engine.sampler import FloatArray, Sampler, allowed_by, likeliest,
 from residency.ledger import KvPages
 from residency.ledger.kv import PageGroup
 from residency.planner.plan import Plan
-from residency.scheduler import Batch, Request, Scheduler
+from residency.scheduler import Admission, Batch, Request, Scheduler
 
 
 @dataclass
@@ -28,6 +29,8 @@ class _Answer:
     prompt_tokens: int
     known_tokens: int
     sampler: Sampler
+    page_tokens: int
+    cached_tokens: int = 0
 
     def sample(self, logits: FloatArray) -> int:
         """The next token, which is known from now on. Whatever the logit mask raises."""
@@ -39,11 +42,45 @@ class _Answer:
         self.known_tokens += 1
         return token
 
+    def page_key(self, page: int) -> Hashable:
+        """The tokens of a page, how many of them were sampled, and for the first page the salt.
+
+        Sampled tokens are computed in another way than the same ones in a prompt, with a result that may be rounded
+        differently; what a request gets shall not depend on what is cached.
+        """
+        start, end = page * self.page_tokens, (page + 1) * self.page_tokens
+        num_sampled = min(self.page_tokens, max(0, end - self.prompt_tokens))
+        return self.tokens[start:end].tobytes(), num_sampled, "" if page else self.options.cache_salt
+
+    def request(self, sequence: int, num_answers: int = 1) -> Request:
+        """What the scheduler is asked for."""
+        return Request(
+            request_id=sequence,
+            prompt_tokens=self.prompt_tokens,
+            wanted_tokens=self.options.max_tokens,
+            priority=self.options.priority,
+            num_answers=num_answers,
+            page_key=self.page_key if self.options.use_prefix_cache else None,
+        )
+
+    def twin(self, number: int) -> "_Answer":
+        """Another answer, of which nothing but the prompt is known."""
+        sampler = Sampler(self.options.sampling, answer=number)
+        return replace(self, number=number, tokens=self.tokens.copy(), known_tokens=self.prompt_tokens, sampler=sampler)
+
 
 class Loop:
     """Requests in, tokens out, one step at a time."""
 
-    def __init__(self, plan: Plan, executor: CpuExecutor, *, eos_ids: frozenset[int], weight_read_bytes: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        executor: CpuExecutor,
+        *,
+        eos_ids: frozenset[int],
+        weight_read_bytes: int,
+        admission: Admission = "optimistic",
+    ) -> None:
         self._plan = plan
         self._executor = executor
         self._eos_ids = eos_ids
@@ -55,10 +92,12 @@ class Loop:
             chunk_tokens=plan.chunk_tokens,
             max_sequences=plan.max_sequences,
             context_tokens=plan.context_tokens,
+            admission=admission,
         )
-        self._answers: dict[int, _Answer] = {}
-        self._next_id = 0
-        self.read_bytes = 0  # of all steps: weights, keys and values
+        self._answers: dict[int, _Answer] = {}  # by the number that the scheduler knows
+        self._sequences: dict[int, list[int]] = {}  # those numbers of each request
+        self._next_request = self._next_sequence = 0
+        self._totals: Counter[str] = Counter()
         self.compute_seconds = 0.0  # of all steps, in kernels
 
     @property
@@ -72,47 +111,95 @@ class Loop:
         used = zip(self._plan.kv_groups, self._pages.pools, strict=True)
         return sum(pool.peak_used * group.page_bytes * len(group.layers) for group, pool in used)
 
+    @property
+    def read_bytes(self) -> int:
+        """Of all steps: weights, keys and values."""
+        return self._totals["read_bytes"]
+
     def check(self, prompt_tokens: int, options: GenerationOptions) -> None:
         """ContextError, BudgetError or UsageError for what `submit` would refuse; any thread may ask at any time."""
-        self._scheduler.check(Request(request_id=0, prompt_tokens=prompt_tokens, wanted_tokens=options.max_tokens))
+        self._scheduler.check(
+            Request(
+                request_id=0,
+                prompt_tokens=prompt_tokens,
+                wanted_tokens=options.max_tokens,
+                num_answers=options.num_answers,
+            )
+        )
 
     def submit(self, prompt: Sequence[int], options: GenerationOptions, *, request_id: int | None = None) -> int:
         """Take a request in and give its number, which the caller may choose. See `check` for what is refused."""
         if request_id is None:
-            request_id, self._next_id = self._next_id, self._next_id + 1
-        self._scheduler.add(
-            Request(
-                request_id=request_id,
-                prompt_tokens=len(prompt),
-                wanted_tokens=options.max_tokens,
-                priority=options.priority,
-            )
-        )
+            request_id, self._next_request = self._next_request, self._next_request + 1
         tokens = np.empty(len(prompt) + options.max_tokens, np.int64)
         tokens[: len(prompt)] = prompt
-        sampler = Sampler(options.sampling)
-        self._answers[request_id] = _Answer(request_id, 0, options, tokens, len(prompt), len(prompt), sampler)
+        answer = _Answer(
+            request_id=request_id,
+            number=0,
+            options=options,
+            tokens=tokens,
+            prompt_tokens=len(prompt),
+            known_tokens=len(prompt),
+            sampler=Sampler(options.sampling),
+            page_tokens=self._plan.page_tokens,
+        )
+        self._scheduler.add(answer.request(self._next_sequence, options.num_answers))
+        self._sequences[request_id] = []
+        self._take_in(answer)
         return request_id
 
     def cancel(self, request_id: int) -> None:
         """Forget a request, wherever it is; nothing happens for one that has ended."""
-        if self._answers.pop(request_id, None) is not None:
-            self._scheduler.cancel(request_id)
+        for sequence in self._sequences.pop(request_id, ()):
+            self._scheduler.cancel(sequence)
+            del self._answers[sequence]
 
     def counts(self) -> LoopCounts:
         """The state between two steps."""
         pools = self._pages.pools
+        used = zip(self._plan.kv_groups, pools, strict=True)
         return LoopCounts(
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
             pages=sum(pool.num_pages for pool in pools),
             used_pages=sum(pool.num_used for pool in pools),
-            read_bytes=self.read_bytes,
+            shared_pages=sum(pool.num_shared for pool in pools),
+            cached_pages=sum(pool.num_cached for pool in pools),
+            kv_used_bytes=sum(pool.num_used * group.page_bytes * len(group.layers) for group, pool in used),
+            kv_tokens=self._scheduler.computed_tokens,
+            **self._totals,
         )
 
     def step(self) -> list[TokenEvent]:
         """One step; what it gave."""
         batch = self._scheduler.schedule()
+        logits = self._compute(batch)
+        events: list[TokenEvent] = []
+        ended: list[int] = []
+        forks: dict[int, list[Request]] = {}
+        wanted = [entry for entry in batch.entries if entry.needs_logits]
+        for entry, row in zip(wanted, logits, strict=True):
+            answer = self._answers[entry.request_id]
+            answers = {entry.request_id: answer}
+            if answer.known_tokens == answer.prompt_tokens:
+                answer.cached_tokens = entry.cached_tokens
+                self._totals["prompt_tokens"] += answer.prompt_tokens
+                self._totals["prefix_hit_tokens"] += entry.cached_tokens
+                twins = {self._take_in(twin): twin for twin in map(answer.twin, range(1, answer.options.num_answers))}
+                forks[entry.request_id] = [twin.request(sequence) for sequence, twin in twins.items()]
+                answers |= twins
+            for sequence, each in answers.items():
+                events.append(self._sampled(each, row))
+                if events[-1].is_last:
+                    ended.append(sequence)
+        self._totals["sampled_tokens"] += sum(event.token is not None for event in events)
+        self._scheduler.commit(batch, ended=ended, forks=forks)
+        for sequence in ended:
+            self._let_go(sequence)
+        return events
+
+    def _compute(self, batch: Batch) -> FloatArray:
+        """The logits of the batch's entries that need them."""
         tokens = np.concatenate(
             [
                 self._answers[entry.request_id].tokens[entry.start_token : entry.start_token + entry.num_tokens]
@@ -122,14 +209,25 @@ class Loop:
         started = time.perf_counter()
         logits = self._executor.compute(batch, self._pages, tokens)
         self.compute_seconds += time.perf_counter() - started
-        self.read_bytes += self._read_bytes(batch)
-        wanted = [entry.request_id for entry in batch.entries if entry.needs_logits]
-        events = [self._sampled(self._answers[key], row) for key, row in zip(wanted, logits, strict=True)]
-        ended = [key for key, event in zip(wanted, events, strict=True) if event.is_last]
-        self._scheduler.commit(batch, ended=ended)
-        for key in ended:
-            del self._answers[key]
-        return events
+        self._totals.update(
+            steps=1,
+            computed_tokens=batch.num_tokens,
+            preemptions=len(batch.preempted),
+            read_bytes=self._read_bytes(batch),
+        )
+        return logits
+
+    def _take_in(self, answer: _Answer) -> int:
+        sequence, self._next_sequence = self._next_sequence, self._next_sequence + 1
+        self._answers[sequence] = answer
+        self._sequences[answer.request_id].append(sequence)
+        return sequence
+
+    def _let_go(self, sequence: int) -> None:
+        request_id = self._answers.pop(sequence).request_id
+        self._sequences[request_id].remove(sequence)
+        if not self._sequences[request_id]:
+            del self._sequences[request_id]
 
     def _sampled(self, answer: _Answer, logits: FloatArray) -> TokenEvent:
         """The answer's next token; its end where a logit mask fails."""
@@ -148,7 +246,7 @@ class Loop:
             answer=answer.number,
             token=token,
             prompt_tokens=answer.prompt_tokens,
-            cached_tokens=0,
+            cached_tokens=answer.cached_tokens,
             finish_reason="stop" if at_eos else "length" if at_length else None,
             logprob=logprob,
             top_logprobs=top,
@@ -180,7 +278,7 @@ def _end(answer: _Answer, reason: FinishReason, error: str | None = None) -> Tok
         answer=answer.number,
         token=None,
         prompt_tokens=answer.prompt_tokens,
-        cached_tokens=0,
+        cached_tokens=answer.cached_tokens,
         finish_reason=reason,
         error=error,
     )

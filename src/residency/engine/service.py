@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal
 
 from residency.engine.engine import Engine
 from residency.engine.generation import FinishReason, GenerationOptions, TokenEvent
 from residency.engine.metrics import ServiceMetrics
 from residency.errors import QueueFullError, ServiceError, UsageError
+from residency.scheduler import Admission
 
 Listener = Callable[[TokenEvent], None]
 
@@ -56,7 +56,7 @@ class Service:
         engine: Engine,
         *,
         queue_limit: int = 64,
-        admission: Literal["guaranteed", "optimistic"] = "optimistic",
+        admission: Admission = "optimistic",
     ) -> None:
         """`queue_limit`: answers that may be open beyond those that the plan lets run at one time."""
         if queue_limit < 0:
@@ -64,7 +64,7 @@ class Service:
         self._engine = engine
         self._queue_limit = queue_limit
         self._most_open = engine.plan.max_sequences + queue_limit
-        self._loop = engine.new_loop()
+        self._loop = engine.new_loop(admission)
         self._changed = threading.Condition()  # guards what follows
         self._open: dict[int, _Open] = {}
         self._submitted: list[_Open] = []

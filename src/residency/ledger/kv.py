@@ -1,12 +1,17 @@
 """The pages of all sequences in all KV groups, taken and given back together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 from residency.errors import BudgetError
 from residency.ledger.pages import PagePool
+from residency.ledger.prefix import PrefixNode, PrefixTree
 from residency.ledger.sequence import SequencePages
+
+# Names the tokens of a sequence's page with so many pages before it: equal keys, after equal keys, are equal tokens.
+PageKey = Callable[[int], Hashable]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,14 +22,40 @@ class PageGroup:
     window_tokens: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class PageCopy:
+    """What a page holds in all layers of a group, wanted in another page before anything is written there."""
+
+    group: int
+    source: int
+    target: int
+
+
+@dataclass
+class _Prefix:
+    """A sequence's place in the tree: the prefix that it has published or found there."""
+
+    page_key: PageKey
+    node: PrefixNode
+    num_pages: int = 0
+
+
 class KvPages:
-    """One pool per group; a sequence, known by its number, has one block table in each."""
+    """One pool per group; a sequence, known by its number, has one block table in each.
+
+    Pages are shared: by prompts that begin alike, through a tree of prefixes that keeps whole pages until they are
+    needed, and by twins, which copy the page that they write to.
+    """
 
     def __init__(self, groups: Sequence[PageGroup], *, page_tokens: int) -> None:
         self._groups = tuple(groups)
         self._page_tokens = page_tokens
-        self._pools = tuple(PagePool(group.num_pages) for group in groups)
+        self._tree = PrefixTree(len(self._groups))
+        self._pools = tuple(
+            PagePool(group.num_pages, forgotten=partial(self._forget, index)) for index, group in enumerate(groups)
+        )
         self._tables: dict[int, tuple[SequencePages, ...]] = {}
+        self._prefixes: dict[int, _Prefix] = {}
 
     @property
     def page_tokens(self) -> int:
@@ -41,15 +72,77 @@ class KvPages:
         """The block tables, one per group, of each sequence; a view that follows the ledger."""
         return MappingProxyType(self._tables)
 
+    def begin(self, sequence: int, *, known_tokens: int, page_key: PageKey | None = None) -> int:
+        """A new sequence, which holds the pages of the longest prefix that is known and leaves a token to compute;
+        how many tokens that is. Without keys it shares nothing, now and later. ValueError for a number in use.
+        """
+        if sequence in self._tables:
+            raise ValueError(f"sequence {sequence} has pages already")
+        self._tables[sequence] = self._new_tables()
+        if page_key is None:
+            return 0
+        self._prefixes[sequence] = _Prefix(page_key, self._tree.root)
+        return self._adopt(sequence, self._match(page_key, known_tokens))
+
+    def catch_up(self, sequence: int, *, computed_tokens: int, known_tokens: int) -> int:
+        """Take over what others have published of the sequence's tokens since; the tokens that need no computing now,
+        `computed_tokens` where nothing was found.
+        """
+        prefix = self._prefixes.get(sequence)
+        if prefix is None or computed_tokens != prefix.num_pages * self._page_tokens or prefix.node not in self._tree:
+            return computed_tokens
+        if not self._most_pages(known_tokens) > prefix.num_pages or (
+            prefix.page_key(prefix.num_pages) not in prefix.node.children
+        ):
+            return computed_tokens
+        found = self._match(prefix.page_key, known_tokens)
+        return self._adopt(sequence, found) if len(found) > prefix.num_pages else computed_tokens
+
+    def computes_next_page_of(self, sequence: int, other: int, *, known_tokens: int) -> bool:
+        """Whether `other`, which has `known_tokens`, is on its way to publish the page that `sequence` needs next."""
+        prefix, ahead = self._prefixes.get(sequence), self._prefixes.get(other)
+        if prefix is None or ahead is None or ahead.num_pages > prefix.num_pages:
+            return False
+        page = prefix.num_pages
+        if (page + 1) * self._page_tokens > known_tokens or prefix.page_key(page) != ahead.page_key(page):
+            return False
+        return all(prefix.page_key(each) == ahead.page_key(each) for each in range(page))
+
+    def publish(self, sequence: int, *, computed_tokens: int) -> None:
+        """Let others share the sequence's whole pages of its first `computed_tokens`, which have been computed."""
+        prefix = self._prefixes.get(sequence)
+        if prefix is None:
+            return
+        if prefix.node not in self._tree:
+            prefix.node, prefix.num_pages = self._tree.root, 0
+        while (prefix.num_pages + 1) * self._page_tokens <= computed_tokens:
+            prefix.node = self._tree.grow(prefix.node, prefix.page_key(prefix.num_pages))
+            for group, (table, pool) in enumerate(zip(self._tables[sequence], self._pools, strict=True)):
+                page = table.page_at(prefix.num_pages)
+                if prefix.node.pages[group] is None and page is not None:
+                    self._tree.put(prefix.node, group=group, page=page)
+                    pool.remember(page)
+            prefix.num_pages += 1
+
+    def fork(self, sequence: int, twin: int, *, page_key: PageKey | None = None) -> None:
+        """A second sequence of the same tokens, holding the same pages. ValueError for a number in use."""
+        if twin in self._tables:
+            raise ValueError(f"sequence {twin} has pages already")
+        self._tables[twin] = tuple(table.twin() for table in self._tables[sequence])
+        prefix = self._prefixes.get(sequence)
+        if page_key is not None and prefix is not None:
+            self._prefixes[twin] = _Prefix(page_key, prefix.node, prefix.num_pages)
+
     def can_extend(self, sequence: int, *, start_token: int, num_tokens: int) -> bool:
         """Whether `extend` would find its pages."""
-        return all(missing == 0 for missing in self._missing(sequence, start_token, num_tokens))
+        return not any(self._missing(sequence, start_token, num_tokens))
 
-    def extend(self, sequence: int, *, start_token: int, num_tokens: int) -> None:
+    def extend(self, sequence: int, *, start_token: int, num_tokens: int) -> Sequence[PageCopy]:
         """Make room for tokens start_token … start_token + num_tokens - 1, in every group.
 
-        A sequence not known yet begins here. What slid out of a window before start_token is given back first.
-        BudgetError, and nothing changed in any group, where pages are missing.
+        A sequence not known yet begins here. What slid out of a window before start_token is given back first. Returns
+        the copies to be made, in this order, before the tokens are written. BudgetError, and nothing changed in any
+        group, where pages are missing.
         """
         missing = self._missing(sequence, start_token, num_tokens)
         if any(missing):
@@ -57,33 +150,42 @@ class KvPages:
                 f"{sum(missing)} pages of the KV cache are missing for {num_tokens} more tokens; "
                 "plan a larger --context or fewer sequences."
             )
-        tables = self._tables.setdefault(sequence, self._new_tables())
-        for table in tables:
+        copies = []
+        for group, table in enumerate(self._tables.setdefault(sequence, self._new_tables())):
             table.slide(start_token)
+            if table.shares(start_token):
+                source, target = table.make_own(start_token)
+                copies.append(PageCopy(group=group, source=source, target=target))
             table.grow(start_token + num_tokens)
+        return copies
 
-    def can_ever_hold(self, num_tokens: int, *, chunk_tokens: int) -> bool:
-        """Whether one sequence alone, fed at most `chunk_tokens` at a time, can grow to `num_tokens`."""
-        needed = self._pages_of_a_sequence(num_tokens, chunk_tokens)
-        return all(pages <= group.num_pages for pages, group in zip(needed, self._groups, strict=True))
+    def can_ever_hold(self, num_tokens: int, *, chunk_tokens: int, num_sequences: int = 1) -> bool:
+        """Whether so many sequences alone, each fed at most `chunk_tokens` at a time, can grow to `num_tokens`."""
+        needed = self.pages_of(num_tokens, chunk_tokens=chunk_tokens)
+        return all(num_sequences * pages <= pool.num_pages for pages, pool in zip(needed, self._pools, strict=True))
 
-    def has_room_for(self, num_tokens: int, *, chunk_tokens: int) -> bool:
-        """Whether a new sequence, fed at most `chunk_tokens` at a time, can grow to `num_tokens` on free pages."""
-        needed = self._pages_of_a_sequence(num_tokens, chunk_tokens)
-        return all(pages <= pool.num_free for pages, pool in zip(needed, self._pools, strict=True))
+    def has_room_for(
+        self,
+        num_tokens: int,
+        *,
+        chunk_tokens: int,
+        page_key: PageKey | None = None,
+        promised: Sequence[int] | None = None,
+    ) -> bool:
+        """Whether a new sequence, fed at most `chunk_tokens` at a time, can grow to `num_tokens` on free pages and
+        those of its known prefix, where of each group so many free pages are promised to others.
+        """
+        needed = self.pages_of(num_tokens, chunk_tokens=chunk_tokens)
+        found = [] if page_key is None else self._match(page_key, num_tokens)
+        for group, pool in enumerate(self._pools):
+            pages = self._pages_in(group, found)
+            free = pool.num_free - sum(pool.holders(page) == 0 for page in pages)
+            if needed[group] - len(pages) > free - (promised[group] if promised else 0):
+                return False
+        return True
 
-    def free(self, sequence: int) -> None:
-        """Give back all pages of a sequence, which is then unknown; KeyError where it already is."""
-        for table in self._tables.pop(sequence):
-            table.free()
-
-    def _new_tables(self) -> tuple[SequencePages, ...]:
-        return tuple(
-            SequencePages(pool, page_tokens=self._page_tokens, window_tokens=group.window_tokens)
-            for group, pool in zip(self._groups, self._pools, strict=True)
-        )
-
-    def _pages_of_a_sequence(self, num_tokens: int, chunk_tokens: int) -> list[int]:
+    def pages_of(self, num_tokens: int, *, chunk_tokens: int) -> Sequence[int]:
+        """The most pages that a sequence of `num_tokens` holds at any time in each group, fed in chunks."""
         return [
             pages_of_a_sequence(
                 num_tokens,
@@ -94,14 +196,74 @@ class KvPages:
             for group in self._groups
         ]
 
+    def free(self, sequence: int) -> None:
+        """Give back all pages of a sequence, which is then unknown; KeyError where it already is."""
+        for table in self._tables.pop(sequence):
+            table.free()
+        self._prefixes.pop(sequence, None)
+
+    def _new_tables(self) -> tuple[SequencePages, ...]:
+        return tuple(
+            SequencePages(pool, page_tokens=self._page_tokens, window_tokens=group.window_tokens)
+            for group, pool in zip(self._groups, self._pools, strict=True)
+        )
+
     def _missing(self, sequence: int, start_token: int, num_tokens: int) -> list[int]:
         tables = self._tables.get(sequence) or self._new_tables()
         missing = []
         for table, pool in zip(tables, self._pools, strict=True):
             gone = [page for page in table.pages[: table.pages_to_slide(start_token)] if pool.holders(page) == 1]
-            needed = table.pages_to_grow(start_token + num_tokens)
+            needed = table.pages_to_grow(start_token + num_tokens) + table.shares(start_token)
             missing.append(max(0, needed - pool.num_free - len(gone)))
         return missing
+
+    def _most_pages(self, known_tokens: int) -> int:
+        """Whole pages before the last known token, which is always computed."""
+        return (known_tokens - 1) // self._page_tokens
+
+    def _first_page(self, group: int, num_pages: int) -> int:
+        """The first page that a token after `num_pages` whole pages can see."""
+        window_tokens = self._groups[group].window_tokens
+        if window_tokens is None:
+            return 0
+        return max(0, num_pages * self._page_tokens - window_tokens + 1) // self._page_tokens
+
+    def _match(self, page_key: PageKey, known_tokens: int) -> list[PrefixNode]:
+        """The longest known prefix after which everything that the next token can see is kept."""
+        node, path, length = self._tree.root, [], 0
+        kept_since = [0] * len(self._groups)
+        for page in range(self._most_pages(known_tokens)):
+            child = node.children.get(page_key(page))
+            if child is None:
+                break
+            node = child
+            path.append(node)
+            for group, kept in enumerate(node.pages):
+                if kept is None:
+                    kept_since[group] = page + 1
+            if all(since <= self._first_page(group, page + 1) for group, since in enumerate(kept_since)):
+                length = page + 1
+        return path[:length]
+
+    def _pages_in(self, group: int, path: Sequence[PrefixNode]) -> list[int]:
+        """The pages of a prefix that its next token can see."""
+        pages = [node.pages[group] for node in path[self._first_page(group, len(path)) :]]
+        return [page for page in pages if page is not None]
+
+    def _adopt(self, sequence: int, path: Sequence[PrefixNode]) -> int:
+        """Let a sequence hold the pages of a prefix in place of those that it has; the prefix's tokens."""
+        tables = self._new_tables()
+        for group, table in enumerate(tables):
+            table.adopt(self._pages_in(group, path), first_page=self._first_page(group, len(path)))
+        for table in self._tables[sequence]:
+            table.free()
+        self._tables[sequence] = tables
+        prefix = self._prefixes[sequence]
+        prefix.node, prefix.num_pages = path[-1] if path else self._tree.root, len(path)
+        return len(path) * self._page_tokens
+
+    def _forget(self, group: int, page: int) -> None:
+        self._tree.remove(group=group, page=page)
 
 
 def pages_of_a_sequence(num_tokens: int, *, page_tokens: int, window_tokens: int | None, chunk_tokens: int) -> int:

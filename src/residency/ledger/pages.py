@@ -1,16 +1,28 @@
 """The pages of one KV group: which are free, and how many sequences hold each of the others."""
 
+from collections import OrderedDict
+from collections.abc import Callable
+
 from residency.errors import BudgetError
 
 
 class PagePool:
-    """Page numbers 0 … num_pages - 1. A freed page is the next one reused, so that few pages are ever touched."""
+    """Page numbers 0 … num_pages - 1. A freed page is the next one reused, so that few pages are ever touched.
 
-    def __init__(self, num_pages: int) -> None:
+    A page that is remembered keeps its content when its last holder leaves: it is cached, as good as free, and taken
+    only after all other free pages, the longest unused first.
+    """
+
+    def __init__(self, num_pages: int, *, forgotten: Callable[[int], None] | None = None) -> None:
+        """`forgotten` is told each cached page that is taken for something else."""
         if num_pages < 0:
             raise ValueError(f"a pool cannot have {num_pages} pages")
         self._free = list(range(num_pages - 1, -1, -1))
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._remembered: set[int] = set()
         self._holders = [0] * num_pages
+        self._forgotten = forgotten
+        self._num_shared = 0
         self._peak_used = 0
 
     @property
@@ -20,17 +32,27 @@ class PagePool:
 
     @property
     def num_free(self) -> int:
-        """Pages that nobody holds."""
-        return len(self._free)
+        """Pages that nobody holds, cached ones among them."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def num_cached(self) -> int:
+        """Pages that nobody holds and whose content is remembered."""
+        return len(self._cached)
 
     @property
     def num_used(self) -> int:
         """Pages that somebody holds, each counted once."""
-        return len(self._holders) - len(self._free)
+        return len(self._holders) - self.num_free
+
+    @property
+    def num_shared(self) -> int:
+        """Pages that more than one hold."""
+        return self._num_shared
 
     @property
     def peak_used(self) -> int:
-        """The most pages ever used at one time."""
+        """The most pages ever used or cached at one time."""
         return self._peak_used
 
     def holders(self, page: int) -> int:
@@ -41,28 +63,49 @@ class PagePool:
         """Free pages, now held once each. BudgetError, and nothing taken, where fewer are free."""
         if num_pages < 0:
             raise ValueError(f"{num_pages} pages cannot be taken")
-        if num_pages > len(self._free):
+        if num_pages > self.num_free:
             raise BudgetError(
-                f"{num_pages} pages of the KV cache are needed and {len(self._free)} of {self.num_pages} are free: "
-                f"{num_pages - len(self._free)} are missing; plan a larger --context or fewer sequences."
+                f"{num_pages} pages of the KV cache are needed and {self.num_free} of {self.num_pages} are free: "
+                f"{num_pages - self.num_free} are missing; plan a larger --context or fewer sequences."
             )
-        taken = [self._free.pop() for _ in range(num_pages)]
+        taken = [self._free.pop() if self._free else self._reused() for _ in range(num_pages)]
         for page in taken:
             self._holders[page] = 1
-        self._peak_used = max(self._peak_used, self.num_used)
+        self._peak_used = max(self._peak_used, self.num_used + self.num_cached)
         return taken
 
     def share(self, page: int) -> None:
-        """One more holder of a used page; ValueError for a free one."""
-        self._require_used(page)
+        """One more holder of a used or cached page; ValueError for another."""
+        if page not in self._cached:
+            self._require_used(page)
+        self._cached.pop(page, None)
         self._holders[page] += 1
+        self._num_shared += self._holders[page] == 2
 
     def release(self, page: int) -> None:
-        """One holder fewer; the page of the last one is free. ValueError where it already is."""
+        """One holder fewer; the page of the last one is cached where it is remembered, else free. ValueError where it
+        already is.
+        """
         self._require_used(page)
         self._holders[page] -= 1
+        self._num_shared -= self._holders[page] == 1
         if self._holders[page] == 0:
-            self._free.append(page)
+            if page in self._remembered:
+                self._cached[page] = None
+            else:
+                self._free.append(page)
+
+    def remember(self, page: int) -> None:
+        """Keep a used page's content after its last holder; ValueError for one that nobody holds."""
+        self._require_used(page)
+        self._remembered.add(page)
+
+    def _reused(self) -> int:
+        page, _ = self._cached.popitem(last=False)
+        self._remembered.discard(page)
+        if self._forgotten is not None:
+            self._forgotten(page)
+        return page
 
     def _require_used(self, page: int) -> None:
         if not 0 <= page < len(self._holders):

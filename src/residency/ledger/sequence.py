@@ -36,6 +36,11 @@ class SequencePages:
         """Tokens from the sequence's start that the pages reach."""
         return (self._first_page + len(self._pages)) * self._page_tokens
 
+    def page_at(self, index: int) -> int | None:
+        """The page with so many of the sequence's pages before it; None where it has slid out or is not held yet."""
+        place = index - self._first_page
+        return self._pages[place] if 0 <= place < len(self._pages) else None
+
     def pages_to_grow(self, num_tokens: int) -> int:
         """Pages that `grow` would take."""
         return max(0, -(-(num_tokens - self.capacity_tokens) // self._page_tokens))
@@ -65,20 +70,35 @@ class SequencePages:
         self._first_page += num_gone
         return num_gone
 
-    def share_prefix(self, num_tokens: int) -> "SequencePages":
-        """A second sequence that holds this one's whole pages of the first `num_tokens` tokens as well.
-
-        A page that is only partly inside is not shared, as both would write to it. ValueError where the start
-        has slid out of the window or the tokens reach past the pages.
-        """
-        num_pages = num_tokens // self._page_tokens
-        if num_pages > len(self._pages) or self._first_page > 0:
-            raise ValueError(f"the first {num_tokens} tokens are not all held")
-        twin = SequencePages(self._pool, page_tokens=self._page_tokens, window_tokens=self._window_tokens)
-        for page in self._pages[:num_pages]:
+    def adopt(self, pages: Sequence[int], *, first_page: int) -> None:
+        """Begin with pages that others hold or the pool has cached; ValueError where this table is not empty."""
+        if self._pages or self._first_page:
+            raise ValueError("only an empty table can begin with others' pages")
+        for page in pages:
             self._pool.share(page)
-            twin._pages.append(page)
+        self._pages.extend(pages)
+        self._first_page = first_page
+
+    def twin(self) -> "SequencePages":
+        """A second table that holds the same pages; whoever writes to one of them makes it its own before."""
+        twin = SequencePages(self._pool, page_tokens=self._page_tokens, window_tokens=self._window_tokens)
+        twin.adopt(self._pages, first_page=self._first_page)
         return twin
+
+    def shares(self, token: int) -> bool:
+        """Whether the page of `token` is held by others as well; no page is none's."""
+        place = token // self._page_tokens - self._first_page
+        return 0 <= place < len(self._pages) and self._pool.holders(self._pages[place]) > 1
+
+    def make_own(self, token: int) -> tuple[int, int]:
+        """Put a free page in the place of the one of `token`: (the page before, the page now). Its content is the
+        caller's to copy. BudgetError, and nothing changed, where no page is free.
+        """
+        place = token // self._page_tokens - self._first_page
+        shared, (own,) = self._pages[place], self._pool.take()
+        self._pages[place] = own
+        self._pool.release(shared)
+        return shared, own
 
     def free(self) -> None:
         """Give back every page; the sequence is empty again."""

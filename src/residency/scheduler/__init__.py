@@ -2,6 +2,6 @@
 
 from residency.scheduler.batch import Batch, BatchEntry
 from residency.scheduler.request import Request
-from residency.scheduler.scheduler import Scheduler
+from residency.scheduler.scheduler import Admission, Scheduler
 
-__all__ = ["Batch", "BatchEntry", "Request", "Scheduler"]
+__all__ = ["Admission", "Batch", "BatchEntry", "Request", "Scheduler"]

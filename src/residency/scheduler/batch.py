@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from residency.ledger import PageCopy
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchEntry:
@@ -12,6 +14,7 @@ class BatchEntry:
     num_tokens: int
     of_prompt: bool  # whether they are the prompt's, all of them; else none is
     needs_logits: bool  # whether the last of them is the request's last known token, so that a new one is sampled
+    cached_tokens: int = 0  # of the prompt's, those that others had computed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,7 @@ class Batch:
 
     entries: tuple[BatchEntry, ...]
     preempted: tuple[int, ...] = ()
+    copies: tuple[PageCopy, ...] = ()  # to be made in this order, before anything is computed
 
     @property
     def num_tokens(self) -> int:

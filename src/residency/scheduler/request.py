@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from residency.ledger import PageKey
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -11,9 +13,16 @@ class Request:
     prompt_tokens: int
     wanted_tokens: int
     priority: int = 0  # smaller runs sooner; equals run in the order of their arrival
+    num_answers: int = 1  # that it will fork into, when its prompt has been computed
+    page_key: PageKey | None = None  # names pages of known tokens; without it no prefix is shared
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of the prompt and of one answer at its longest."""
+        return self.prompt_tokens + self.wanted_tokens
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Progress:
     """How far a request is. Its known tokens are the prompt's and those sampled since."""
 
@@ -21,14 +30,17 @@ class Progress:
     arrival: int
     known_tokens: int = field(init=False)
     computed_tokens: int = 0  # known tokens whose keys and values are in the cache
+    cached_tokens: int = 0  # of the prompt's, those that others had computed
+    num_answers: int = field(init=False)  # sequences that it is, or will be
 
     def __post_init__(self) -> None:
         self.known_tokens = self.request.prompt_tokens
+        self.num_answers = self.request.num_answers
 
     @property
-    def order(self) -> tuple[int, int]:
+    def order(self) -> tuple[int, int, int]:
         """Sorts those first that run sooner."""
-        return self.request.priority, self.arrival
+        return self.request.priority, self.arrival, self.request.request_id
 
     @property
     def pending_tokens(self) -> int:
@@ -40,12 +52,25 @@ class Progress:
         """Whether the next token to be computed is the prompt's."""
         return self.computed_tokens < self.request.prompt_tokens
 
-    def next_tokens(self, free_tokens: int) -> int:
-        """Tokens that a step with room for so many computes: the prompt's, or those sampled since, never both."""
-        end_token = self.request.prompt_tokens if self.in_prompt else self.known_tokens
-        return min(end_token - self.computed_tokens, free_tokens)
+    @property
+    def next_tokens(self) -> int:
+        """Tokens that one step may compute: the prompt's, or those sampled since, never both."""
+        return (self.request.prompt_tokens if self.in_prompt else self.known_tokens) - self.computed_tokens
 
     @property
     def sampled_tokens(self) -> int:
         """Tokens generated so far."""
         return self.known_tokens - self.request.prompt_tokens
+
+    def restart(self) -> None:
+        """Its pages are gone: begin anew."""
+        self.computed_tokens = 0
+        if self.sampled_tokens == 0:
+            self.cached_tokens = 0
+
+    def fork(self, request: Request) -> "Progress":
+        """Another answer to the same prompt, as far as this one."""
+        twin = Progress(request=request, arrival=self.arrival)
+        twin.known_tokens, twin.computed_tokens = self.known_tokens, self.computed_tokens
+        twin.cached_tokens = self.cached_tokens
+        return twin

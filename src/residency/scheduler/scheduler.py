@@ -5,12 +5,16 @@ memory management with PagedAttention (SOSP 2023), for preemption by recomputati
 (OSDI 2024), for prefill in chunks that share a step with decode.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
 
 from residency.errors import BudgetError, ContextError, UsageError
-from residency.ledger import KvPages
+from residency.ledger import KvPages, PageCopy
 from residency.scheduler.batch import Batch, BatchEntry
 from residency.scheduler.request import Progress, Request
+from residency.scheduler.share import shares_of_prompts
+
+Admission = Literal["guaranteed", "optimistic"]
 
 
 class Scheduler:
@@ -18,15 +22,28 @@ class Scheduler:
 
     The loop: `add` requests at any time; `schedule`, compute the batch, `commit` it, and so on while `has_work`.
     The request that is first in order advances in every step, so all end.
+
+    Admission: "optimistic" starts a request when the pages of what it has so far are free, and preempts the last in
+    order when pages run out; "guaranteed" starts it when the most that it may ever need is free as well, so that
+    nothing is ever preempted.
     """
 
-    def __init__(self, pages: KvPages, *, chunk_tokens: int, max_sequences: int, context_tokens: int) -> None:
+    def __init__(
+        self,
+        pages: KvPages,
+        *,
+        chunk_tokens: int,
+        max_sequences: int,
+        context_tokens: int,
+        admission: Admission = "optimistic",
+    ) -> None:
         if chunk_tokens < 1 or max_sequences < 1:
             raise ValueError("a step has at least one token of one sequence")
         self._pages = pages
         self._chunk_tokens = chunk_tokens
         self._max_sequences = max_sequences
         self._context_tokens = context_tokens
+        self._admission = admission
         self._num_arrived = 0
         self._waiting: list[Progress] = []
         self._running: list[Progress] = []
@@ -47,21 +64,35 @@ class Scheduler:
         """Requests that hold pages, in order."""
         return tuple(progress.request.request_id for progress in self._running)
 
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that are in the cache, a shared one counted for each that shares it."""
+        return sum(progress.computed_tokens for progress in self._running)
+
     def check(self, request: Request) -> None:
-        """UsageError for a request without tokens, ContextError for one longer than the context, BudgetError for one
-        that the KV cache could not hold even alone. Depends on nothing that changes.
+        """UsageError for a request without tokens or with more answers than run at one time, ContextError for one
+        longer than the context, BudgetError for one that the KV cache could not hold even alone. Depends on nothing
+        that changes.
         """
         if request.prompt_tokens < 1 or request.wanted_tokens < 1:
             raise UsageError("a request has at least one token before it and wants at least one; give a longer prompt.")
-        total_tokens = request.prompt_tokens + request.wanted_tokens
-        if total_tokens > self._context_tokens:
+        if not 1 <= request.num_answers <= self._max_sequences:
+            raise UsageError(
+                f"{request.num_answers} answers cannot run at one time; ask for at most {self._max_sequences}."
+            )
+        if request.total_tokens > self._context_tokens:
             raise ContextError(
                 f"a prompt of {request.prompt_tokens} tokens and {request.wanted_tokens} more are "
-                f"{total_tokens - self._context_tokens} over the context of {self._context_tokens}; shorten the "
-                f"prompt, or plan with --context {total_tokens}."
+                f"{request.total_tokens - self._context_tokens} over the context of {self._context_tokens}; shorten "
+                f"the prompt, or plan with --context {request.total_tokens}."
             )
-        if not self._pages.can_ever_hold(total_tokens, chunk_tokens=self._chunk_tokens):
-            raise BudgetError(f"the KV cache has too few pages for {total_tokens} tokens; plan with a larger --memory.")
+        together = request.num_answers if self._admission == "guaranteed" else 1
+        if not self._pages.can_ever_hold(request.total_tokens, chunk_tokens=self._chunk_tokens, num_sequences=together):
+            answers = f"{together} answers of " if together > 1 else ""
+            raise BudgetError(
+                f"the KV cache has too few pages for {answers}{request.total_tokens} tokens; "
+                "plan with a larger --memory."
+            )
 
     def add(self, request: Request) -> None:
         """Take a request in. Refuses it as `check` does, and with a ValueError where its id is in use."""
@@ -72,7 +103,7 @@ class Scheduler:
         self._num_arrived += 1
 
     def schedule(self) -> Batch:
-        """The next step: a token of every request that decodes, then prompts in chunks, then new requests.
+        """The next step: a token of every request that decodes, then prompts in chunks, new requests among them.
 
         A request that finds no page takes those of the last in order, which begins anew later. ValueError while
         an earlier batch is not committed.
@@ -80,22 +111,26 @@ class Scheduler:
         if self._in_flight is not None:
             raise ValueError("commit the batch before the next one")
         step = _Step(free_tokens=self._chunk_tokens)
-        decoding = [progress for progress in self._running if progress.pending_tokens == 1]
-        prefilling = [progress for progress in self._running if progress.pending_tokens > 1]
-        for progress in (*decoding, *prefilling):
-            if progress in self._running and step.free_tokens > 0 and self._make_room(progress, step):
-                self._put(progress, step)
+        decoding = [each for each in self._running if each.pending_tokens == 1]
+        for progress in decoding:
+            self._put(progress, 1, step)
         if not step.preempted:
-            self._admit(step)
-        entries = sorted(step.entries.values(), key=lambda entry: entry.of_prompt)
-        self._in_flight = Batch(entries=tuple(entries), preempted=tuple(step.preempted))
+            self._admit()
+        prompts = [each for each in self._running if each not in decoding]
+        for progress, num_tokens in self._shares(prompts, step.free_tokens):
+            self._put(progress, num_tokens, step)
+        self._in_flight = step.batch()
         return self._in_flight
 
-    def commit(self, batch: Batch, *, ended: Collection[int] = ()) -> Sequence[int]:
+    def commit(
+        self, batch: Batch, *, ended: Collection[int] = (), forks: Mapping[int, Sequence[Request]] | None = None
+    ) -> Sequence[int]:
         """Record that `batch` was computed, with one token sampled for each entry that needed logits.
 
-        Requests in `ended` sampled their last (an end-of-text token); so did those that have all they wanted.
-        Returns the requests that ended, whose pages are free now. ValueError for a batch that is not in flight.
+        `forks` are further answers to requests whose prompts are complete now, each with a first token of its own; they
+        share their prompt's pages. Requests in `ended` sampled their last (an end-of-text token); so did those that
+        have all they wanted. Returns the requests that ended, whose pages are free now. ValueError for a batch that is
+        not in flight.
         """
         if batch is not self._in_flight:
             raise ValueError("only the batch that was scheduled last can be committed")
@@ -107,11 +142,15 @@ class Scheduler:
             if progress is None:  # cancelled while it was computed
                 continue
             progress.computed_tokens += entry.num_tokens
-            if entry.needs_logits:
-                progress.known_tokens += 1
-                if progress.sampled_tokens == progress.request.wanted_tokens or entry.request_id in ended:
-                    done.append(entry.request_id)
-                    self._leave(progress)
+            self._pages.publish(entry.request_id, computed_tokens=progress.computed_tokens)
+            if not entry.needs_logits:
+                continue
+            progress.known_tokens += 1
+            for each in (progress, *self._fork(progress, (forks or {}).get(entry.request_id, ()))):
+                request = each.request
+                if each.sampled_tokens == request.wanted_tokens or request.request_id in ended:
+                    done.append(request.request_id)
+                    self._leave(each)
         return tuple(done)
 
     def cancel(self, request_id: int) -> None:
@@ -125,48 +164,114 @@ class Scheduler:
                 return
         raise KeyError(request_id)
 
-    def _admit(self, step: "_Step") -> None:
-        """Start waiting requests in order, up to the first whose known tokens do not find their pages free."""
-        while self._waiting and step.free_tokens > 0 and len(self._running) < self._max_sequences:
-            progress = self._waiting[0]
-            if not self._pages.has_room_for(progress.known_tokens, chunk_tokens=self._chunk_tokens):
-                return
-            self._waiting.pop(0)
+    def _admit(self) -> None:
+        """Start waiting requests in order, up to the first that does not find its seats or its pages."""
+        while self._waiting and self._has_room_for(self._waiting[0]):
+            progress = self._waiting.pop(0)
+            request = progress.request
+            found_tokens = self._pages.begin(
+                request.request_id, known_tokens=progress.known_tokens, page_key=request.page_key
+            )
+            self._found(progress, found_tokens)
             self._running.append(progress)
             self._running.sort(key=lambda each: each.order)
-            self._put(progress, step)
 
-    def _make_room(self, progress: Progress, step: "_Step") -> bool:
-        """Preempt those behind `progress` until its next tokens find pages; False where that is not enough.
+    def _has_room_for(self, progress: Progress) -> bool:
+        seats = sum(each.num_answers for each in self._running) + progress.num_answers
+        if seats > self._max_sequences:
+            return False
+        if self._admission == "guaranteed":
+            claims = [self._claim(each) for each in (*self._running, progress)]
+            pools = enumerate(self._pages.pools)
+            return all(sum(claim[group] for claim in claims) <= pool.num_pages for group, pool in pools)
+        return self._pages.has_room_for(
+            progress.known_tokens,
+            chunk_tokens=self._chunk_tokens,
+            page_key=progress.request.page_key,
+            promised=self._promised(),
+        )
 
-        It then keeps what it has and waits for those before it.
+    def _claim(self, progress: Progress) -> list[int]:
+        """The most pages of each group that all of a request's answers may ever hold."""
+        needed = self._pages.pages_of(progress.request.total_tokens, chunk_tokens=self._chunk_tokens)
+        return [progress.num_answers * pages for pages in needed]
+
+    def _promised(self) -> list[int]:
+        """Free pages of each group that the prompts of running requests will take."""
+        promised = [0] * len(self._pages.pools)
+        for progress in self._running:
+            if progress.pending_tokens > 1:
+                needed = self._pages.pages_of(progress.known_tokens, chunk_tokens=self._chunk_tokens)
+                tables = self._pages.sequences[progress.request.request_id]
+                for group, (pages, table) in enumerate(zip(needed, tables, strict=True)):
+                    promised[group] += max(0, pages - len(table.pages))
+        return promised
+
+    def _shares(self, prompts: Sequence[Progress], free_tokens: int) -> Sequence[tuple[Progress, int]]:
+        """Those of `prompts` that advance in this step, and by how many tokens; see `shares_of_prompts`.
+
+        A prompt first takes over what others have computed of it, and waits while another is computing what it needs.
         """
-        num_tokens = progress.next_tokens(step.free_tokens)
-        while not self._pages.can_extend(
-            progress.request.request_id, start_token=progress.computed_tokens, num_tokens=num_tokens
-        ):
+        for progress in prompts:
+            self._found(
+                progress,
+                self._pages.catch_up(
+                    progress.request.request_id,
+                    computed_tokens=progress.computed_tokens,
+                    known_tokens=progress.known_tokens,
+                ),
+            )
+        return shares_of_prompts(prompts, free_tokens, page_tokens=self._pages.page_tokens, waits=self._waits_for)
+
+    def _waits_for(self, progress: Progress, other: Progress) -> bool:
+        return progress.computed_tokens % self._pages.page_tokens == 0 and self._pages.computes_next_page_of(
+            progress.request.request_id, other.request.request_id, known_tokens=other.known_tokens
+        )
+
+    def _found(self, progress: Progress, computed_tokens: int) -> None:
+        """Others had computed a request's tokens up to `computed_tokens`."""
+        if progress.sampled_tokens == 0:
+            progress.cached_tokens += computed_tokens - progress.computed_tokens
+        progress.computed_tokens = computed_tokens
+
+    def _put(self, progress: Progress, num_tokens: int, step: "_Step") -> None:
+        """Add a request's next tokens to the step, where there is room and it has not been preempted meanwhile.
+
+        It preempts those behind itself until its tokens find pages; where that is not enough, it keeps what it has and
+        waits for those before it.
+        """
+        request_id, start_token = progress.request.request_id, progress.computed_tokens
+        num_tokens = min(num_tokens, step.free_tokens)
+        if progress not in self._running or num_tokens == 0:
+            return
+        while not self._pages.can_extend(request_id, start_token=start_token, num_tokens=num_tokens):
             last = self._running[-1]
             if last is progress:
-                return False
+                return
             self._leave(last)
-            last.computed_tokens = 0
+            last.restart()
             self._wait(last)
             step.preempt(last.request.request_id)
-        return True
-
-    def _put(self, progress: Progress, step: "_Step") -> None:
-        request_id, start = progress.request.request_id, progress.computed_tokens
-        num_tokens = progress.next_tokens(step.free_tokens)
-        self._pages.extend(request_id, start_token=start, num_tokens=num_tokens)
+        step.copies += self._pages.extend(request_id, start_token=start_token, num_tokens=num_tokens)
         step.put(
             BatchEntry(
                 request_id=request_id,
-                start_token=start,
+                start_token=start_token,
                 num_tokens=num_tokens,
                 of_prompt=progress.in_prompt,
                 needs_logits=num_tokens == progress.pending_tokens,
+                cached_tokens=progress.cached_tokens,
             )
         )
+
+    def _fork(self, progress: Progress, requests: Sequence[Request]) -> list[Progress]:
+        twins = [progress.fork(request) for request in requests]
+        for twin in twins:
+            self._pages.fork(progress.request.request_id, twin.request.request_id, page_key=twin.request.page_key)
+        progress.num_answers = 1
+        self._running.extend(twins)
+        self._running.sort(key=lambda each: each.order)
+        return twins
 
     def _wait(self, progress: Progress) -> None:
         self._waiting.append(progress)
@@ -182,15 +287,19 @@ class _Step:
 
     def __init__(self, *, free_tokens: int) -> None:
         self.free_tokens = free_tokens
-        self.entries: dict[int, BatchEntry] = {}
+        self.copies: list[PageCopy] = []
         self.preempted: list[int] = []
+        self._entries: dict[int, BatchEntry] = {}
 
     def put(self, entry: BatchEntry) -> None:
-        self.entries[entry.request_id] = entry
+        self._entries[entry.request_id] = entry
         self.free_tokens -= entry.num_tokens
 
     def preempt(self, request_id: int) -> None:
         self.preempted.append(request_id)
-        entry = self.entries.pop(request_id, None)
+        entry = self._entries.pop(request_id, None)
         if entry is not None:
             self.free_tokens += entry.num_tokens
+
+    def batch(self) -> Batch:
+        return Batch(entries=tuple(self._entries.values()), preempted=tuple(self.preempted), copies=tuple(self.copies))
