@@ -20,11 +20,14 @@ from residency.errors import ResidencyError
 BAD_INPUT, OWN_FAULT, INTERRUPTED, BROKEN_PIPE = 2, 70, 130, 141
 VERBS = {
     "run": "Answer a prompt, or chat, inside a memory budget.",
+    "serve": "Serve a model to OpenAI's clients, inside a memory budget.",
+    "batch": "Answer a file of requests in OpenAI's batch format; go on after a kill.",
     "plan": "Show what a run would need and how fast it would be.",
     "inspect": "Show a model from its file headers alone.",
     "prepare": "Do what only a first run does: fetch, measure, compile, convert.",
     "pull": "Fetch a model, or list those that the catalog knows.",
     "probe": "Show what this machine can do, as measured.",
+    "machines": "List the machines that plans can be made for, with the source of each figure.",
     "verify": "Hold a forecast against its run, or measure perplexity.",
     "bench": "Measure speed and how near it is to the machine's limits.",
     "completion": "Print the script that completes commands in a shell.",

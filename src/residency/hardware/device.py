@@ -10,6 +10,7 @@ from residency.hardware.figures import Figure
 NumberFormat = Literal["fp32", "tf32", "fp16", "bf16", "fp8", "fp4", "int8", "int4"]
 NUMBER_FORMATS: tuple[NumberFormat, ...] = ("fp32", "tf32", "fp16", "bf16", "fp8", "fp4", "int8", "int4")
 Status = Literal["shipped", "announced", "hypothetical"]
+STATUSES: tuple[Status, ...] = ("shipped", "announced", "hypothetical")  # from what one can buy to what one cannot
 
 # Where a device has no rate for a format, its numbers are widened first and computed with in the first of these it has.
 _WIDER: Mapping[NumberFormat, tuple[NumberFormat, ...]] = {

@@ -194,7 +194,7 @@ class Machine:
             memory_bytes_per_second=ram.read_bytes_per_second(self.threads),
             operations_per_second={short: self.figure(name) * self.cores for short, name in rates.items()},
             status=self.status,
-            figures={**self.figures, "matrix_efficiency": one, "link_efficiency": one},
+            figures={**assumed_device_figures("cpu"), **self.figures, "matrix_efficiency": one, "link_efficiency": one},
             sources=self.sources,
         )
 
@@ -261,5 +261,7 @@ def _with_assumed(data: dict[str, Any]) -> dict[str, Any]:
         filled.setdefault("figures", to_data(assumed_figures(map(str, sets))))
     for device in filled.get("devices", ()) if isinstance(filled.get("devices"), list) else ():
         if isinstance(device, dict):
-            device.setdefault("figures", to_data(assumed_device_figures(str(device.get("kind")))))
+            given = device.get("figures", {})
+            assumed = to_data(assumed_device_figures(str(device.get("kind"))))
+            device["figures"] = {**assumed, **given} if isinstance(given, dict) else given
     return filled

@@ -4,13 +4,13 @@ import difflib
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from residency.errors import MachineError
 from residency.hardware.catalog import Catalog, DevicePart, HostPart, LinkPart, Part, TierPart, load_catalog
-from residency.hardware.device import Device
+from residency.hardware.device import STATUSES, Device
 from residency.hardware.figures import Figure, assumed_device_figures, assumed_figures
 from residency.hardware.machine import MAX_DEVICES, Link, Machine, ThreadRate, Tier
 from residency.units import binary_bytes
@@ -21,6 +21,7 @@ LISTED_READ_EFFICIENCY = Figure(
     origin="assumed",
     source="STREAM reaches about 0.8 of what a processor's memory lists, and kernels 0.9 of STREAM",
 )
+_SOURCE_NAMES = {"memory_sizes": "usable_bytes"}  # of a part: of the device made of it
 _WRITTEN = re.compile(r"(?:([0-9]{1,9})\s*[xX×*]\s*)?(\S.{0,80})", re.ASCII | re.DOTALL)
 
 
@@ -31,20 +32,22 @@ def parse_machine(text: str, *, ram_bytes: int | None = None, disk_bytes: int | 
     `ram_bytes` and `disk_bytes` replace the size of the host's RAM and disk. MachineError for a name that nothing has,
     with the nearest; for a count that no machine has; for a file that cannot be meant.
     """
-    if text.lower().endswith(".toml"):
+    if text.lower().endswith(".toml") or "/" in text:
         return _resized(_from_file(Path(text)), ram_bytes, disk_bytes)
     catalog = load_catalog()
     counts: Counter[str] = Counter()
     for written in text.split("+"):
         name, count = _counted(catalog, written.strip(), ram_bytes)
         counts[name] += count
+        if not 1 <= counts[name] <= MAX_DEVICES or not count:
+            raise MachineError(f"{text[:80]!r} asks for {counts[name]} × {name}; a machine has 1 to {MAX_DEVICES}.")
     return _resized(_composed(text.strip(), catalog, counts), ram_bytes, disk_bytes)
 
 
 def _from_file(path: Path) -> Machine:
     try:
         text = path.read_text("utf-8")
-    except UnicodeDecodeError:
+    except ValueError:
         raise MachineError(f"{path} is not TOML: it is no text; compare it with residency machines --toml.") from None
     except OSError as error:
         raise MachineError(f"{path} cannot be read ({error.strerror}); give the path of a machine's file.") from None
@@ -56,10 +59,7 @@ def _counted(catalog: Catalog, written: str, ram_bytes: int | None) -> tuple[str
     match = _WRITTEN.fullmatch(written)
     if match is None:
         raise MachineError(f"{written[:80]!r} is no machine; write one such as 2xH100-80GB, or see residency machines.")
-    count = int(match[1] or 1)
-    if not 1 <= count <= MAX_DEVICES:
-        raise MachineError(f"{written!r} asks for {count} of a device; a machine has 1 to {MAX_DEVICES}.")
-    return find_part(catalog, match[2], ram_bytes=ram_bytes), count
+    return find_part(catalog, match[2], ram_bytes=ram_bytes), int(match[1] or 1)
 
 
 def find_part(catalog: Catalog, written: str, *, ram_bytes: int | None = None) -> str:
@@ -103,7 +103,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", words)
 
 
-def _composed(name: str, catalog: Catalog, counts: Mapping[str, int]) -> Machine:
+def _composed(name: str, catalog: Catalog, counts: Counter[str]) -> Machine:
     """One machine of so many of these parts, with the host and disk of the first where none is named."""
     devices = [(each, catalog.devices[each], count) for each, count in counts.items() if each in catalog.devices]
     hosts = [(catalog.hosts[each], count) for each, count in counts.items() if each in catalog.hosts]
@@ -114,35 +114,42 @@ def _composed(name: str, catalog: Catalog, counts: Mapping[str, int]) -> Machine
         raise MachineError(
             f"{name!r} names no processor and no device; write one before the +, such as rtx4090+{name}."
         )
-    unified = [(part, count) for _, part, count in devices if part.kind == "unified"]
-    if unified and (len(devices) > 1 or unified[0][1] > 1 or hosts):
-        raise MachineError(f"{name!r} joins parts that are sold as one; write {unified[0][0].title!r} alone.")
+    if any(part.kind == "unified" for _, part, _ in devices) and (counts.total() > 1 + len(tiers) or hosts):
+        raise MachineError(f"{name!r} joins what is sold as one machine with something else; write it alone.")
     host, sockets = hosts[0] if hosts else _default_host(catalog, devices[0][1], devices[0][2])
     if not any(part.kind == "disk" for part, _ in tiers):
         tiers.append((catalog.tiers[host.disk], 1))
-    ram = _unified_ram(unified[0][0], host) if unified else _ram(host, sockets)
-    cores = unified[0][0].host_cores if unified else None
-    threads = cores or host.threads * sockets
-    statuses = [*(part.status for _, part, _ in devices), host.status, *(part.status for part, _ in tiers)]
+    linked = [each for device in devices for each in _links(catalog, *device)]
+    statuses = [host.status, *(part.status for _, part, _ in devices), *(part.status for part, _ in tiers)]
     return Machine(
         name=name,
-        processor=unified[0][0].title if unified else host.title if sockets == 1 else f"{sockets} × {host.title}",
-        threads=threads,
-        cores=cores or host.cores * sockets,
+        processor=host.title if sockets == 1 else f"{sockets} × {host.title}",
+        threads=host.threads * sockets,
+        cores=host.cores * sockets,
         instruction_sets=tuple(sorted(host.instruction_sets)),
         caches=(),
-        tiers=(ram, *(_tier(part, count) for part, count in sorted(tiers, key=lambda each: each[0].kind))),
-        links=tuple(link for name, part, count in devices for link in _links(catalog, name, part, count)),
+        tiers=(_ram(host, sockets), *(_tier(*each) for each in sorted(tiers, key=lambda each: each[0].kind))),
+        links=tuple(link for link, _ in linked),
         figures={**assumed_figures(host.instruction_sets), "read_efficiency": LISTED_READ_EFFICIENCY},
-        devices=tuple(_device(name, part, count) for name, part, count in devices),
-        status=max(statuses, key=("shipped", "announced", "hypothetical").index),
-        sources={**host.sources, **{part.title: "; ".join(part.sources.values()) for part, _ in tiers}},
+        devices=tuple(_device(*each) for each in devices),
+        status=max(statuses, key=STATUSES.index),
+        sources={**host.sources, **_sources(part for part, _ in tiers), **_sources(part for _, part in linked)},
     )
 
 
 def _default_host(catalog: Catalog, part: DevicePart, count: int) -> tuple[HostPart, int]:
     """What such devices are built into, and how many of it so many devices take."""
-    return catalog.hosts[part.host], math.ceil(count / part.devices_per_host)
+    host = catalog.hosts[part.host]
+    if part.kind == "unified":
+        host = replace(
+            host,
+            title=part.title,
+            threads=part.host_cores or host.threads,
+            cores=part.host_cores or host.cores,
+            ram_bytes=part.memory_sizes[0].listed_bytes,
+            ram_bytes_per_second=part.memory_bytes_per_second,
+        )
+    return host, math.ceil(count / part.devices_per_host)
 
 
 def _device(name: str, part: DevicePart, count: int) -> Device:
@@ -158,23 +165,23 @@ def _device(name: str, part: DevicePart, count: int) -> Device:
         cache_bytes=part.cache_bytes,
         status=part.status,
         figures={**assumed_device_figures(part.kind), **part.figures},
-        sources=part.sources,
+        sources={_SOURCE_NAMES.get(what, what): source for what, source in part.sources.items()},
     )
 
 
-def _links(catalog: Catalog, name: str, part: DevicePart, count: int) -> list[Link]:
-    """Between the RAM and the devices, and among the devices."""
+def _links(catalog: Catalog, name: str, part: DevicePart, count: int) -> Iterator[tuple[Link, LinkPart]]:
+    """Between the RAM and the devices, and among the devices; beside each what the catalog says of it."""
     if part.host_link is None:
-        return []
+        return
     host_link = catalog.links[part.host_link]
-    links = [_link(host_link, "RAM", name, joins=2)]
+    yield _link(host_link, "RAM", name, joins=2), host_link
     if count > 1 and part.peer_link is not None:
-        links.append(_link(catalog.links[part.peer_link], name, name, joins=part.peers))
+        peer_link = catalog.links[part.peer_link]
+        yield _link(peer_link, name, name, joins=part.peers), peer_link
     if count > 1 and part.devices_per_host > 1:
-        links.append(_link(host_link, name, name, joins=part.devices_per_host))
+        yield _link(host_link, name, name, joins=part.devices_per_host), host_link
     if count > max(part.peers, part.devices_per_host):
-        links.append(_link(catalog.links[NETWORK], name, name, joins=count))
-    return links
+        yield _link(catalog.links[NETWORK], name, name, joins=count), catalog.links[NETWORK]
 
 
 def _link(part: LinkPart, source: str, target: str, *, joins: int) -> Link:
@@ -189,6 +196,10 @@ def _link(part: LinkPart, source: str, target: str, *, joins: int) -> Link:
     )
 
 
+def _sources(parts: Iterable[TierPart | LinkPart]) -> dict[str, str]:
+    return {part.title: "; ".join(part.sources.values()) for part in parts}
+
+
 def _ram(host: HostPart, sockets: int) -> Tier:
     capacity_bytes = host.ram_bytes * sockets
     rate = ThreadRate(threads=host.threads * sockets, bytes_per_second=host.ram_bytes_per_second * sockets)
@@ -197,18 +208,6 @@ def _ram(host: HostPart, sockets: int) -> Tier:
         kind="ram",
         capacity_bytes=capacity_bytes,
         available_bytes=int(capacity_bytes * host.ram_available_part),
-        read_rates=(rate,),
-    )
-
-
-def _unified_ram(part: DevicePart, host: HostPart) -> Tier:
-    listed_bytes = part.memory_sizes[0].listed_bytes
-    rate = ThreadRate(threads=part.host_cores or host.threads, bytes_per_second=part.memory_bytes_per_second)
-    return Tier(
-        name="RAM",
-        kind="ram",
-        capacity_bytes=listed_bytes,
-        available_bytes=int(listed_bytes * host.ram_available_part),
         read_rates=(rate,),
     )
 
