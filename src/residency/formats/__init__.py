@@ -2,9 +2,16 @@
 
 from residency.formats.format import (
     BF16,
+    BOOL,
+    COUNTED_FORMATS,
+    F8_E4M3,
     F16,
     F32,
     FORMATS,
+    I8,
+    I32,
+    I64,
+    MXFP4,
     Q4_0,
     Q4_1,
     Q4_K,
@@ -13,6 +20,7 @@ from residency.formats.format import (
     Q5_K,
     Q6_K,
     Q8_0,
+    U8,
     Format,
     format_named,
 )
@@ -20,6 +28,14 @@ from residency.formats.rows import pack_rows, unpack_rows
 
 __all__ = [
     "BF16",
+    "BOOL",
+    "COUNTED_FORMATS",
+    "F8_E4M3",
+    "I8",
+    "I32",
+    "I64",
+    "MXFP4",
+    "U8",
     "F16",
     "F32",
     "FORMATS",

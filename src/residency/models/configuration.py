@@ -70,13 +70,24 @@ UNHANDLED: Mapping[str, tuple[float | None, ...]] = {
 class Configuration:
     """Values by the keys of `transformers`. What is missing, of a wrong type or out of range is a FileError."""
 
-    def __init__(self, source: str, values: Mapping[str, Any], names: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        values: Mapping[str, Any],
+        names: Mapping[str, str] | None = None,
+        *,
+        architecture: str = "",
+        asked: set[str] | None = None,
+    ) -> None:
         self.source = source
+        self.architecture = architecture
         self._values = values
         self._names = names or {}
+        self._asked = set() if asked is None else asked
 
     def has(self, key: str) -> bool:
         """Whether the key is there, and not null."""
+        self._asked.add(key)
         return self._values.get(key) is not None
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
@@ -107,19 +118,47 @@ class Configuration:
             raise self._wrong(key, value, "a string")
         return value
 
+    def says(self, key: str, value: str | int) -> bool:
+        """Whether the key holds exactly this, where others hold a value of another kind or range."""
+        self._asked.add(key)
+        return bool(self._values.get(key) == value)
+
+    def keys(self) -> list[str]:
+        """All keys, in their order."""
+        return list(self._values)
+
+    def strings(self, key: str) -> list[str]:
+        """A list of strings, however many."""
+        value = self._value(key, None)
+        if not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
+            raise self._wrong(key, value, "a list of strings")
+        return list(value)
+
+    def integers(self, key: str) -> list[int]:
+        """A list of whole numbers; an empty one if the key is missing or null."""
+        self._asked.add(key)
+        value = self._values.get(key)
+        if value is None:
+            return []
+        if not isinstance(value, Sequence) or not all(type(each) is int and each >= 0 for each in value):
+            raise self._wrong(key, value, "a list of whole numbers")
+        return list(value)
+
     def texts(self, key: str, count: int) -> list[str]:
         """A list of `count` strings."""
-        value = self._value(key, None)
-        if not isinstance(value, Sequence) or len(value) != count or not all(isinstance(v, str) for v in value):
+        value = self.strings(key)
+        if len(value) != count:
             raise self._wrong(key, value, f"a list of {count} strings")
-        return list(value)
+        return value
 
     def names(self, key: str) -> bool:
         """Whether the key is there, be it null."""
+        self._asked.add(key)
         return key in self._values
 
     def flags(self, key: str, count: int) -> list[bool] | None:
         """A list of `count` truth values, or None if the key is missing or holds no list."""
+        self._asked.add(key)
         value = self._values.get(key)
         if value is None or isinstance(value, str) or not hasattr(value, "__len__"):
             return None
@@ -129,27 +168,44 @@ class Configuration:
 
     def section(self, key: str) -> "Configuration":
         """The nested object under `key`; an empty one if there is none."""
+        self._asked.add(key)
         value = self._values.get(key)
         if value is not None and not isinstance(value, Mapping):
             raise self._wrong(key, value, "an object")
-        return Configuration(self.source, value or {}, self._names)
+        return Configuration(self.source, value or {}, self._names, architecture=self.architecture)
 
     def with_defaults(self, **defaults: Any) -> "Configuration":
         """The same with `defaults` for the keys that are missing or null."""
         present = {key: value for key, value in self._values.items() if value is not None}
-        return Configuration(self.source, {**defaults, **present}, self._names)
+        return self._with({**defaults, **present})
+
+    def with_changes(self, **changes: Any) -> "Configuration":
+        """The same with other values."""
+        return self._with({**self._values, **changes})
+
+    def unasked(self) -> dict[str, Any]:
+        """What the configuration says and nobody has asked for."""
+        return {key: value for key, value in self._values.items() if key not in self._asked}
+
+    def unsupported(self, key: str) -> UnsupportedError:
+        """The error for a key whose value is not handled."""
+        name, value = self._names.get(key, key), repr(self._values.get(key))[:80]
+        return UnsupportedError(
+            f"{self.source} sets {name[:80]} to {value}, which is not supported; choose another model."
+        )
+
+    def _with(self, values: Mapping[str, Any]) -> "Configuration":
+        return Configuration(self.source, values, self._names, architecture=self.architecture, asked=self._asked)
 
     def refuse_unhandled(self) -> None:
         """UnsupportedError if a key would change the result in a way that is not implemented."""
         for key, harmless in UNHANDLED.items():
             value = self._values.get(key)
             if value is not None and (not isinstance(value, int | float) or value not in harmless):
-                name = self._names.get(key, key)
-                raise UnsupportedError(
-                    f"{self.source} sets {name} to {repr(value)[:80]}, which is not supported; choose another model."
-                )
+                raise self.unsupported(key)
 
     def _value(self, key: str, default: Any) -> Any:
+        self._asked.add(key)
         value = self._values.get(key)
         if value is None:
             value = default

@@ -225,6 +225,7 @@ class ModelSpec:
     final_norm: TensorSpec
     head: TensorSpec | None  # None: tied to the embedding
     others: tuple[TensorSpec, ...] = ()  # positions, the final norm's bias, the vision tower
+    unused: tuple[TensorSpec, ...] = ()  # what the published checkpoint holds and nothing loads: masks, drafts
     notes: tuple[str, ...] = ()  # what a reader of the figures should know
 
     @cached_property
@@ -245,8 +246,13 @@ class ModelSpec:
 
     @cached_property
     def weight_bytes(self) -> int:
-        """Bytes of all tensors in their formats."""
+        """Bytes of all tensors in their formats: what is loaded."""
         return sum(tensor.num_bytes for tensor in self.tensors)
+
+    @cached_property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of all tensors of the published checkpoint, also of those that nothing loads."""
+        return self.weight_bytes + sum(tensor.num_bytes for tensor in self.unused)
 
     @cached_property
     def active_parameters(self) -> int:

@@ -1,0 +1,161 @@
+"""Architectures from their configuration alone: every tensor that the published checkpoint holds, and every state.
+
+An architecture is one function from a configuration to a Draft, in the module of its family.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from residency.errors import UnsupportedError
+from residency.models.configuration import Configuration
+from residency.models.planned import classic, dense, hybrid, recurrent, sparse
+from residency.models.planned.keys import refuse_unknown_structure
+from residency.models.planned.parts import Draft
+from residency.models.planned.quantized import Requantize, quantization
+from residency.models.planned.vision import pixtral, siglip
+from residency.spec.model import LayerSpec, ModelSpec, TensorSpec
+
+ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
+    "llama": dense.llama,
+    "mistral": dense.mistral,
+    "qwen2": dense.qwen2,
+    "qwen3": dense.qwen3,
+    "gemma": dense.gemma,
+    "gemma2": dense.gemma2,
+    "gemma3_text": dense.gemma3,
+    "phi3": dense.phi3,
+    "granite": dense.llama,
+    "smollm3": dense.smollm3,
+    "glm4": dense.glm4,
+    "olmo2": dense.olmo2,
+    "starcoder2": dense.starcoder2,
+    "mixtral": sparse.mixtral,
+    "qwen2_moe": sparse.qwen2_moe,
+    "qwen3_moe": sparse.qwen3_moe,
+    "gpt_oss": sparse.gpt_oss,
+    "deepseek_v2": sparse.deepseek,
+    "deepseek_v3": sparse.deepseek,
+    "kimi_k2": sparse.deepseek,
+    "glm4_moe": sparse.glm4_moe,
+    "granitemoe": sparse.granitemoe,
+    "gpt2": classic.gpt2,
+    "gpt_neox": classic.gpt_neox,
+    "falcon": classic.falcon,
+    "opt": classic.opt,
+    "phi": classic.phi,
+    "mamba": recurrent.mamba,
+    "falcon_mamba": recurrent.mamba,
+    "mamba2": recurrent.mamba2,
+    "rwkv": recurrent.rwkv,
+    "rwkv5": recurrent.rwkv5,
+    "rwkv6": recurrent.rwkv6,
+    "jamba": hybrid.jamba,
+    "bamba": hybrid.bamba,
+    "falcon_h1": hybrid.falcon_h1,
+    "lfm2": hybrid.lfm2,
+    "qwen3_next": hybrid.qwen3_next,
+}
+# Multimodal checkpoints: the text model inside, and what else they hold.
+MULTIMODAL = {"gemma3": ("gemma3_text", siglip), "mistral3": ("mistral", pixtral)}
+
+# What `transformers` assumes where a text_config is silent; multimodal Gemma configurations leave most of it out.
+TEXT_DEFAULTS = {
+    "gemma3_text": {
+        "vocab_size": 262208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131072,
+    },
+}
+
+
+def planned_spec(name: str, source: str, values: Mapping[str, Any]) -> ModelSpec:
+    """The model that config.json's `values` describe. FileError if they contradict themselves, UnsupportedError for
+    an architecture, or a key that changes memory, that is not known.
+    """
+    model_type = str(values.get("model_type"))
+    text_type, tower = MULTIMODAL.get(model_type, (model_type, None))
+    outer = Configuration(source, values, architecture=text_type)
+    inner = outer
+    if tower is not None and outer.has("text_config"):
+        inner = _text_configuration(outer, text_type)
+    if text_type not in ARCHITECTURES:
+        known = ", ".join((*ARCHITECTURES, *MULTIMODAL))
+        raise UnsupportedError(f"the architecture {model_type[:80]!r} is not known; known are {known}.")
+    inner = inner.with_defaults(**TEXT_DEFAULTS.get(text_type, {}))
+    draft = ARCHITECTURES[text_type](inner)
+    if tower is not None and outer.has("vision_config"):
+        inside = _named(draft, "language_model.")
+        draft = replace(inside, others=(*inside.others, *tower(outer, inner.integer("hidden_size"))))
+    format_of = quantization(outer)
+    refuse_unknown_structure(inner)
+    if inner is not outer:
+        refuse_unknown_structure(outer)
+    return _model(name, model_type, inner, draft, format_of)
+
+
+def _text_configuration(outer: Configuration, text_type: str) -> Configuration:
+    """A multimodal model's text_config, with the number format of the whole."""
+    inner = outer.section("text_config")
+    if not inner.says("model_type", text_type) and inner.has("model_type"):
+        raise inner.unsupported("model_type")
+    dtype = outer.text("dtype", outer.text("torch_dtype", "float32"))
+    return inner if inner.has("dtype") or inner.has("torch_dtype") else inner.with_changes(dtype=dtype)
+
+
+def _named(draft: Draft, prefix: str) -> Draft:
+    """The draft with all names after `prefix`."""
+
+    def within(tensor: TensorSpec) -> TensorSpec:
+        return replace(tensor, name=prefix + tensor.name)
+
+    for block in draft.layers:
+        block.found = [within(tensor) for tensor in block.found]
+    return replace(
+        draft,
+        embedding=within(draft.embedding),
+        final_norm=within(draft.final_norm),
+        head=None if draft.head is None else within(draft.head),
+        others=tuple(within(tensor) for tensor in draft.others),
+    )
+
+
+def _model(name: str, architecture: str, c: Configuration, draft: Draft, format_of: Requantize) -> ModelSpec:
+    def formatted(tensor: TensorSpec) -> TensorSpec:
+        number_format = format_of(tensor)
+        return tensor if number_format is tensor.format else replace(tensor, format=number_format)
+
+    def whole(layer: LayerSpec) -> LayerSpec:
+        return replace(layer, tensors=tuple(formatted(tensor) for tensor in layer.tensors))
+
+    unnamed = "config.json names no dtype: counted as float32, as transformers would load it"
+    has_dtype = c.has("dtype") or c.has("torch_dtype")
+    return ModelSpec(
+        name=name,
+        architecture=architecture,
+        vocabulary=draft.embedding.shape[0],
+        hidden=draft.final_norm.shape[0],
+        max_context_tokens=_context(c),
+        norm_epsilon=1e-6,
+        embedding_scale=1.0,
+        embedding=draft.embedding,
+        layers=tuple(whole(block.layer()) for block in draft.layers),
+        final_norm=draft.final_norm,
+        head=draft.head,
+        others=draft.others,
+        unused=tuple(formatted(tensor) for tensor in draft.unused),
+        notes=draft.notes if has_dtype else (*draft.notes, unnamed),
+    )
+
+
+def _context(c: Configuration) -> int:
+    """The longest context that the configuration promises; a model without positions has none, and gets 2^20."""
+    for key in ("max_position_embeddings", "n_positions", "seq_length", "max_sequence_length"):
+        if c.has(key):
+            return c.integer(key)
+    return 1 << 20

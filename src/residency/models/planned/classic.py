@@ -1,0 +1,172 @@
+"""Decoders from before Llama: layer norms with biases, plain feed-forward networks, learned positions."""
+
+from residency.formats import BOOL
+from residency.models.configuration import Configuration
+from residency.models.planned.dense import blocks
+from residency.models.planned.parts import (
+    Block,
+    Draft,
+    Heads,
+    Tensors,
+    activation_of,
+    heads_of,
+    number_format,
+    plain_mlp,
+    whole,
+)
+from residency.spec.model import MlpSpec
+
+
+def gpt2(c: Configuration) -> Draft:
+    """GPT-2. Its matrices are stored with inputs outermost. The published files also hold the causal masks."""
+    hidden, num_heads = c.integer("n_embd"), c.integer("n_head")
+    c = c.with_defaults(hidden_size=hidden, num_hidden_layers=c.integer("n_layer"), num_attention_heads=num_heads)
+    heads = heads_of(c)
+    positions = c.integer("n_positions", 1024)
+    intermediate = c.integer("n_inner", 4 * hidden)
+    activation = activation_of(c, "activation_function", "gelu_new")
+    masks = Tensors(prefix="", format=number_format(c))
+
+    def fill(b: Block, number: int) -> None:
+        b.attention = heads.attention()
+        b.norm("ln_1", hidden, bias=True)
+        _stored_transposed(b, "attn.c_attn", 3 * hidden, hidden)
+        _stored_transposed(b, "attn.c_proj", hidden, hidden, "columns")
+        b.norm("ln_2", hidden, bias=True)
+        b.mlp = MlpSpec(intermediate=intermediate, activation=activation, gated=False)
+        _stored_transposed(b, "mlp.c_fc", intermediate, hidden)
+        _stored_transposed(b, "mlp.c_proj", hidden, intermediate, "columns")
+        masks.add(f"{b.prefix}attn.bias", 1, 1, positions, positions)
+
+    layers = blocks(c, fill, prefix="h.")
+    others = Tensors(prefix="", format=number_format(c))
+    others.add("wpe.weight", positions, hidden, role="position")
+    draft = whole(c, layers, embedding="wte", norm="ln_f", norm_bias=True, tied=True, extra=others.found)
+    draft.unused = tuple(masks.found)
+    draft.notes = ("the published files of GPT-2 also hold causal masks, which nothing loads",)
+    return draft
+
+
+def gpt_neox(c: Configuration) -> Draft:
+    """GPT-NeoX and Pythia: one matrix for queries, keys and values, biases everywhere."""
+    heads, bias = heads_of(c), c.flag("attention_bias", True)
+    hidden, positions = heads.hidden, c.integer("max_position_embeddings")
+    intermediate, activation = c.integer("intermediate_size"), activation_of(c, default="gelu")
+    masks = Tensors(prefix="", format=BOOL)
+
+    def fill(b: Block, number: int) -> None:
+        b.attention = heads.attention()
+        b.norm("input_layernorm", hidden, bias=True)
+        b.norm("post_attention_layernorm", hidden, bias=True)
+        b.matrix("attention.query_key_value", 3 * hidden, hidden, bias=bias)
+        b.matrix("attention.dense", hidden, hidden, "columns", bias=bias)
+        names = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+        plain_mlp(b, hidden, intermediate, activation, names=names, bias=True)
+        masks.add(f"{b.prefix}attention.bias", 1, 1, positions, positions)
+
+    layers = blocks(c, fill, prefix="gpt_neox.layers.")
+    draft = whole(
+        c,
+        layers,
+        embedding="gpt_neox.embed_in",
+        norm="gpt_neox.final_layer_norm",
+        head="embed_out",
+        norm_bias=True,
+    )
+    draft.unused = tuple(masks.found)
+    draft.notes = ("the published files of Pythia also hold causal masks, which nothing loads",)
+    return draft
+
+
+def falcon(c: Configuration) -> Draft:
+    """Falcon: one key-value head, or a few in the newer decoder; parallel attention and feed-forward network."""
+    new, bias = c.flag("new_decoder_architecture", False), c.flag("bias", False)
+    parallel, multi_query = c.flag("parallel_attn", True), c.flag("multi_query", True)
+    all_heads = c.integer("num_attention_heads")
+    several = c.integer("num_kv_heads", all_heads)
+    kv_heads = several if new or not multi_query else 1
+    heads: Heads = heads_of(c, num_kv_heads=kv_heads)
+    hidden = heads.hidden
+    intermediate = c.integer("ffn_hidden_size", 4 * hidden)
+    activation = activation_of(c, "activation", "gelu")
+    two_norms = new and c.integer("num_ln_in_parallel_attn", 2) == 2
+
+    def fill(b: Block, number: int) -> None:
+        b.attention = heads.attention()
+        for name in ("ln_attn", "ln_mlp") if two_norms else ("input_layernorm",):
+            b.norm(name, hidden, bias=True)
+        if not new and not parallel:
+            b.norm("post_attention_layernorm", hidden, bias=True)
+        b.matrix("self_attention.query_key_value", heads.q_rows + 2 * heads.kv_rows, hidden, bias=bias)
+        b.matrix("self_attention.dense", hidden, heads.q_rows, "columns", bias=bias)
+        names = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+        plain_mlp(b, hidden, intermediate, activation, names=names, bias=bias)
+
+    return whole(
+        c,
+        blocks(c, fill, prefix="transformer.h."),
+        embedding="transformer.word_embeddings",
+        norm="transformer.ln_f",
+        norm_bias=True,
+        tied=True,
+    )
+
+
+def opt(c: Configuration) -> Draft:
+    """OPT: learned positions, with two rows more than the context; 350M projects a narrower embedding."""
+    heads, bias = heads_of(c), c.flag("enable_bias", True)
+    hidden, intermediate = heads.hidden, c.integer("ffn_dim")
+    width = c.integer("word_embed_proj_dim", hidden)
+    activation = activation_of(c, "activation_function", "relu")
+    if not c.flag("do_layer_norm_before", True):
+        raise c.unsupported("do_layer_norm_before")
+
+    def fill(b: Block, number: int) -> None:
+        b.attention = heads.attention(bias=bias)
+        for name in ("k_proj", "v_proj", "q_proj"):
+            b.matrix(f"self_attn.{name}", hidden, hidden, bias=bias)
+        b.matrix("self_attn.out_proj", hidden, hidden, "columns", bias=bias)
+        b.norm("self_attn_layer_norm", hidden, bias=True)
+        plain_mlp(b, hidden, intermediate, activation, names=("fc1", "fc2"), bias=bias)
+        b.norm("final_layer_norm", hidden, bias=True)
+
+    around = Tensors(prefix="model.decoder.", format=number_format(c))
+    around.add("embed_positions.weight", c.integer("max_position_embeddings") + 2, hidden, role="position")
+    if width != hidden:
+        around.matrix("project_in", hidden, width, "replicated")
+        around.matrix("project_out", width, hidden, "replicated")
+    return whole(
+        c.with_changes(hidden_size=width),
+        blocks(c, fill, prefix="model.decoder.layers."),
+        embedding="model.decoder.embed_tokens",
+        norm="model.decoder.final_layer_norm",
+        norm_bias=True,
+        tied=True,
+        extra=around.found,
+    )
+
+
+def phi(c: Configuration) -> Draft:
+    """Phi-1, 1.5 and 2: parallel attention and feed-forward network behind one norm, a head with a bias."""
+    heads = heads_of(c)
+    hidden, intermediate = heads.hidden, c.integer("intermediate_size")
+    activation = activation_of(c, default="gelu_new")
+    if c.flag("qk_layernorm", False):
+        raise c.unsupported("qk_layernorm")
+
+    def fill(b: Block, number: int) -> None:
+        b.attention = heads.attention(bias=True)
+        b.norm("input_layernorm", hidden, bias=True)
+        b.matrix("self_attn.q_proj", heads.q_rows, hidden, bias=True)
+        b.matrix("self_attn.k_proj", heads.kv_rows, hidden, "kv_heads", bias=True)
+        b.matrix("self_attn.v_proj", heads.kv_rows, hidden, "kv_heads", bias=True)
+        b.matrix("self_attn.dense", hidden, heads.q_rows, "columns", bias=True)
+        plain_mlp(b, hidden, intermediate, activation, names=("mlp.fc1", "mlp.fc2"), bias=True)
+
+    return whole(c, blocks(c, fill), norm="model.final_layernorm", norm_bias=True, head_bias=True)
+
+
+def _stored_transposed(b: Block, name: str, rows: int, columns: int, split: str = "rows") -> None:
+    """A matrix whose inputs are outermost in the file."""
+    b.add(f"{name}.weight", columns, rows, role="matrix", split="columns" if split == "columns" else "rows")
+    b.add(f"{name}.bias", rows, role="bias", split="replicated" if split == "columns" else "rows")

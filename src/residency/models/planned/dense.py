@@ -1,0 +1,190 @@
+"""Decoders whose layers are grouped-query attention and one gated feed-forward network: Llama and its relatives."""
+
+from collections.abc import Callable, Sequence
+
+from residency.models.configuration import Configuration
+from residency.models.planned.parts import (
+    Block,
+    Draft,
+    activation_of,
+    gated_mlp,
+    grouped_attention,
+    heads_of,
+    layer_numbers,
+    number_format,
+    plain_mlp,
+    whole,
+)
+from residency.models.planned.windows import optional_windows, windows
+from residency.spec.model import MlpSpec
+
+Fill = Callable[[Block, int], None]
+
+
+def blocks(c: Configuration, fill: Fill, *, prefix: str = "model.layers.") -> list[Block]:
+    """All layers, each filled by `fill`, which is given the block and its number."""
+    made = []
+    for number in layer_numbers(c):
+        block = Block(prefix=f"{prefix}{number}.", format=number_format(c))
+        fill(block, number)
+        made.append(block)
+    return made
+
+
+def llama(c: Configuration) -> Draft:
+    """Llama, Mistral, SmolLM, Granite: norms before attention and before the feed-forward network."""
+    bias, mlp_bias = c.flag("attention_bias", False), c.flag("mlp_bias", False)
+    return _llama_like(c, [None] * len(layer_numbers(c)), bias=bias, out_bias=bias, mlp_bias=mlp_bias)
+
+
+def mistral(c: Configuration) -> Draft:
+    """Mistral: every layer slides where config.json has a window; 4096 where it is silent."""
+    return _llama_like(c, windows(c, slides=lambda number: True, default_tokens=4096))
+
+
+def smollm3(c: Configuration) -> Draft:
+    """SmolLM3: Llama that leaves out the rotation in some layers."""
+    bias = c.flag("attention_bias", False)
+    return _llama_like(c, optional_windows(c), bias=bias, out_bias=bias, tied=True)
+
+
+def qwen2(c: Configuration) -> Draft:
+    """Qwen2 and Qwen2.5: biases on queries, keys and values."""
+    return _llama_like(c, optional_windows(c), bias=True)
+
+
+def qwen3(c: Configuration) -> Draft:
+    """Qwen3: norms on the heads of queries and keys."""
+    bias = c.flag("attention_bias", False)
+    return _llama_like(c, optional_windows(c), bias=bias, out_bias=bias, qk_norm=True, head_dim=128)
+
+
+def gemma(c: Configuration) -> Draft:
+    """Gemma: heads of their own width, the head tied."""
+    bias = c.flag("attention_bias", False)
+    none = [None] * len(layer_numbers(c))
+    return _llama_like(c, none, bias=bias, out_bias=bias, head_dim=256, tied=True)
+
+
+def gemma2(c: Configuration) -> Draft:
+    """Gemma 2: every other layer slides; norms before and after both parts."""
+    return _gemma(c, windows(c, slides=lambda number: number % 2 == 0, default_tokens=4096), qk_norm=False)
+
+
+def gemma3(c: Configuration) -> Draft:
+    """Gemma 3's text model: every sixth layer sees the whole context."""
+    pattern = c.integer("sliding_window_pattern", c.integer("_sliding_window_pattern", 6))
+    sliding = windows(c, slides=lambda number: (number + 1) % pattern != 0, default_tokens=4096)
+    return _gemma(c, sliding, qk_norm=True)
+
+
+def phi3(c: Configuration) -> Draft:
+    """Phi-3 and Phi-4: queries, keys and values in one matrix, gate and up in another."""
+    heads = heads_of(c)
+    bias = c.flag("attention_bias", False)
+    intermediate, activation = c.integer("intermediate_size"), activation_of(c)
+    sliding = windows(c, slides=lambda number: True)
+
+    def fill(b: Block, number: int) -> None:
+        b.attention = heads.attention(sliding[number])
+        b.norm("input_layernorm", heads.hidden)
+        b.matrix("self_attn.qkv_proj", heads.q_rows + 2 * heads.kv_rows, heads.hidden, bias=bias)
+        b.matrix("self_attn.o_proj", heads.hidden, heads.q_rows, "columns", bias=bias)
+        b.norm("post_attention_layernorm", heads.hidden)
+        b.mlp = MlpSpec(intermediate=intermediate, activation=activation)
+        b.matrix("mlp.gate_up_proj", 2 * intermediate, heads.hidden)
+        b.matrix("mlp.down_proj", heads.hidden, intermediate, "columns")
+
+    return whole(c, blocks(c, fill))
+
+
+def glm4(c: Configuration) -> Draft:
+    """GLM-4-0414: Phi's gate and up in one matrix, norms after both parts too."""
+    heads = heads_of(c, head_dim=128)
+    bias = c.flag("attention_bias", False)
+    intermediate, activation = c.integer("intermediate_size"), activation_of(c)
+
+    def fill(b: Block, number: int) -> None:
+        b.norm("input_layernorm", heads.hidden)
+        grouped_attention(b, heads, bias=bias)
+        b.norm("post_self_attn_layernorm", heads.hidden)
+        b.norm("post_attention_layernorm", heads.hidden)
+        b.mlp = MlpSpec(intermediate=intermediate, activation=activation)
+        b.matrix("mlp.gate_up_proj", 2 * intermediate, heads.hidden)
+        b.matrix("mlp.down_proj", heads.hidden, intermediate, "columns")
+        b.norm("post_mlp_layernorm", heads.hidden)
+
+    return whole(c, blocks(c, fill))
+
+
+def olmo2(c: Configuration) -> Draft:
+    """OLMo 2: norms after attention and feed-forward network, and over all queries and all keys."""
+    heads = heads_of(c)
+    bias = c.flag("attention_bias", False)
+    intermediate, activation = c.integer("intermediate_size"), activation_of(c)
+    sliding = windows(c, slides=lambda number: False)
+
+    def fill(b: Block, number: int) -> None:
+        grouped_attention(
+            b, heads, window_tokens=sliding[number], bias=bias, out_bias=bias, qk_norm=True, whole_norms=True
+        )
+        b.norm("post_attention_layernorm", heads.hidden)
+        gated_mlp(b, heads.hidden, intermediate, activation)
+        b.norm("post_feedforward_layernorm", heads.hidden)
+
+    return whole(c, blocks(c, fill))
+
+
+def starcoder2(c: Configuration) -> Draft:
+    """StarCoder2: layer norms and biases everywhere, a plain feed-forward network."""
+    heads, bias = heads_of(c), c.flag("use_bias", True)
+    intermediate, activation = c.integer("intermediate_size"), activation_of(c, default="gelu_pytorch_tanh")
+    sliding = windows(c, slides=lambda number: True)
+
+    def fill(b: Block, number: int) -> None:
+        b.norm("input_layernorm", heads.hidden, bias=True)
+        grouped_attention(b, heads, window_tokens=sliding[number], bias=bias, out_bias=bias)
+        b.norm("post_attention_layernorm", heads.hidden, bias=True)
+        plain_mlp(b, heads.hidden, intermediate, activation, names=("mlp.c_fc", "mlp.c_proj"), bias=bias)
+
+    return whole(c, blocks(c, fill), norm_bias=True, tied=True)
+
+
+def _llama_like(
+    c: Configuration,
+    sliding: Sequence[int | None],
+    *,
+    bias: bool = False,
+    out_bias: bool = False,
+    mlp_bias: bool = False,
+    qk_norm: bool = False,
+    head_dim: int | None = None,
+    tied: bool = False,
+) -> Draft:
+    heads = heads_of(c, head_dim=head_dim)
+    key = "hidden_activation" if c.has("hidden_activation") else "hidden_act"
+    intermediate, activation = c.integer("intermediate_size"), activation_of(c, key)
+
+    def fill(b: Block, number: int) -> None:
+        b.norm("input_layernorm", heads.hidden)
+        grouped_attention(b, heads, window_tokens=sliding[number], bias=bias, out_bias=out_bias, qk_norm=qk_norm)
+        b.norm("post_attention_layernorm", heads.hidden)
+        gated_mlp(b, heads.hidden, intermediate, activation, bias=mlp_bias)
+
+    return whole(c, blocks(c, fill), tied=tied)
+
+
+def _gemma(c: Configuration, sliding: list[int | None], *, qk_norm: bool) -> Draft:
+    heads, bias = heads_of(c, head_dim=256), c.flag("attention_bias", False)
+    intermediate = c.integer("intermediate_size")
+    activation = activation_of(c, "hidden_activation", "gelu_pytorch_tanh")
+
+    def fill(b: Block, number: int) -> None:
+        b.norm("input_layernorm", heads.hidden)
+        grouped_attention(b, heads, window_tokens=sliding[number], bias=bias, out_bias=bias, qk_norm=qk_norm)
+        b.norm("post_attention_layernorm", heads.hidden)
+        b.norm("pre_feedforward_layernorm", heads.hidden)
+        gated_mlp(b, heads.hidden, intermediate, activation)
+        b.norm("post_feedforward_layernorm", heads.hidden)
+
+    return whole(c, blocks(c, fill), tied=True)
