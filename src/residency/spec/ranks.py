@@ -20,7 +20,7 @@ def rank_bytes(model: ModelSpec, tensor_parallel: int = 1) -> int:
 
 def layer_rank_bytes(layer: LayerSpec, tensor_parallel: int = 1) -> int:
     """Bytes of one layer's weights on each rank."""
-    return sum(rank_tensor_bytes(tensor, tensor_parallel, _kv_heads(layer)) for tensor in layer.tensors)
+    return sum(rank_tensor_bytes(tensor, tensor_parallel, kv_heads_of(layer)) for tensor in layer.tensors)
 
 
 def rank_tensor_bytes(tensor: TensorSpec, tensor_parallel: int, kv_heads: int | None = None) -> int:
@@ -38,7 +38,7 @@ def rank_states(model: ModelSpec, kv: KvFormat = KV_F16, tensor_parallel: int = 
     """What each rank remembers of one sequence: its key-value heads, at least one; a latent vector in full."""
     check_tensor_parallel(model, tensor_parallel)
     return grouped(
-        _rank_state(state, _kv_heads(layer), tensor_parallel) for layer in model.layers for state in layer.states(kv)
+        _rank_state(state, kv_heads_of(layer), tensor_parallel) for layer in model.layers for state in layer.states(kv)
     )
 
 
@@ -49,7 +49,7 @@ def check_tensor_parallel(model: ModelSpec, tensor_parallel: int) -> None:
     for layer in model.layers:
         if layer.attention is None:
             continue
-        heads, kv_heads = layer.attention.num_heads, _kv_heads(layer)
+        heads, kv_heads = layer.attention.num_heads, kv_heads_of(layer)
         if heads % tensor_parallel:
             raise UsageError(
                 f"{model.name} has {heads} attention heads, which {tensor_parallel} ranks cannot share evenly; "
@@ -62,7 +62,8 @@ def check_tensor_parallel(model: ModelSpec, tensor_parallel: int) -> None:
             )
 
 
-def _kv_heads(layer: LayerSpec) -> int | None:
+def kv_heads_of(layer: LayerSpec) -> int | None:
+    """How many key-value heads a layer has; None where it attends in another way or not at all."""
     attention = layer.attention
     return None if attention is None or isinstance(attention, LatentAttentionSpec) else attention.num_kv_heads
 

@@ -1,0 +1,198 @@
+"""One way of deploying a model, weighed: its bytes, its speed, its loss; and the question that it answers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from residency.errors import UsageError
+from residency.hardware import Device, Machine
+from residency.planner.cost import ModelCost
+from residency.planner.engines import Engine
+from residency.planner.graph import AttentionKind
+from residency.planner.placing import Choice, Load, Placement, StageNeeds, place, stage_needs
+from residency.planner.quality import loss_of
+from residency.planner.rates import Ranks
+from residency.planner.serving import ServingForecast, Speculation, forecast_serving
+from residency.spec.model import ModelSpec
+from residency.spec.ranks import rank_bytes
+from residency.spec.state import KvFormat, kv_format_named
+
+Goal = Literal["latency", "throughput", "tokens-per-second", "quality", "cost"]
+Requantize = Callable[[ModelSpec, str], ModelSpec]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a user wants to know. None leaves the choice to the planner."""
+
+    model: ModelSpec
+    machine: Machine
+    engine: Engine
+    load: Load
+    requantize: Requantize  # the model in another format; UsageError or UnsupportedError where there is none
+    quant: str | None = None  # None: as published, or with a goal any
+    kv: KvFormat | None = None  # None: 16 bits, or with a goal any
+    tensor_parallel: int | None = None
+    pipeline_parallel: int | None = None
+    budget_bytes: int | None = None  # of each device
+    may_spill: bool = False
+    attention: AttentionKind = "flash"
+    goal: Goal | None = None
+    concurrency_is_free: bool = False  # a goal may choose another than load.concurrency
+    draft: ModelSpec | None = None
+    acceptance: float = 0.7
+
+    def __post_init__(self) -> None:
+        if self.budget_bytes is not None and self.budget_bytes < 1:
+            raise UsageError("a budget of 0 bytes holds nothing; give --memory an amount such as 24GiB.")
+        if not 0.0 <= self.acceptance <= 1.0:
+            raise UsageError(f"an acceptance rate of {self.acceptance} cannot be; give one from 0 to 1.")
+
+    @property
+    def device(self) -> Device:
+        """The devices that hold the model: the machine's first kind."""
+        return self.machine.compute_devices()[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """A choice with what follows from it."""
+
+    choice: Choice
+    load: Load
+    model: ModelSpec  # in the chosen format
+    placement: Placement
+    forecast: ServingForecast | None  # None: it does not fit, and nobody asked how fast it would be
+    loss: float  # see planner/quality.py
+
+    @property
+    def fits(self) -> bool:
+        """Whether all bytes have a place."""
+        return self.placement.fits
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all replicas and sequences together; 0 where it does not fit."""
+        return self.forecast.decode_tokens_per_second * self.choice.replicas if self.forecast else 0.0
+
+
+class Deployer:
+    """Weighs choices of one question; what several choices have in common is counted once."""
+
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        self._models: dict[str | None, ModelSpec] = {None: question.model}
+        self._needs: dict[tuple[object, ...], tuple[StageNeeds, ...]] = {}
+        self._costs: dict[tuple[object, ...], ModelCost] = {}
+
+    def model(self, quant: str | None) -> ModelSpec:
+        """The model in a format. UsageError or UnsupportedError where it cannot be had."""
+        if quant not in self._models and quant is not None:
+            self._models[quant] = self.question.requantize(self.question.model, quant)
+        return self._models[quant]
+
+    def weigh(
+        self, choice: Choice, load: Load | None = None, *, machine: Machine | None = None, always_forecast: bool = False
+    ) -> Deployment:
+        """The deployment of `choice`. UsageError or MachineError where it is impossible, not where it is too large.
+
+        `always_forecast` tells also how fast it would be if it fitted.
+        """
+        question = self.question
+        machine = machine or question.machine
+        device = machine.compute_devices()[0]
+        asked = load or question.load
+        load = replace(asked, concurrency=-(-asked.concurrency // choice.replicas))
+        placement = place(
+            self._stage_needs(choice, load, device),
+            choice,
+            load,
+            machine=machine,
+            device=device,
+            engine=question.engine,
+            budget_bytes=question.budget_bytes,
+        )
+        forecast = (
+            self._forecast(choice, load, placement, machine, device) if placement.fits or always_forecast else None
+        )
+        return Deployment(
+            choice=choice,
+            load=asked,
+            model=self.model(choice.quant),
+            placement=placement,
+            forecast=forecast,
+            loss=loss_of(choice.quant, choice.kv.name),
+        )
+
+    def _stage_needs(self, choice: Choice, load: Load, device: Device) -> tuple[StageNeeds, ...]:
+        key = (choice.quant, choice.kv, choice.tensor_parallel, choice.pipeline_parallel, load)
+        if key not in self._needs:
+            question = self.question
+            needs = stage_needs(
+                self.model(choice.quant), kv=choice.kv, load=load, choice=choice, device=device, engine=question.engine
+            )
+            if question.draft is not None:
+                needs = (needs[0].with_draft(question.draft, choice.kv), *needs[1:])
+            self._needs[key] = needs
+        return self._needs[key]
+
+    def _forecast(
+        self, choice: Choice, load: Load, placement: Placement, machine: Machine, device: Device
+    ) -> ServingForecast:
+        question = self.question
+        key = (choice.quant, choice.kv, choice.tensor_parallel)
+        if key not in self._costs:
+            self._costs[key] = ModelCost.of_rank(
+                self.model(choice.quant), kv=choice.kv, tensor_parallel=choice.tensor_parallel
+            )
+        speculation = None
+        if question.draft is not None:
+            draft_cost = ModelCost.of_rank(question.draft, kv=choice.kv)
+            speculation = Speculation(cost=draft_cost, acceptance=question.acceptance)
+        ranks = Ranks(
+            machine=machine,
+            device=device,
+            tensor_parallel=choice.tensor_parallel,
+            pipeline_parallel=choice.pipeline_parallel,
+            hidden=question.model.hidden,
+            spilled=placement.spilled,
+        )
+        chunk_tokens = question.engine.chunk_tokens(device)
+        return forecast_serving(self._costs[key], load, ranks, chunk_tokens=chunk_tokens, speculation=speculation)
+
+
+def default_choice(question: Question) -> Choice:
+    """As asked, else as published with 16-bit keys and values on all devices: by tensor parallelism as far as heads
+    can be shared, then in pipeline stages.
+
+    UsageError where what is asked for needs more devices than there are.
+    """
+    device, count = question.device, question.device.count
+    tensor, pipeline = question.tensor_parallel, question.pipeline_parallel
+    if tensor is None:
+        most = count // (pipeline or 1)
+        tensor = next(ranks for ranks in range(most, 0, -1) if most % ranks == 0 and can_share(question.model, ranks))
+    if pipeline is None:
+        pipeline = min(count // tensor, len(question.model.layers)) if question.tensor_parallel is None else 1
+    if (needed := tensor * pipeline) > count or min(tensor, pipeline) < 1:
+        raise UsageError(
+            f"{tensor} ranks of tensor parallelism in {pipeline} stages need {needed} devices, and "
+            f"{question.machine.name} has {count} of {device.name}; ask for fewer, or for another machine."
+        )
+    return Choice(
+        quant=question.quant,
+        kv=question.kv or kv_format_named("F16"),
+        tensor_parallel=tensor,
+        pipeline_parallel=pipeline,
+        may_spill=question.may_spill,
+        attention=question.attention,
+    )
+
+
+def can_share(model: ModelSpec, ranks: int) -> bool:
+    """Whether so many ranks can share the model's heads."""
+    try:
+        rank_bytes(replace(model, layers=model.layers[:1] + model.layers[-1:]), ranks)
+    except UsageError:
+        return False
+    return True

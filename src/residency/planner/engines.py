@@ -1,0 +1,145 @@
+"""What serving engines take beside weights and keys and values, by engine and version, each rule with its source.
+
+The engine is an input: the same model on the same card had an activation peak of 5.64 GiB in vLLM 0.15 and of 2.21 GiB
+in 0.18.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from residency.errors import UnsupportedError, UsageError
+from residency.hardware import Device
+from residency.planner import vllm
+from residency.planner.buffers import activation_buffers
+from residency.planner.graph import StepShape, peak_bytes
+from residency.planner.plan import PAGE_TOKENS
+from residency.spec.model import ModelSpec
+
+MIB = 1024**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """One engine's rules. Bytes are of one rank's device."""
+
+    name: str
+    utilisation: float  # the part of a device's memory that the engine plans with
+    page_tokens: int
+    embedding_on_host: bool  # a table of which a step reads few rows is left in the host's memory
+    chunk_tokens: Callable[[Device], int]  # most tokens of one step
+    warms_up: bool  # with a step of that size, whatever is asked for
+    sequences: Callable[[Device, int], int]  # most sequences of one step, of so many that are asked for
+    held: Callable[[ModelSpec, int], int]  # beside the tensors, with them: of a stage on each of so many ranks
+    activations: Callable[[ModelSpec, StepShape], int]
+    runtime: Callable[[Device, int], int]  # framework, context, collectives of so many ranks
+    graphs: Callable[[ModelSpec, int], int]  # recorded steps, outside the budget where it is a part of the memory
+    sources: dict[str, str]
+
+    def step_tokens(self, device: Device, asked_tokens: int) -> int:
+        """Tokens of the largest step that the engine prepares for."""
+        return self.chunk_tokens(device) if self.warms_up else min(asked_tokens, self.chunk_tokens(device))
+
+
+def engine_named(name: str) -> Engine:
+    """The rules of an engine. UsageError names the ones there are."""
+    if name not in ENGINES:
+        raise UsageError(f"the engine {name[:40]!r} is not known; known are {', '.join(ENGINES)}.")
+    return ENGINES[name]
+
+
+def default_engine(device: Device, model: ModelSpec) -> Engine:
+    """residency on a processor, llama.cpp for its own formats and for unified memory, else vLLM."""
+    if device.kind == "cpu":
+        return ENGINES["residency"]
+    is_gguf = model.format_label.startswith("Q") and "_" in model.format_label
+    return ENGINES["llama.cpp" if is_gguf or device.kind == "unified" else "vllm-0.19"]
+
+
+def _llama_cpp_activations(model: ModelSpec, shape: StepShape) -> int:
+    """The larger of all logits of a micro-batch beside the hidden state, and of attention: scores in float32 where
+    they are written whole, the mask, and the arrays of a layer."""
+    logits = shape.tokens * (model.vocabulary + model.hidden) * 4
+    arrays = peak_bytes(model, replace(shape, attention="flash", dtype="float32", sequences=1))
+    if shape.attention == "naive":
+        heads = max((layer.attention.num_heads for layer in model.layers if layer.attention), default=0)
+        arrays = shape.tokens * (4 * shape.context_tokens * (heads + 1) + 4 * 4 * model.hidden)
+    return max(logits, arrays)
+
+
+def _residency_activations(model: ModelSpec, shape: StepShape) -> int:
+    """The engine's own buffers; of a model that it cannot run yet, the same step's arrays in float32."""
+    try:
+        buffers = activation_buffers(
+            model,
+            chunk_tokens=shape.tokens,
+            max_sequences=shape.sequences,
+            max_context_tokens=shape.context_tokens,
+            threads=1,
+        )
+    except UnsupportedError:
+        return peak_bytes(model, replace(shape, dtype="float32"))
+    return sum(buffer.num_bytes for buffer in buffers)
+
+
+_LLAMA_LOGS = "buffers in llama.cpp's logs (github.com/ggml-org/ci, ggml-org/llama.cpp discussions)"
+
+ENGINES = {
+    engine.name: engine
+    for engine in (
+        Engine(
+            name="vllm-0.19",
+            utilisation=0.95,
+            page_tokens=16,
+            embedding_on_host=False,
+            chunk_tokens=lambda device: 8192 if vllm.is_large(device) else 2048,
+            warms_up=True,
+            sequences=lambda device, asked: max(asked, 1024 if vllm.is_large(device) else 256),
+            held=vllm.held_bytes,
+            activations=vllm.activation_bytes,
+            runtime=vllm.runtime_bytes,
+            graphs=vllm.graphs_bytes,
+            sources={
+                "weights": "with rotation tables and what PyTorch's allocator rounds up of fused matrices",
+                "utilisation": f"--gpu-memory-utilization 0.95, as in {vllm.READINGS}",
+                "activations": f"modelled on {vllm.READINGS}: within 6% there; its defaults for steps and sequences",
+                "runtime": vllm.READINGS,
+            },
+        ),
+        Engine(
+            name="llama.cpp",
+            utilisation=1.0,
+            page_tokens=1,
+            embedding_on_host=True,
+            chunk_tokens=lambda device: 512,
+            warms_up=False,
+            sequences=lambda device, asked: asked,
+            held=lambda stage, ranks: 0,
+            activations=_llama_cpp_activations,
+            runtime=lambda device, ranks: 400 * MIB if device.kind == "gpu" else 64 * MIB,
+            graphs=lambda model, ranks: 0,
+            sources={
+                "utilisation": "assumed: llama.cpp takes what it needs",
+                "activations": f"modelled on {_LLAMA_LOGS}, with micro-batches of 512",
+                "runtime": "assumed: a CUDA context of 400 MiB, 64 MiB elsewhere",
+            },
+        ),
+        Engine(
+            name="residency",
+            utilisation=0.9,
+            page_tokens=PAGE_TOKENS,
+            embedding_on_host=False,
+            chunk_tokens=lambda device: 128,
+            warms_up=False,
+            sequences=lambda device, asked: asked,
+            held=lambda stage, ranks: 0,
+            activations=_residency_activations,
+            runtime=lambda device, ranks: 118 * MIB,
+            graphs=lambda model, ranks: 0,
+            sources={
+                "utilisation": "nine tenths of what is available, as a run takes without --memory",
+                "activations": "exact: the buffers of the engine's step",
+                "runtime": "measured: interpreter and compiled kernels on the machine of docs/performance.md",
+            },
+        ),
+    )
+}

@@ -1,0 +1,253 @@
+"""From an answer, full of objects, to its record: figures, reasons and where each figure comes from."""
+
+from residency.planner.answers import (
+    AnswerRecord,
+    ChangeFigures,
+    DeviceFigures,
+    ForecastFigures,
+    ModelFigures,
+    Origin,
+    PhaseFigures,
+    PlacementFigures,
+)
+from residency.planner.deployment import Deployment, Question
+from residency.planner.engines import Engine
+from residency.planner.placing import DeviceBytes
+from residency.planner.search import Answer
+from residency.planner.serving import Phase, ServingForecast
+from residency.spec.model import ModelSpec
+from residency.spec.state import KvFormat
+from residency.units import binary_bytes, decimal_bytes, operations_rate, rate, seconds
+
+_FITTED_DEVICES = ("A100", "H100")  # those whose measurements the efficiencies are fitted to
+
+
+def record(answer: Answer) -> AnswerRecord:
+    """The record of an answer."""
+    question, deployment = answer.question, answer.deployment
+    forecast = deployment.forecast
+    assert forecast is not None
+    return AnswerRecord(
+        model=model_figures(deployment.model, deployment.choice.kv),
+        machine=question.machine.name,
+        status=question.device.status,
+        engine=question.engine.name,
+        goal=question.goal,
+        fits=deployment.fits,
+        missing_bytes=deployment.placement.missing_bytes,
+        placement=_placement(deployment, question.engine.chunk_tokens(question.device), forecast),
+        devices=tuple(
+            device_figures(each, usable_bytes=question.device.usable_bytes)
+            for _ in range(deployment.choice.replicas)
+            for each in deployment.placement.devices
+        ),
+        forecast=_forecast(deployment, forecast),
+        training=None,
+        bottleneck=_bottleneck(question, deployment, forecast),
+        reasons=_reasons(answer),
+        nearest=None
+        if answer.nearest is None
+        else _change(_option(answer.nearest, question), answer.nearest, deployment),
+        changes=tuple(_change(change.option, change.deployment, deployment) for change in answer.changes),
+        weighed=answer.num_weighed,
+        optimal=answer.is_optimal,
+        origins=_origins(question, deployment),
+    )
+
+
+def model_figures(model: ModelSpec, kv: KvFormat) -> ModelFigures:
+    """What is told of a model, its states with keys and values in the format `kv`."""
+    return ModelFigures(
+        name=model.name,
+        architecture=model.architecture,
+        format=model.format_label,
+        parameters=model.parameters,
+        active_parameters=model.active_parameters,
+        weight_bytes=model.weight_bytes,
+        read_bytes_per_token=model.read_bytes_per_token,
+        max_context_tokens=model.max_context_tokens,
+        states=model.states(kv),
+        notes=model.notes,
+    )
+
+
+def device_figures(device: DeviceBytes, *, usable_bytes: int) -> DeviceFigures:
+    """One device's memory."""
+    return DeviceFigures(
+        name=device.name,
+        budget_bytes=device.budget_bytes,
+        weights=device.weights,
+        kv_cache=device.kv_cache,
+        activations=device.activations,
+        runtime=device.runtime,
+        free=device.free,
+        missing_bytes=device.missing_bytes,
+        stage=device.stage,
+        usable_bytes=usable_bytes,
+        graphs_bytes=device.graphs_bytes,
+        pool_tokens=device.pool_tokens,
+        max_concurrency=device.max_concurrency,
+    )
+
+
+def _placement(deployment: Deployment, chunk_tokens: int, forecast: ServingForecast) -> PlacementFigures:
+    choice, load, placement = deployment.choice, deployment.load, deployment.placement
+    return PlacementFigures(
+        quant=choice.quant,
+        kv_format=choice.kv.name,
+        tensor_parallel=choice.tensor_parallel,
+        pipeline_parallel=choice.pipeline_parallel,
+        replicas=choice.replicas,
+        context_tokens=load.context_tokens,
+        prompt_tokens=load.prompt_tokens,
+        concurrency=load.concurrency,
+        chunk_tokens=chunk_tokens,
+        ram_bytes=placement.ram_bytes,
+        disk_bytes=placement.disk_bytes,
+        perplexity_rise=deployment.loss,
+        drafted_tokens=forecast.drafted_tokens,
+    )
+
+
+def _forecast(deployment: Deployment, forecast: ServingForecast) -> ForecastFigures:
+    together = forecast.decode_tokens_per_second * deployment.choice.replicas
+    return ForecastFigures(
+        decode_tokens_per_second=together,
+        decode_tokens_per_second_alone=forecast.decode_tokens_per_second_alone,
+        decode_tokens_per_second_per_sequence=together / deployment.load.concurrency,
+        prefill_tokens_per_second=forecast.prefill_tokens_per_second,
+        time_to_first_token_seconds=forecast.time_to_first_token_seconds,
+        time_to_first_token_seconds_at_concurrency=forecast.time_to_first_token_seconds_together,
+        bound=forecast.together.bound,
+        prefill_bound=forecast.prefill.bound,
+        turning_batch=forecast.turning_batch,
+        plain_roofline_tokens_per_second=forecast.plain_roofline_tokens_per_second,
+        decode=_phase(forecast.together),
+        decode_alone=_phase(forecast.alone),
+        prefill=_phase(forecast.prefill),
+    )
+
+
+def _phase(phase: Phase) -> PhaseFigures:
+    taken = phase.seconds
+    return PhaseFigures(
+        read_bytes=phase.read_bytes,
+        operations=phase.operations,
+        read_seconds=taken.read,
+        compute_seconds=taken.compute,
+        overhead_seconds=taken.overhead + max(0.0, taken.unevenness),
+        exchange_seconds=taken.exchange,
+        transfer_seconds=taken.transfer,
+        seconds=taken.total,
+        bound=taken.bound,
+    )
+
+
+def _change(option: str, changed: Deployment, deployment: Deployment) -> ChangeFigures:
+    fullest = max(device.used_bytes for device in deployment.placement.devices)
+    then = max(device.used_bytes for device in changed.placement.devices)
+    return ChangeFigures(
+        option=option,
+        fits=changed.fits,
+        missing_bytes=changed.placement.missing_bytes,
+        freed_bytes=max(0, fullest - then),
+        max_concurrency=changed.choice.replicas * min(each.max_concurrency for each in changed.placement.devices),
+        decode_tokens_per_second=changed.tokens_per_second,
+        perplexity_rise=changed.loss,
+    )
+
+
+def _option(deployment: Deployment, question: Question) -> str:
+    """What to ask for to get this deployment."""
+    choice, load = deployment.choice, deployment.load
+    options = [f"--kv {choice.kv.name.lower()}"]
+    if choice.quant is not None:
+        options.insert(0, f"--quant {choice.quant}")
+    options.append(f"--tp {choice.tensor_parallel}")
+    if choice.pipeline_parallel > 1:
+        options.append(f"--pp {choice.pipeline_parallel}")
+    if choice.may_spill and deployment.placement.spilled.num_bytes:
+        options.append("--spill")
+    if load.context_tokens != question.load.context_tokens:
+        options.append(f"--context {load.context_tokens}")
+    if load.concurrency != question.load.concurrency:
+        options.append(f"--concurrency {load.concurrency}")
+    return " ".join(options)
+
+
+def _bottleneck(question: Question, deployment: Deployment, forecast: ServingForecast) -> str:
+    """Which cause takes most of a step of decoding, with what was divided by what."""
+    taken, device = forecast.together.seconds, question.device
+    causes = {
+        f"reading {decimal_bytes(forecast.together.read_bytes)} on each device at "
+        f"{rate(forecast.together.read_bytes / taken.read)}": taken.read,
+        f"computing {operations_rate(forecast.together.operations).removesuffix('/s')} on each device at "
+        f"{operations_rate(forecast.together.operations / taken.compute)}": taken.compute,
+        f"starting the kernels of {len(deployment.model.layers)} layers": taken.overhead,
+        f"exchanges among {deployment.choice.tensor_parallel * deployment.choice.pipeline_parallel} "
+        f"of {device.name}": taken.exchange,
+        "bringing weights from other tiers": taken.transfer,
+    }
+    largest = max(causes, key=lambda cause: causes[cause])
+    return f"{largest} takes {seconds(causes[largest])} of a step's {seconds(taken.total)}"
+
+
+def _reasons(answer: Answer) -> tuple[str, ...]:
+    question, choice, placement = answer.question, answer.deployment.choice, answer.deployment.placement
+    ranks = choice.tensor_parallel
+    reasons = []
+    if ranks > 1:
+        reasons.append(f"each matrix is shared by {ranks} devices, which then read it {ranks} times as fast")
+    if choice.pipeline_parallel > 1:
+        reasons.append(f"layers follow each other on {choice.pipeline_parallel} stages, which hand little on")
+    if choice.replicas > 1:
+        reasons.append(f"{choice.replicas} replicas answer side by side, as the model leaves room for them")
+    if placement.ram_bytes or placement.disk_bytes:
+        kind = "experts, of which a step reads few," if placement.spilled.ram_experts else "layers"
+        tiers = [f"{binary_bytes(placement.ram_bytes)} in RAM"] if placement.ram_bytes else []
+        tiers += [f"{binary_bytes(placement.disk_bytes)} on disk"] if placement.disk_bytes else []
+        reasons.append(f"what does not fit into device memory lies elsewhere, {kind} first: {' and '.join(tiers)}")
+    if question.goal is not None and answer.is_optimal:
+        reasons.append(f"of {answer.num_weighed} deployments that were weighed, none serves {question.goal} better")
+    elif question.goal is not None:
+        reasons.append(f"none of {answer.num_weighed} deployments that were weighed fits")
+    return tuple(reasons)
+
+
+def _origins(question: Question, deployment: Deployment) -> dict[str, Origin]:
+    engine, device = question.engine, question.device
+    fitted = any(name in device.name for name in _FITTED_DEVICES)
+    measured = device.kind == "cpu" and all(figure.origin == "measured" for figure in device.figures.values())
+    speed = (
+        Origin(origin="modelled", how="roofline by operator over rates that were measured here")
+        if measured
+        else Origin(origin="modelled", how="roofline by operator; efficiencies fitted to runs on A100 and H100")
+        if fitted
+        else Origin(
+            origin="extrapolated", how="roofline by operator over listed rates, with A100's and H100's efficiencies"
+        )
+    )
+    published = deployment.choice.quant is None
+    return {
+        "weights": Origin(origin="exact", how="every tensor's shape and format, vocabulary padded to 64, by rank")
+        if published
+        else Origin(origin="modelled", how=f"every tensor's shape, matrices in {deployment.choice.quant}"),
+        "kv_cache": Origin(
+            origin="exact", how=f"bytes a token and fixed bytes, in pages of {engine.page_tokens} tokens"
+        ),
+        "activations": _engine_origin(engine, "activations"),
+        "runtime": _engine_origin(engine, "runtime"),
+        "budget_bytes": Origin(origin="exact", how="as asked for")
+        if question.budget_bytes is not None
+        else Origin(origin="assumed", how=engine.sources["utilisation"]),
+        "forecast": speed,
+        "perplexity_rise": Origin(origin="extrapolated", how="measured on Llama 3 8B by llama.cpp, or assumed"),
+    }
+
+
+def _engine_origin(engine: Engine, name: str) -> Origin:
+    how = engine.sources[name]
+    for origin in ("exact", "assumed", "modelled"):
+        if how.startswith(origin):
+            return Origin(origin=origin, how=how)
+    return Origin(origin="measured", how=how)

@@ -1,0 +1,218 @@
+"""The search for a deployment: every format, cache format, split and batch that the question leaves open is weighed.
+
+There are at most some hundreds, so none is skipped and the best is the best of all; see `Answer.is_optimal`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+
+from residency.errors import MachineError, ModelError, UsageError
+from residency.planner.deployment import Deployer, Deployment, Question, can_share, default_choice
+from residency.planner.placing import Choice, Load
+from residency.spec.state import kv_format_named
+
+QUANTS = ("fp8", "int8", "int4-g128")
+GGUF_QUANTS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M")
+KV_NAMES = ("F16", "FP8", "INT8", "INT4")
+GREATEST_LOSS = 0.05  # of perplexity: what a goal other than quality may give away
+MAX_CONCURRENCY = 1024
+_LEAST_CONTEXT_TOKENS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One thing that could be different, and the deployment that it would give."""
+
+    option: str  # as it is asked for: "--kv fp8"
+    deployment: Deployment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A question's answer. `nearest` is there where the deployment does not fit and another would."""
+
+    question: Question
+    deployment: Deployment
+    nearest: Deployment | None
+    changes: tuple[Change, ...]  # those that cost least quality first
+    num_weighed: int
+    is_optimal: bool  # nothing that the question allows serves its goal better, as far as the cost model tells
+
+
+def answer(question: Question) -> Answer:
+    """Weigh what the question asks for, or search for what serves its goal best.
+
+    UsageError and MachineError where what is asked for is impossible; what does not fit is an answer.
+    """
+    deployer = Deployer(question)
+    default = default_choice(question)
+    weighed: list[Deployment] = []
+    if question.goal is not None:
+        weighed = list(_weighed(deployer, _choices(question)))
+    best = max((each for each in weighed if each.fits and _is_good(each, question)), key=_merit(question), default=None)
+    chosen = best or deployer.weigh(default, always_forecast=True)
+    nearest = None
+    if not chosen.fits:
+        weighed = list(_weighed(deployer, _choices(replace(question, quant=None, kv=None, may_spill=True))))
+        nearest = _nearest(deployer, weighed)
+    return Answer(
+        question=question,
+        deployment=chosen,
+        nearest=nearest,
+        changes=tuple(_changes(deployer, chosen)),
+        num_weighed=max(1, len(weighed)),
+        is_optimal=best is not None or question.goal is None,
+    )
+
+
+def _choices(question: Question) -> Iterator[Choice]:
+    labels = GGUF_QUANTS if question.engine.name != "vllm-0.19" else QUANTS
+    quants = [question.quant] if question.quant else [None, *labels]
+    kvs = [question.kv] if question.kv else [kv_format_named(name) for name in KV_NAMES]
+    for quant, kv, (tensor, pipeline, replicas) in product(quants, kvs, _splits(question)):
+        yield Choice(
+            quant=quant,
+            kv=kv,
+            tensor_parallel=tensor,
+            pipeline_parallel=pipeline,
+            replicas=replicas,
+            may_spill=question.may_spill,
+            attention=question.attention,
+        )
+
+
+def _splits(question: Question) -> list[tuple[int, int, int]]:
+    """Tensor ranks, pipeline stages and replicas that the devices allow."""
+    count = question.device.count
+    tensors = [question.tensor_parallel] if question.tensor_parallel else _powers(count)
+    pipelines = [question.pipeline_parallel] if question.pipeline_parallel else _powers(count)
+    found = []
+    for tensor, pipeline in product(tensors, pipelines):
+        if tensor * pipeline > count or pipeline > len(question.model.layers) or not can_share(question.model, tensor):
+            continue
+        most = count // (tensor * pipeline)
+        found += [(tensor, pipeline, replicas) for replicas in sorted({1, most})]
+    return found
+
+
+def _powers(count: int) -> list[int]:
+    return sorted({count, *(2**power for power in range(count.bit_length()) if 2**power <= count)})
+
+
+def _weighed(deployer: Deployer, choices: Iterator[Choice]) -> Iterator[Deployment]:
+    for choice in choices:
+        try:
+            yield from _batches(deployer, choice)
+        except (UsageError, MachineError, ModelError):
+            continue  # a split or format that this model or machine does not allow
+
+
+def _batches(deployer: Deployer, choice: Choice) -> Iterator[Deployment]:
+    """The deployment at the concurrency asked for, or, where that is free, at ever more that fit."""
+    question = deployer.question
+    found = deployer.weigh(choice)
+    yield found
+    concurrency = question.load.concurrency
+    while found.fits and question.concurrency_is_free and concurrency < MAX_CONCURRENCY:
+        concurrency *= 2
+        found = deployer.weigh(choice, replace(question.load, concurrency=concurrency))
+        yield found
+
+
+def _is_good(deployment: Deployment, question: Question) -> bool:
+    return question.goal == "quality" or deployment.loss <= GREATEST_LOSS or question.quant is not None
+
+
+def _merit(question: Question) -> "_Merit":
+    return _Merit(question.goal or "quality")
+
+
+@dataclass(frozen=True)
+class _Merit:
+    """How good a deployment is by a goal; among equals the one that loses less, then the one with fewer devices."""
+
+    goal: str
+
+    def __call__(self, deployment: Deployment) -> tuple[float, ...]:
+        forecast, choice = deployment.forecast, deployment.choice
+        assert forecast is not None
+        rest = (-deployment.loss, -float(choice.num_devices))
+        match self.goal:
+            case "quality":
+                return (-deployment.loss, deployment.tokens_per_second, -float(choice.num_devices))
+            case "latency":
+                answer_seconds = forecast.time_to_first_token_seconds_together + (
+                    deployment.load.answer_tokens * _sequences(deployment) / forecast.decode_tokens_per_second
+                )
+                return (-answer_seconds, *rest)
+            case "cost":
+                return (deployment.tokens_per_second / choice.num_devices, *rest)
+        return (deployment.tokens_per_second, *rest)
+
+
+def _sequences(deployment: Deployment) -> int:
+    return -(-deployment.load.concurrency // deployment.choice.replicas)
+
+
+def _nearest(deployer: Deployer, weighed: list[Deployment]) -> Deployment | None:
+    """What fits with the least loss, in device memory if it can; if nothing does, with fewer sequences, then with less
+    context."""
+    fitting = [each for each in weighed if each.fits]
+    if fitting:
+        inside = [each for each in fitting if not each.placement.spilled.num_bytes and each.loss <= GREATEST_LOSS]
+        return max(inside or fitting, key=_Merit("quality"))
+    load = deployer.question.load
+    smallest = min(weighed, key=lambda each: each.placement.missing_bytes, default=None)
+    while smallest is not None and (load.concurrency > 1 or load.context_tokens > _LEAST_CONTEXT_TOKENS):
+        load = _less(load)
+        found = deployer.weigh(smallest.choice, load)
+        if found.fits:
+            return found
+    return None
+
+
+def _less(load: Load) -> Load:
+    if load.concurrency > 1:
+        return replace(load, concurrency=load.concurrency // 2)
+    return replace(load, context_tokens=load.context_tokens // 2, prompt_tokens=max(1, load.prompt_tokens // 2))
+
+
+def _changes(deployer: Deployer, deployment: Deployment) -> Iterator[Change]:
+    """What one option more would give, the cheapest in quality first, then more machine, then less work."""
+    question, choice = deployer.question, deployment.choice
+    options: list[tuple[str, Choice]] = []
+    later = KV_NAMES[KV_NAMES.index(choice.kv.name) + 1 :] if choice.kv.name in KV_NAMES else ()
+    options += [(f"--kv {name.lower()}", replace(choice, kv=kv_format_named(name))) for name in later]
+    labels = GGUF_QUANTS if question.engine.name != "vllm-0.19" else QUANTS
+    rest = labels[labels.index(choice.quant) + 1 :] if choice.quant in labels else labels
+    options += [(f"--quant {label}", replace(choice, quant=label)) for label in rest]
+    if not choice.may_spill:
+        options.append(("--spill", replace(choice, may_spill=True)))
+    changes = [Change(option=option, deployment=each) for option, each in _tried(deployer, options)]
+    yield from sorted(
+        (change for change in changes if change.deployment.loss <= deployment.loss + GREATEST_LOSS),
+        key=lambda change: change.deployment.loss,
+    )
+    yield from _more_devices(deployer, choice)
+
+
+def _tried(deployer: Deployer, options: list[tuple[str, Choice]]) -> Iterator[tuple[str, Deployment]]:
+    for option, choice in options:
+        try:
+            yield option, deployer.weigh(choice)
+        except (UsageError, MachineError, ModelError):
+            continue
+
+
+def _more_devices(deployer: Deployer, choice: Choice) -> Iterator[Change]:
+    machine = deployer.question.machine
+    if not machine.devices:
+        return
+    first = machine.devices[0]
+    wider = replace(machine, devices=(replace(first, count=2 * first.count), *machine.devices[1:]))
+    try:
+        doubled = deployer.weigh(replace(choice, tensor_parallel=2 * choice.tensor_parallel), machine=wider)
+    except (UsageError, MachineError, ModelError):
+        return
+    yield Change(option=f"--on {2 * first.count}x{first.name}", deployment=doubled)
