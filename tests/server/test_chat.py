@@ -70,6 +70,11 @@ def test_a_negative_seed_is_a_seed(client: openai.OpenAI) -> None:
     assert first == second
 
 
+def test_n_answers_differ(client: openai.OpenAI) -> None:
+    answer = chat(client, n=3, seed=1, max_tokens=30, extra_body=WHOLE)
+    assert len({choice.message.content for choice in answer.choices}) == 3
+
+
 def test_an_answer_ends_before_a_stop_string(client: openai.OpenAI) -> None:
     whole = text_of(chat(client, temperature=0, max_tokens=40, extra_body=WHOLE))
     stop = whole[10:13]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from residency.cli.options import PlanOptions
 from residency.cli.progress import Progress
-from residency.engine.calibrate import this_machine
+from residency.engine.calibrate import RUN_FOOTPRINT, this_machine
 from residency.engine.planning import plan_rows, read_plan
 from residency.errors import UsageError
 from residency.hardware import Machine
@@ -20,9 +20,12 @@ def planned(
     *,
     chunk_tokens: int | None = None,
     logit_rows: int | None = None,
+    max_sequences: int = 1,
+    footprint: str = RUN_FOOTPRINT,
 ) -> Plan:
     """The plan that the file `model` holds, or the one made now for the model of that name.
 
+    Several sequences share the pages that the budget leaves. chunk_tokens, logit_rows, footprint: see `plan_rows`.
     UsageError where something is asked for that a plan's file has decided.
     """
     if is_plan_file(model):
@@ -38,6 +41,9 @@ def planned(
         machine=measured_machine(progress),
         chunk_tokens=chunk_tokens,
         logit_rows=logit_rows,
+        max_sequences=max_sequences,
+        oversubscribe=max_sequences > 1,
+        footprint=footprint,
     )
 
 

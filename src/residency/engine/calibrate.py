@@ -23,6 +23,7 @@ from residency.spec.checkpoint import Checkpoint
 from residency.store.memory_rate import ReadBytes
 from residency.store.probe import is_disturbed, kept_machine, probe, save_machine
 
+RUN_FOOTPRINT = "residency.engine.footprint"  # the program that takes what a run takes beside weights
 _TRIALS = 7
 _STREAMED_BYTES = 128 * 1024**2
 _KERNELS = 200  # of the program that shows what a kernel costs beside its work
@@ -56,27 +57,27 @@ def read_kernel() -> ReadBytes:
     return read_bytes
 
 
-def runtime_bytes(checkpoint: Checkpoint | None = None) -> int:
+def runtime_bytes(checkpoint: Checkpoint | None = None, *, program: str = RUN_FOOTPRINT) -> int:
     """Resident bytes of a process without weights: the peak of one that does nothing else.
 
     With a checkpoint, of one that also holds its headers and tokenizer; measured once and kept in the cache folder.
-    MachineError if that process fails.
+    `program`: the module that does what is measured and prints the bytes. MachineError if that process fails.
     """
     if checkpoint is None:
-        return _footprint([])
-    kept_at = cache_folder() / "runtimes" / f"{checkpoint.fingerprint[:32]}-{__version__}"
+        return _footprint(program, [])
+    kept_at = cache_folder() / "runtimes" / f"{checkpoint.fingerprint[:32]}-{__version__}-{program}"
     with suppress(OSError, ValueError):
         return int(kept_at.read_text())
-    _footprint([str(checkpoint.path)])  # makes what is kept of the tokenizer, whose making must not be counted
-    measured_bytes = _footprint([str(checkpoint.path)])
+    _footprint(program, [str(checkpoint.path)])  # makes what is kept of the tokenizer, whose making must not be counted
+    measured_bytes = _footprint(program, [str(checkpoint.path)])
     with suppress(OSError):
         kept_at.parent.mkdir(parents=True, exist_ok=True)
         kept_at.write_text(str(measured_bytes))
     return measured_bytes
 
 
-def _footprint(arguments: list[str]) -> int:
-    command = [sys.executable, "-m", "residency.engine.footprint", *arguments]
+def _footprint(program: str, arguments: list[str]) -> int:
+    command = [sys.executable, "-m", program, *arguments]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
     if finished.returncode:
         last = (finished.stderr.strip().splitlines() or ["no message"])[-1]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from residency.engine.calibrate import runtime_bytes, this_machine
+from residency.engine.calibrate import RUN_FOOTPRINT, runtime_bytes, this_machine
 from residency.errors import FileError, MachineError
 from residency.hardware import Machine
 from residency.hardware.host import read_host
@@ -61,15 +61,19 @@ def plan_rows(
     chunk_tokens: int | None = None,
     logit_rows: int | None = None,
     kv_format: KvFormat = "F16",
+    footprint: str = RUN_FOOTPRINT,
 ) -> Plan:
-    """As `plan`, with steps of at most `chunk_tokens` that keep the logits of `logit_rows` tokens."""
+    """As `plan`, with steps of at most `chunk_tokens` that keep the logits of `logit_rows` tokens.
+
+    footprint: the module that measures what the process takes beside weights.
+    """
     checkpoint = open_checkpoint(resolve(str(model)))
     spec = model_spec(checkpoint)
     machine = machine or this_machine()
     return plan_run(
         spec,
         machine=machine,
-        runtime_bytes=runtime_bytes(checkpoint),
+        runtime_bytes=runtime_bytes(checkpoint, program=footprint),
         budget_bytes=parse_bytes(memory) if isinstance(memory, str) else memory,
         context_tokens=context,
         max_sequences=max_sequences,

@@ -3,10 +3,9 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from residency.engine.service import Service
 from residency.server.chat import chat_job
 from residency.server.completions import completion_job
-from residency.server.generation import Generator
+from residency.server.generation import Generator, Submits
 from residency.server.jobs import Job
 from residency.server.model import Model
 from residency.server.requests import ChatRequest, CompletionRequest, GenerationRequest
@@ -22,7 +21,7 @@ ENDPOINTS: dict[str, tuple[type[GenerationRequest], Prepare]] = {
 class Desk:
     """Takes requests in for one model."""
 
-    def __init__(self, service: Service, model: Model, observer: Observer) -> None:
+    def __init__(self, service: Submits, model: Model, observer: Observer) -> None:
         self.model = model
         self.generator = Generator(service)
         self._observer = observer

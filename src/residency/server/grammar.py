@@ -72,6 +72,8 @@ class Grammars:
     def _vocabulary_tree(self) -> "LLTokenizer":
         from llguidance import LLTokenizer, TokenizerWrapper
 
+        if not self._tokenizer.eos_ids:
+            raise _refused("the model has no token that ends an answer")
         wrapper: Any = TokenizerWrapper(_Vocabulary(self._tokenizer, self._vocabulary))
         return LLTokenizer(wrapper, n_vocab=self._vocabulary, eos_token=sorted(self._tokenizer.eos_ids))
 

@@ -10,7 +10,7 @@ from residency.units import binary_bytes
 
 BASE_BODY_BYTES = 128 << 10
 BODY_BYTES_PER_CONTEXT_TOKEN = 16  # a token as a number and a comma takes at most eight, as text seldom more than ten
-OPEN_BODIES_BYTES = 2 << 20  # of all requests that have not been answered, but always room for one
+OPEN_BODIES_BYTES = 1 << 20  # of all requests that have not been answered, but always room for one
 
 
 class Intake:

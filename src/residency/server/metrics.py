@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
@@ -20,6 +20,7 @@ class Metrics:
     """What /metrics says. It is an Observer of requests."""
 
     def __init__(self, plan: Plan, counts: Callable[[], ServiceMetrics]) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # else each has a second series: when it was made
         self._registry = CollectorRegistry()
         self._registry.register(_Service(plan, counts))
         self._first_token = self._histogram(

@@ -1,9 +1,10 @@
 """Whatever goes wrong, in the shape in which OpenAI's API says it. A client never sees a traceback."""
 
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 from pydantic import ValidationError
+from typing_extensions import TypedDict  # as pydantic wants it before Python 3.12
 
 from residency.errors import ContextError, QueueFullError, ResidencyError, ServiceError
 

@@ -1,7 +1,9 @@
 """What clients receive, in OpenAI's shapes. The types are what the served document describes."""
 
 from collections.abc import Sequence
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired
+
+from typing_extensions import TypedDict  # as pydantic wants it before Python 3.12
 
 from residency.engine.text import Tokenizer
 from residency.server.answers import FinishReason, Shown

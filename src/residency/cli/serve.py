@@ -1,0 +1,142 @@
+"""`residency serve`: a model behind OpenAI's interface, inside a memory budget."""
+
+import ctypes
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from residency.cli.options import PlanOptions, json_option, model_argument, plan_options
+from residency.cli.planned import is_plan_file, planned, save_plan
+from residency.cli.prepare import prepare_first
+from residency.cli.progress import Progress
+from residency.engine.engine import Engine
+from residency.engine.service import Service
+from residency.errors import UsageError
+from residency.planner import Plan
+from residency.planner.explain import explain
+from residency.records import to_data
+
+SERVE_FOOTPRINT = "residency.server.footprint"
+API_KEY_VARIABLE = "RESIDENCY_API_KEY"
+Admission = Literal["guaranteed", "optimistic"]
+_M_ARENA_MAX = -8  # of mallopt(3)
+
+max_sequences_option = click.option(
+    "--max-sequences",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="Answers that are computed side by side.",
+)
+admission_option = click.option(
+    "--admission",
+    type=click.Choice(["optimistic", "guaranteed"]),
+    default="optimistic",
+    show_default=True,
+    help="optimistic: requests share pages and one may have to begin again; guaranteed: none ever does, fewer run.",
+)
+
+
+@click.command("serve", short_help="Serve a model to OpenAI's clients, inside a memory budget.")
+@model_argument
+@plan_options
+@max_sequences_option
+@admission_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 for everybody's.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes any free one.")
+@click.option("--queue", type=click.IntRange(min=1), default=64, show_default=True, help="Requests that may wait.")
+@click.option("--name", "names", multiple=True, metavar="NAME", help="What clients call the model (default: MODEL).")
+@click.option("--api-key", "api_keys", multiple=True, metavar="KEY", help=f"Ask for it; better in {API_KEY_VARIABLE}.")
+@click.option("--cors", "origins", multiple=True, metavar="ORIGIN", help="Allow web pages of this origin, or of '*'.")
+@click.option("--drain", type=click.IntRange(min=0), default=30, show_default=True, help="Seconds to end in.")
+@click.option("--plan-out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Keep the plan.")
+@json_option
+def command(
+    model: str,
+    asked: PlanOptions,
+    max_sequences: int,
+    admission: Admission,
+    host: str,
+    port: int,
+    queue: int,
+    names: tuple[str, ...],
+    api_keys: tuple[str, ...],
+    origins: tuple[str, ...],
+    drain: int,
+    plan_out: Path | None,
+    as_json: bool,
+) -> None:
+    """Serve MODEL: a catalog name, a GGUF file, a folder, a hub id, or a plan kept with --plan-out.
+
+    The plan is printed first, then the address. What is not for one request alone, the KV cache above all, takes the
+    rest of --memory. Ctrl-C, or SIGTERM, finishes what has begun and ends.
+
+    \b
+    Examples:
+      residency serve smollm2-135m --memory 400MiB
+      curl localhost:8000/v1/chat/completions -H 'content-type: application/json' \\
+        -d '{"model": "smollm2-135m", "messages": [{"role": "user", "content": "Hello"}]}'
+    """
+    require_server()
+    from residency.server.app import App, Limits  # imported here: other verbs must not pay for a server
+    from residency.server.logs import log_to_stderr
+    from residency.server.model import Model
+    from residency.server.serving import address_of, listening_socket, serve
+
+    keys = api_keys or tuple(filter(None, os.environ.get(API_KEY_VARIABLE, "").split(",")))
+    bound = listening_socket(host, port)
+    plan = serving_plan(model, asked, max_sequences)
+    if plan_out is not None:
+        save_plan(plan, plan_out)
+    if not as_json:
+        click.echo(explain(plan))
+    few_arenas()
+    log_to_stderr()
+    names = names or (name_of(model),)
+    with Progress() as progress, Engine.open(plan, progress=progress) as engine:
+        progress.close()
+        with Service(engine, queue_limit=queue, admission=admission) as service:
+            served = Model.of(engine, names=names)
+            app = App(service, served, plan, Limits(api_keys=keys, cors_origins=origins))
+            address = f"{address_of(bound)}/v1"
+            if as_json:
+                click.echo(json.dumps({"url": address, "model": names[0], "plan": to_data(plan)}))
+            else:
+                click.echo(f"serves {names[0]} at {address} · {plan.max_sequences} sequences · admission {admission}")
+            serve(app, service, bound, drain_seconds=drain)
+            served.close()
+
+
+def require_server() -> None:
+    """UsageError where the libraries of the extra [serve] are not installed."""
+    try:
+        import residency.server.serving  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{error.name} is missing; install it with: pip install 'residency[serve]'.") from error
+
+
+def serving_plan(model: str, asked: PlanOptions, max_sequences: int) -> Plan:
+    """The plan of a server, whose process takes more than a run's. Does first what only a first run does."""
+    prepare_first(model, asked)
+    with Progress() as progress:
+        return planned(model, asked, progress, max_sequences=max_sequences, footprint=SERVE_FOOTPRINT)
+
+
+def name_of(model: str) -> str:
+    """What clients call a model: its catalog name or hub id, or the name of its file."""
+    if is_plan_file(model):
+        return Plan.from_json(Path(model).read_text("utf-8")).model_path.stem
+    path = Path(model)
+    return path.stem if path.is_file() else path.name if path.is_dir() else model
+
+
+def few_arenas() -> None:
+    """Let all threads allocate from two arenas: freed memory of one thread is used again by others (glibc)."""
+    try:
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)
+    except (OSError, AttributeError):
+        pass  # another C library

@@ -1,0 +1,110 @@
+"""How much memory a serving process takes beside weights. Run: `python -m residency.server.footprint [MODEL]`.
+
+Does what a server does, with a service that computes nothing: imports, tokenizer, chat template, a JSON schema, a
+stream with log probabilities. Prints the peak of its resident bytes, and what open requests may take on top of it.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import residency.cli.serve
+import residency.server.app
+import residency.server.serving  # noqa: F401  (what is imported is what is measured)
+from residency.engine.arena import peak_resident_bytes
+from residency.engine.executor import DRIVERS
+from residency.engine.generation import GenerationOptions, TokenEvent
+from residency.engine.sampler import Sampler
+from residency.engine.text import load_chat_template, load_tokenizer
+from residency.engine.workers import Workers
+from residency.kernels.library import Library
+from residency.models.specs import model_spec
+from residency.server.desk import Desk
+from residency.server.intake import OPEN_BODIES_BYTES
+from residency.server.model import Model
+from residency.server.openapi import document
+from residency.server.streams import json_bytes
+from residency.spec.opening import open_checkpoint
+
+BYTES_PER_BODY_BYTE = 16  # of an open request: its body, its fields, its tokens and its answer
+_CONTEXT_TOKENS = 2048
+
+
+def main() -> None:
+    """Print the bytes."""
+    with Workers(Library(DRIVERS), threads=2):
+        if len(sys.argv) > 1:
+            asyncio.run(_answer(Path(sys.argv[1])))
+        print(peak_resident_bytes() + BYTES_PER_BODY_BYTE * OPEN_BODIES_BYTES)
+
+
+class _Silent:
+    """A service whose every answer is one token, the model's last word."""
+
+    def __init__(self, token: int, vocabulary: int) -> None:
+        self._token = token
+        self._logits = np.zeros(vocabulary, np.float32)
+
+    def submit(
+        self, prompt_ids: Sequence[int], options: GenerationOptions, listener: Callable[[TokenEvent], None]
+    ) -> int:
+        Sampler(options.sampling).sample(self._logits, np.array(prompt_ids, np.int64))
+        if options.logit_mask is not None:
+            options.logit_mask([])
+        listener(
+            TokenEvent(
+                request_id=0,
+                answer=0,
+                token=self._token,
+                prompt_tokens=len(prompt_ids),
+                cached_tokens=0,
+                finish_reason="stop",
+            )
+        )
+        return 0
+
+    def cancel(self, request_id: int) -> None: ...
+
+
+class _Nobody:
+    """Observes nothing."""
+
+    def first_token(self, seconds: float) -> None: ...
+
+    def between_tokens(self, seconds: float) -> None: ...
+
+    def ended(self, reason: str, seconds: float, usage: Any) -> None: ...
+
+
+async def _answer(path: Path) -> None:
+    checkpoint = open_checkpoint(path)
+    spec, tokenizer = model_spec(checkpoint), load_tokenizer(checkpoint)
+    model = Model(
+        names=("model",),
+        tokenizer=tokenizer,
+        template=load_chat_template(checkpoint),
+        vocabulary=spec.vocabulary,
+        context_tokens=_CONTEXT_TOKENS,
+    )
+    desk = Desk(_Silent(min(tokenizer.eos_ids, default=0), spec.vocabulary), model, _Nobody())
+    text = "Why does memory bandwidth limit a language model? " * 32
+    prompt = {"model": "model", "prompt": text, "temperature": 1, "top_p": 0.9}
+    await (await desk.job("/v1/completions", json.dumps(prompt), {})).whole(desk.generator)
+    if tokenizer.eos_ids:
+        await model.compiled({"type": "object"})
+    if model.prompts.template is not None:
+        chat = {"model": "model", "messages": [{"role": "user", "content": text}], "stream": True}
+        job = await desk.job("/v1/chat/completions", json.dumps(chat), {})
+        async for objects in job.chunks(desk.generator):
+            json_bytes(objects)
+    json_bytes(document())
+    model.close()
+
+
+if __name__ == "__main__":
+    main()
