@@ -42,7 +42,7 @@ def test_this_machine_is_as_it_was_measured(residency: Residency) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("rtx4080",), "the nearest are RTX-4090"),
+        (("rtx4070",), "the nearest are RTX-4"),
         (("0xh100",), "a machine has 1 to 1024"),
         (("h100", "--ram", "64G"), "can be read in two ways"),
         (("h100", "--toml", "--json"), "cannot go together"),

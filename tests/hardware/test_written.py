@@ -118,7 +118,7 @@ def test_a_machine_may_be_a_file(tmp_path: Path) -> None:
         ("0xH100", "asks for 0 × H100-80GB; a machine has 1 to 1024"),
         ("100000xH100", "asks for 100000 × H100-80GB"),
         ("600xh100+600xh100", "asks for 1200 × H100-80GB"),
-        ("rtx4080", "no machine 'rtx4080'; the nearest are RTX-4090"),
+        ("rtx4070", "no machine 'rtx4070'; the nearest are RTX-4"),
         ("m3-max", "several sizes of memory; write one of M3-Max-30core-36GB"),
         ("nvme-gen4", "no processor and no device"),
         ("desktop+epyc-9654", "names 2 hosts"),
