@@ -10,6 +10,7 @@ from residency.planner.training import (
     LoraOptions,
     TrainingMemory,
     TrainingOptions,
+    fit_training,
     layer_saved,
     plan_training,
     published_layer_bytes,
@@ -291,3 +292,31 @@ def test_eight_bit_states_are_a_byte_a_value_and_a_scale_for_256() -> None:
 def test_lion_keeps_one_moment() -> None:
     model = llama_2_7b()
     assert plan_training(model, TrainingOptions(optimizer="lion")).optimizer == 4 * model.parameters
+
+
+def test_what_fits_as_it_is_asked_for_stays_so() -> None:
+    fitted = fit_training(llama_3_2_1b(), TrainingOptions(context_tokens=1024), device_bytes=80 * GIB)
+    assert (fitted.fits, fitted.changes) == (True, ())
+
+
+def test_optimizer_states_are_shared_before_layers_are_computed_twice() -> None:
+    """Eight billion parameters on four devices of 80 GiB: 16 bytes a parameter do not fit on one."""
+    training = TrainingOptions(data_parallel=4, context_tokens=4096)
+    fitted = fit_training(llama_3_1_8b(), training, device_bytes=79 * GIB)
+    assert (fitted.fits, fitted.options.recomputation) == (True, "none")
+    assert fitted.options.zero_stage > 0
+
+
+def test_the_way_that_fits_is_the_cheapest_and_none_before_it_does() -> None:
+    training = TrainingOptions(data_parallel=4, batch_sequences=4, context_tokens=4096)
+    fitted = fit_training(llama_3_1_8b(), training, device_bytes=79 * GIB)
+    assert fitted.changes == ("ZeRO stage 2", "full recomputation")
+    without = fit_training(
+        llama_3_1_8b(), training, device_bytes=79 * GIB, fixed=frozenset({"recomputation", "offload_optimizer"})
+    )
+    assert not without.fits
+
+
+def test_what_cannot_fit_says_what_is_missing_from_the_nearest() -> None:
+    fitted = fit_training(llama_3_1_8b(), TrainingOptions(), device_bytes=8 * GIB)
+    assert fitted.missing_bytes == fitted.memory.peak - 8 * GIB > 0

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Origin = Literal["exact", "modelled"]
+from residency.planner.training.options import TrainingOptions
+
+Origin = Literal["exact", "modelled", "extrapolated"]
 PhaseName = Literal["loss", "backward", "end of backward", "optimizer step"]
 
 
@@ -67,8 +69,8 @@ class StageMemory:
 class TrainingMemory:
     """A training run's memory. Without stages named, figures are of the stage with the highest peak."""
 
+    options: TrainingOptions
     stages: tuple[StageMemory, ...]
-    devices: int
     trainable_parameters: int
     published_activations: int | None  # by the formula of arXiv 2205.05198, for comparison; one stage, all layers
 
@@ -110,4 +112,4 @@ class TrainingMemory:
     @property
     def ram(self) -> int:
         """Bytes of RAM that the devices offload, all together."""
-        return sum(stage.ram for stage in self.stages) * (self.devices // len(self.stages))
+        return sum(stage.ram for stage in self.stages) * self.options.devices // len(self.stages)

@@ -7,11 +7,11 @@ activations. A fused optimizer needs no room of its own.
 
 from dataclasses import dataclass
 
-from residency.planner.training.memory import TrainingFigure, TrainingPhase
+from residency.planner.training.memory import Origin, TrainingFigure, TrainingPhase
 from residency.planner.training.options import TrainingOptions
 from residency.planner.training.saved import end_saved, layer_saved, saved_bytes, stored_tensors
 from residency.planner.training.states import TensorBytes, gradient_bytes, share, weight_bytes
-from residency.planner.training.tensors import DeviceTensor, layer_tensors, stage_layers, stage_tensors
+from residency.planner.training.tensors import DeviceTensor, end_tensors, layer_tensors, stage_layers
 from residency.spec.model import AttentionSpec, LatentAttentionSpec, LayerSpec, ModelSpec, MoeSpec
 
 
@@ -35,6 +35,7 @@ class StageActivations:
     in_flight: int  # micro-batches whose activations are kept at once (one forward, one backward: "1F1B")
     ends: int  # kept by the final norm, the head and the loss
     logits: int  # gradients of the logits
+    is_extrapolated: bool = False  # some layers are recurrent: their scans were not compared with a real step
 
     @classmethod
     def of(cls, model: ModelSpec, training: TrainingOptions, stage: int) -> "StageActivations":
@@ -53,6 +54,7 @@ class StageActivations:
             in_flight=min(remaining, training.accumulation_steps) if training.pipeline_parallel > 1 else 1,
             ends=_end_bytes(model, training, stage) if is_last else 0,
             logits=_logit_gradients(model, training) if is_last else 0,
+            is_extrapolated=any(layer.mixer for layer in stage_layers(model, training, stage)),
         )
 
     @property
@@ -66,6 +68,7 @@ class StageActivations:
         layers = self.in_flight * sum(layer.stored for layer in self.layers)
         most = max(layer.stored for layer in self.layers)
         in_flight = f" x {self.in_flight} micro-batches in flight" if self.in_flight > 1 else ""
+        layers_origin: Origin = "extrapolated" if self.is_extrapolated else "modelled"
         lines = [
             ("activations of layers", layers, f"{len(self.layers)} layers x at most {most:,} bytes{in_flight}"),
             ("activations of head and loss", self.ends, "final norm, head and float32 log-probabilities"),
@@ -73,7 +76,12 @@ class StageActivations:
             ("recomputed layer", max(layer.recomputed for layer in self.layers), "one layer at a time"),
         ]
         return [
-            TrainingFigure(name=name, num_bytes=num_bytes, origin="modelled", arithmetic=arithmetic)
+            TrainingFigure(
+                name=name,
+                num_bytes=num_bytes,
+                origin="modelled" if name in ("gradients of logits", "activations of head and loss") else layers_origin,
+                arithmetic=arithmetic,
+            )
             for name, num_bytes, arithmetic in lines
             if num_bytes
         ]
@@ -100,9 +108,9 @@ def stage_phases(
     permanent = training.accumulation_steps > 1 or training.devices > 1
     whole = activations.stored
     loss = phase("loss", held.gradients if permanent else 0, whole, activations.logits + gathered)
-    behind = sum(gradient_bytes(t, training) for t in stage_tensors(model, training, stage) if not t.in_layer)
-    if stage == 0 and not model.tied:
-        behind -= gradient_bytes(_embedding(model, training), training)
+    ends = end_tensors(model, training, stage)
+    # An embedding of its own is differentiated last, a tied one with the head.
+    behind = sum(gradient_bytes(t, training) for t in ends if model.tied or t.name != model.embedding.name)
     backward = []
     kept = whole - activations.ends
     for layer in reversed(activations.layers):
@@ -112,10 +120,6 @@ def stage_phases(
         kept -= layer.stored
     step = phase("optimizer step", held.gradients, 0, 0)
     return (loss, max(backward, key=lambda each: each.total), step)
-
-
-def _embedding(model: ModelSpec, training: TrainingOptions) -> DeviceTensor:
-    return stage_tensors(model, training, 0)[0]
 
 
 def _layer_activations(model: ModelSpec, layer: LayerSpec, training: TrainingOptions) -> LayerActivations:
@@ -158,9 +162,8 @@ def _derivatives(model: ModelSpec, layer: LayerSpec, training: TrainingOptions) 
 
 
 def _end_bytes(model: ModelSpec, training: TrainingOptions, stage: int) -> int:
-    tensors = [t for t in stage_tensors(model, training, stage) if not t.in_layer]
     head = (model.head or model.embedding).name
-    casts = _cast_bytes([t for t in tensors if t.name == head], training)
+    casts = _cast_bytes([t for t in end_tensors(model, training, stage) if t.name == head], training)
     return saved_bytes(end_saved(model, training), training) + casts
 
 

@@ -19,8 +19,8 @@ def plan_training(model: ModelSpec, training: TrainingOptions) -> TrainingMemory
     stages = tuple(_stage(model, training, stage) for stage in range(training.pipeline_parallel))
     whole = TrainingOptions(lora=training.lora)
     return TrainingMemory(
+        options=training,
         stages=stages,
-        devices=training.devices,
         trainable_parameters=sum(t.num_values for t in stage_tensors(model, whole, 0) if t.trainable),
         published_activations=published_activation_bytes(model, training),
     )

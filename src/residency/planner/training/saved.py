@@ -18,9 +18,10 @@ MLP_PARTS = ("mlp", "feed_forward", "ffn", "experts", "block_sparse_moe", "fc1",
 OUTPUT_MODULES = (  # that return to the residual stream
     "o_proj out_proj dense c_proj wo down_proj fc2 w2 dense_4h_to_h fc_out output output_linear w_down".split()
 )
-# Values that the activation keeps beside its input and its output, per value, where it is made of several operations:
-# GPT-2's GELU multiplies, cubes and adds in Python.
-GELU_STEPS = {"gpt2": 3}
+# What transformers' modules of some architectures keep beside the usual, in eager form:
+ACTIVATION_STEPS = {"gpt2": 3, "phi": 3, "gpt_oss": 3}  # the activation is several operations in Python
+FLOAT32_NORMS = ("gemma", "gemma2", "gemma3", "gemma3_text", "olmo2", "gpt_oss")  # the weight multiplies in float32
+CAPPED = ("gemma2",)  # a tanh bounds attention scores and logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,8 @@ def end_saved(model: ModelSpec, training: TrainingOptions) -> list[SavedTensor]:
     kept.append(SavedTensor(name="labels", values_per_token=2, value_bytes=8))
     if training.lora is None:
         kept.append(rules.compute("head input", model.hidden))
+    if training.loss_chunks == 1 and model.architecture in CAPPED:
+        kept.append(rules.compute("capped logits", model.vocabulary, over_heads=True))
     if training.loss_chunks == 1:
         kept.append(
             SavedTensor(name="log-probabilities", values_per_token=model.vocabulary, value_bytes=4, over_heads=True)
@@ -133,7 +136,7 @@ class _Rules:
             return [taken, factors]
         kept = [replace(taken, name=f"{name} input, float32", value_bytes=4), factors]
         if self.adapted is None:
-            value_bytes = 4 if self.model.architecture.startswith("gemma") else self.stream_bytes
+            value_bytes = 4 if self.model.architecture in FLOAT32_NORMS else self.stream_bytes
             kept.append(replace(taken, name=f"{name} normalised", value_bytes=value_bytes))
         return kept
 
@@ -176,12 +179,17 @@ class _Rules:
         naive = self.training.attention == "naive"
         if naive and self.eager:
             key = query  # repeated for every head
-        kept = self.inputs("attention input", self.model.hidden, self.inner("attention"))
+        inner = self.inner("attention")
+        kept = self.inputs("attention input", self.model.hidden, inner)
         kept += [
             self.compute("queries", query, over_heads=True),
             self.compute("keys", key, over_heads=True),
             self.compute("values", key, over_heads=True),
         ]
+        rotated = all(t.role != "position" for t in self.model.others)
+        if self.eager and rotated and any(t.shape[0] == query + 2 * key for t in inner):
+            # Values are a view of one matrix's output, which keeps queries and keys as they were before rotation.
+            kept.append(self.compute("queries and keys before rotation", query + key, over_heads=True))
         return kept + self.core(attention.num_heads, query)
 
     def latent_attention(self, attention: LatentAttentionSpec) -> list[SavedTensor]:
@@ -213,6 +221,8 @@ class _Rules:
         matrix = [scores]
         if self.eager and (self.compute_bytes != 4):
             matrix.append(replace(scores, name="attention weights, float32", value_bytes=4))
+        if self.eager and self.model.architecture in CAPPED:
+            matrix.append(replace(scores, name="attention weights, capped"))
         if self.training.dropout:
             matrix += [
                 replace(scores, name="attention weights, dropout mask", value_bytes=1),
@@ -225,24 +235,24 @@ class _Rules:
         kept = self.inputs(f"{name} input", self.model.hidden, inner)
         outer = [t for t in self.outer("mlp") if name != "mlp" or t.role != "expert"]
         before = self.compute(f"{name} activation input", width, over_heads=True)
-        if mlp.gated:
-            kept += [before, replace(before, name=f"{name} up")]
-            if self.eager:
-                kept.append(replace(before, name=f"{name} activation"))
-        elif mlp.activation != "relu":
+        is_relu = mlp.activation == "relu" and not mlp.gated  # its derivative needs its output alone
+        if not is_relu:
             kept.append(before)
-            if self.eager:
-                kept += [replace(before, name=f"{name} activation, steps")] * GELU_STEPS.get(self.model.architecture, 0)
+        if mlp.gated:
+            kept.append(replace(before, name=f"{name} up"))
+        if self.eager:
+            steps = mlp.gated + ACTIVATION_STEPS.get(self.model.architecture, 0)
+            kept += [replace(before, name=f"{name} activation")] * steps
         after = self.inputs(f"{name} output", width, outer)
-        if not after and not mlp.gated and mlp.activation == "relu":
-            after = [before]
-        return kept + after
+        return kept + (after or [replace(before, name=f"{name} output")] * is_relu)
 
     def experts(self, moe: MoeSpec) -> list[SavedTensor]:
         """Experts see each token `experts_per_token` times; the router keeps a weight for each expert."""
         routed, hidden = moe.experts_per_token, self.model.hidden
         inner = [t for t in self.inner("mlp") if t.role == "expert"][:1]
-        kept = [SavedTensor(name="router weights", values_per_token=2 * moe.num_experts, value_bytes=4)]
+        router = [t for t in self.linear if t.role == "router"]
+        kept = self.inputs("router input", hidden, router)
+        kept.append(SavedTensor(name="router weights", values_per_token=2 * moe.num_experts, value_bytes=4))
         one_copy = [t for t in self.mlp(moe, moe.intermediate, inner, "expert") if t.name != "expert input"]
         kept += [replace(t, values_per_token=t.values_per_token * routed) for t in one_copy]
         kept += [self.compute("experts' inputs", hidden * routed), self.compute("experts' outputs", hidden * routed)]

@@ -35,18 +35,20 @@ class DeviceTensor:
 
 
 def stage_tensors(model: ModelSpec, training: TrainingOptions, stage: int) -> tuple[DeviceTensor, ...]:
-    """What one device of pipeline stage `stage` holds. The first has the embedding, the last norm and head: a tied
-    embedding is on both.
-    """
+    """What one device of pipeline stage `stage` holds."""
     layers = stage_layers(model, training, stage)
+    return (*end_tensors(model, training, stage), *(t for layer in layers for t in layer_tensors(layer, training)))
+
+
+def end_tensors(model: ModelSpec, training: TrainingOptions, stage: int) -> tuple[DeviceTensor, ...]:
+    """What it holds beside layers. The first stage has the embedding, the last norm and head: a tied embedding is on
+    both.
+    """
     first, last = stage == 0, stage == training.pipeline_parallel - 1
     ends: list[TensorSpec] = [model.embedding] if first or (last and model.tied) else []
     ends += [model.final_norm, *([model.head] if model.head else [])] if last else []
     ends += [t for t in model.others if (first if t.role in ("position", "vision") else last)]
-    held = [_on_device(tensor, training, None) for tensor in ends]
-    for layer in layers:
-        held += layer_tensors(layer, training)
-    return tuple(held)
+    return tuple(_on_device(tensor, training, None) for tensor in ends)
 
 
 def stage_layers(model: ModelSpec, training: TrainingOptions, stage: int) -> tuple[LayerSpec, ...]:
