@@ -24,6 +24,11 @@ GIB = 1024**3
         ("a100", "A100-80GB", 1),
         ("h100+h100", "H100-80GB", 2),
         ("gb10", "DGX-Spark-128GB", 1),
+        ("AMD Ryzen AI Max+ 395", "Strix-Halo-128GB", 1),
+        ("AMD Instinct MI300X", "MI300X-192GB", 1),
+        ("NVIDIA H100 80GB HBM3", "H100-80GB", 1),
+        ("NVIDIA A100-SXM4-40GB", "A100-40GB", 1),
+        ("NVIDIA A100 80GB PCIe", "A100-PCIe-80GB", 1),
     ],
 )
 def test_a_device_is_found_however_it_is_written(text: str, device: str, count: int) -> None:
@@ -125,7 +130,7 @@ def test_a_machine_may_be_a_file(tmp_path: Path) -> None:
         ("2xm3-max-64gb", "sold as one machine"),
         ("m3-max-64gb+h100", "sold as one machine"),
         ("", "'' is no machine"),
-        ("h100+", "'' is no machine"),
+        ("h100++h100", "'' is no machine"),
         ("nowhere.toml", r"nowhere\.toml cannot be read"),
         ("./nowhere", "nowhere cannot be read"),
     ],
