@@ -9,7 +9,6 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -29,6 +28,7 @@ from residency.server.intake import OPEN_BODIES_BYTES
 from residency.server.model import Model
 from residency.server.openapi import document
 from residency.server.streams import json_bytes
+from residency.server.watch import Unobserved
 from residency.spec.opening import open_checkpoint
 
 BYTES_PER_BODY_BYTE = 16  # of an open request: its body, its fields, its tokens and its answer
@@ -45,6 +45,8 @@ def main() -> None:
 
 class _Silent:
     """A service whose every answer is one token, the model's last word."""
+
+    failure = None
 
     def __init__(self, token: int, vocabulary: int) -> None:
         self._token = token
@@ -71,16 +73,6 @@ class _Silent:
     def cancel(self, request_id: int) -> None: ...
 
 
-class _Nobody:
-    """Observes nothing."""
-
-    def first_token(self, seconds: float) -> None: ...
-
-    def between_tokens(self, seconds: float) -> None: ...
-
-    def ended(self, reason: str, seconds: float, usage: Any) -> None: ...
-
-
 async def _answer(path: Path) -> None:
     checkpoint = open_checkpoint(path)
     spec, tokenizer = model_spec(checkpoint), load_tokenizer(checkpoint)
@@ -91,7 +83,7 @@ async def _answer(path: Path) -> None:
         vocabulary=spec.vocabulary,
         context_tokens=_CONTEXT_TOKENS,
     )
-    desk = Desk(_Silent(min(tokenizer.eos_ids, default=0), spec.vocabulary), model, _Nobody())
+    desk = Desk(_Silent(min(tokenizer.eos_ids, default=0), spec.vocabulary), model, Unobserved())
     text = "Why does memory bandwidth limit a language model? " * 32
     prompt = {"model": "model", "prompt": text, "temperature": 1, "top_p": 0.9}
     await (await desk.job("/v1/completions", json.dumps(prompt), {})).whole(desk.generator)

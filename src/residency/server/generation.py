@@ -9,6 +9,7 @@ from functools import partial
 from typing import Protocol
 
 from residency.engine.generation import GenerationOptions, TokenEvent
+from residency.errors import ServiceError
 from residency.server.problems import Problem, Refused
 
 
@@ -22,6 +23,10 @@ class Submits(Protocol):
 
     def cancel(self, request_id: int) -> None:
         """Forget a request; nothing happens for one that has ended."""
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Why the service has failed; None while it is well."""
 
 
 class Mailbox:
@@ -82,6 +87,11 @@ class Generator:
     def __init__(self, service: Submits) -> None:
         self._service = service
         self._mailbox: Mailbox | None = None
+
+    def require_service(self) -> None:
+        """ServiceError if the service has failed."""
+        if self._service.failure is not None:
+            raise ServiceError(f"the service has failed ({self._service.failure}); start it anew.")
 
     @asynccontextmanager
     async def started(

@@ -61,3 +61,16 @@ class Watch:
             self._last[delta.index] = now
             self._reason = delta.finish_reason or self._reason
         self._usage = usage
+
+
+class Unobserved:
+    """An observer that keeps nothing."""
+
+    def first_token(self, seconds: float) -> None:
+        """See Observer."""
+
+    def between_tokens(self, seconds: float) -> None:
+        """See Observer."""
+
+    def ended(self, reason: str, seconds: float, usage: Usage) -> None:
+        """See Observer."""
