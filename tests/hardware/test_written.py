@@ -62,6 +62,12 @@ def test_eight_devices_meet_over_nvlink() -> None:
     assert machine.peer_link(machine.devices[0], 8).bytes_per_second == 450e9
 
 
+def test_fewer_devices_of_a_mesh_have_fewer_wires() -> None:
+    machine = parse_machine("8xmi300x")
+    rates = [machine.peer_link(machine.devices[0], count).bytes_per_second for count in (2, 8)]
+    assert rates == [64e9, 448e9]
+
+
 def test_devices_without_a_bridge_meet_over_pcie() -> None:
     machine = parse_machine("2xl40s")
     assert machine.peer_link(machine.devices[0], 2).kind == "PCIe 4.0 x16"

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 
 import click
+from click.shell_completion import CompletionItem
 
 from residency.cli.options import json_option, memory_bytes
 from residency.cli.planned import measured_machine
@@ -19,8 +20,15 @@ from residency.units import binary_bytes, operations_rate, rate, seconds
 DEVICE_HEAD = ("DEVICE", "LISTED", "USABLE", "MEMORY", "FP16", "FP8", "LINKS", "STATUS")
 
 
+def complete_machine(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """For shells: the catalog's names that begin so, whatever their case, else files."""
+    wanted = incomplete.lower()
+    names = [CompletionItem(name) for name in ("this", *load_catalog().parts()) if name.lower().startswith(wanted)]
+    return names or [CompletionItem(incomplete, type="file")]
+
+
 @click.command("machines")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_machine)
 @click.option("--ram", "ram_bytes", callback=memory_bytes, metavar="SIZE", help="RAM of the host, such as 64GB.")
 @click.option("--disk", "disk_bytes", callback=memory_bytes, metavar="SIZE", help="Size of the disk, such as 2TB.")
 @click.option("--toml", "as_toml", is_flag=True, help="Print the machine as the TOML file that describes one's own.")
@@ -153,8 +161,8 @@ def _device_lines(device: Device) -> list[str]:
 def _link_row(link: Link, machine: Machine) -> tuple[str, str, str]:
     among = f"among up to {link.joins} × {link.source}"
     ends = among if link.source == link.target else f"{link.source} – {link.target}"
-    coherent = ", coherent" if link.is_coherent else ""
-    return ends, rate(link.bytes_per_second), f"each way, {seconds(link.latency_seconds)}, {link.kind}{coherent}"
+    remark = ", coherent" if link.is_coherent else ", less among fewer" if link.is_mesh else ""
+    return ends, rate(link.bytes_per_second), f"each way, {seconds(link.latency_seconds)}, {link.kind}{remark}"
 
 
 def _source_lines(sources: Mapping[str, str]) -> list[str]:

@@ -113,6 +113,7 @@ def _link(part: LinkPart, source: str, target: str, *, joins: int) -> Link:
         kind=part.title,
         joins=joins,
         is_coherent=part.is_coherent,
+        is_mesh=part.is_mesh,
     )
 
 

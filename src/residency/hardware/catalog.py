@@ -87,6 +87,7 @@ class LinkPart:
     bytes_per_second: float  # in one direction
     latency_seconds: float
     is_coherent: bool = False
+    is_mesh: bool = False
     sources: Mapping[str, str]
 
 

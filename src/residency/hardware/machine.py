@@ -71,6 +71,13 @@ class Link:
     kind: str = ""  # "PCIe 5.0 x16", "NVLink 4"
     joins: int = 2  # how many it joins at that rate for each
     is_coherent: bool = False  # either end reads the other's memory in place
+    is_mesh: bool = False  # wires to each peer, not to a switch: among fewer devices, fewer wires are used
+
+    def among(self, num_devices: int) -> "Link":
+        """The link as so many of the devices that it joins have it."""
+        if not self.is_mesh:
+            return self
+        return replace(self, bytes_per_second=self.bytes_per_second * (num_devices - 1) / (self.joins - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +145,8 @@ class Machine:
 
     def peer_link(self, device: Device, num_devices: int) -> Link:
         """The fastest way among `num_devices` of these devices; MachineError where nothing joins that many."""
-        links = [link for link in self.links if link.source == link.target == device.name and link.joins >= num_devices]
+        joining = [link for link in self.links if link.source == link.target == device.name]
+        links = [link.among(num_devices) for link in joining if link.joins >= num_devices]
         if not links:
             raise MachineError(f"no link of the machine {self.name!r} joins {num_devices} of {device.name!r}.")
         return max(links, key=lambda link: link.bytes_per_second)
