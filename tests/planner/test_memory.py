@@ -173,8 +173,8 @@ def test_a_context_that_was_not_asked_for_leaves_room_for_a_chunk(make_model: Ma
     assert (plan.chunk_tokens, plan.context_tokens < 2048) == (128, True)
 
 
-def test_a_quantized_row_is_48_bytes_for_every_32_values_begun() -> None:
-    assert [quantized_bytes(columns) for columns in (32, 33, 576)] == [48, 96, 864]
+def test_a_packed_row_is_64_bytes_for_every_32_values_begun() -> None:
+    assert [quantized_bytes(columns) for columns in (32, 33, 576)] == [64, 128, 1152]
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -4,28 +4,44 @@ Shape suffixes: T tokens, H heads, G key-value heads, D values of a head, C chan
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from residency.formats import unpack_rows
-from residency.kernels.matmul.reference import quantize_rows
+from residency.kernels.matmul.reference import quantize_rows, rounded_to_bf16
 from residency.spec import AttentionSpec, LayerSpec, ModelSpec, Rearrange, TensorSpec
 
 Array = npt.NDArray[np.float64]
 
 
-def plain_logits(model: ModelSpec, tokens: list[int], *, rounded: bool = False) -> Array:
-    """Logits (tokens, vocabulary) after each of `tokens`.
+@dataclass(frozen=True)
+class Rounding:
+    """Rounds where the engine does: keys and values to float16, and what meets a matrix in blocks to int8 in groups.
 
-    With `rounded`, rounded where the engine rounds: keys and values to float16, and what meets a matrix in integer
-    blocks to int8 in groups.
+    The first `bf16_tokens` meet matrices in tile registers: the matrix and they are rounded to bfloat16.
     """
+
+    bf16_tokens: int
+
+    def product(self, x_TC: Array, weights_RC: Array) -> Array:
+        """x · matrixᵀ."""
+        n = self.bf16_tokens
+        rounded = [rounded_to_bf16(each.astype(np.float32)).astype(np.float64) for each in (x_TC[:n], weights_RC)]
+        rest_TC = x_TC[n:]
+        if len(rest_TC):
+            rest_TC = quantize_rows(rest_TC.astype(np.float32)).values_TC
+        return np.concatenate([rounded[0] @ rounded[1].T, rest_TC @ weights_RC.T])
+
+
+def plain_logits(model: ModelSpec, tokens: list[int], *, rounding: Rounding | None = None) -> Array:
+    """Logits (tokens, vocabulary) after each of `tokens`."""
     x_TC = read_tensor(model.embedding)[tokens] * model.embedding_scale
     for layer in model.layers:
-        x_TC = _layer(model, layer, x_TC, rounded)
+        x_TC = _layer(model, layer, x_TC, rounding)
     x_TC = _norm(model, x_TC, read_tensor(model.final_norm))
-    return _product(x_TC, model.head or model.embedding, rounded)
+    return _product(x_TC, model.head or model.embedding, rounding and Rounding(0))
 
 
 def read_tensor(tensor: TensorSpec) -> Array:
@@ -42,40 +58,43 @@ def read_tensor(tensor: TensorSpec) -> Array:
     return values
 
 
-def _product(x_TC: Array, tensor: TensorSpec, rounded: bool) -> Array:
+def _product(x_TC: Array, tensor: TensorSpec, rounding: Rounding | None) -> Array:
     """x · matrixᵀ."""
-    if rounded and not tensor.format.is_float:
-        x_TC = quantize_rows(x_TC.astype(np.float32)).values_TC
-    out_TR: Array = x_TC @ _head_rows(tensor).T
+    rows_RC = _head_rows(tensor)
+    if rounding and not tensor.format.is_float:
+        return rounding.product(x_TC, rows_RC)
+    out_TR: Array = x_TC @ rows_RC.T
     return out_TR
 
 
-def _layer(model: ModelSpec, layer: LayerSpec, x_TC: Array, rounded: bool) -> Array:
+def _layer(model: ModelSpec, layer: LayerSpec, x_TC: Array, rounding: Rounding | None) -> Array:
     part = {tensor.name.split(".", 3)[3]: tensor for tensor in layer.tensors}
     sandwiched = "pre_feedforward_layernorm.weight" in part
 
     def norm(name: str, values: Array) -> Array:
         return _norm(model, values, read_tensor(part[name]))
 
-    attended_TC = _attention(model, layer.grouped_attention, part, norm("input_layernorm.weight", x_TC), rounded)
+    attended_TC = _attention(model, layer.grouped_attention, part, norm("input_layernorm.weight", x_TC), rounding)
     if sandwiched:
         attended_TC = norm("post_attention_layernorm.weight", attended_TC)
     x_TC = x_TC + attended_TC
     before = "pre_feedforward_layernorm.weight" if sandwiched else "post_attention_layernorm.weight"
     h_TC = norm(before, x_TC)
-    gate = _product(h_TC, part["mlp.gate_proj.weight"], rounded)
-    up = _product(h_TC, part["mlp.up_proj.weight"], rounded)
+    gate = _product(h_TC, part["mlp.gate_proj.weight"], rounding)
+    up = _product(h_TC, part["mlp.up_proj.weight"], rounding)
     if layer.gated_mlp.activation == "silu":
         gate = gate / (1 + np.exp(-gate))
     else:
         gate = 0.5 * gate * (1 + np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
-    fed_TC = _product(gate * up, part["mlp.down_proj.weight"], rounded)
+    fed_TC = _product(gate * up, part["mlp.down_proj.weight"], rounding)
     return x_TC + (norm("post_feedforward_layernorm.weight", fed_TC) if sandwiched else fed_TC)
 
 
-def _attention(model: ModelSpec, spec: AttentionSpec, part: dict[str, TensorSpec], x_TC: Array, rounded: bool) -> Array:
+def _attention(
+    model: ModelSpec, spec: AttentionSpec, part: dict[str, TensorSpec], x_TC: Array, rounding: Rounding | None
+) -> Array:
     def project(letter: str, num_heads: int) -> Array:
-        values = _product(x_TC, part[f"self_attn.{letter}_proj.weight"], rounded)
+        values = _product(x_TC, part[f"self_attn.{letter}_proj.weight"], rounding)
         if spec.bias:
             values = values + read_tensor(part[f"self_attn.{letter}_proj.bias"])
         heads_THD = values.reshape(len(x_TC), num_heads, spec.head_dim)
@@ -90,7 +109,7 @@ def _attention(model: ModelSpec, spec: AttentionSpec, part: dict[str, TensorSpec
         project("k", spec.num_kv_heads),
         project("v", spec.num_kv_heads),
     )
-    if rounded:
+    if rounding:
         k_TGD, v_TGD = (x.astype(np.float32).astype(np.float16).astype(np.float64) for x in (k_TGD, v_TGD))
     k_THD, v_THD = (np.repeat(x, spec.num_heads // spec.num_kv_heads, axis=1) for x in (k_TGD, v_TGD))
     scores_HTS = np.einsum("thd,shd->hts", q_THD, k_THD) * spec.scale
@@ -100,7 +119,7 @@ def _attention(model: ModelSpec, spec: AttentionSpec, part: dict[str, TensorSpec
     weights_HTS = np.exp(scores_HTS - scores_HTS.max(axis=-1, keepdims=True))
     weights_HTS /= weights_HTS.sum(axis=-1, keepdims=True)
     mixed_THD = np.einsum("hts,shd->thd", weights_HTS, v_THD)
-    return _product(mixed_THD.reshape(len(x_TC), -1), part["self_attn.o_proj.weight"], rounded)
+    return _product(mixed_THD.reshape(len(x_TC), -1), part["self_attn.o_proj.weight"], rounding)
 
 
 def _head_rows(tensor: TensorSpec) -> Array:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from residency.engine.workers import Workers
 from residency.formats import FORMATS
 from residency.kernels.library import Library
-from residency.kernels.matmul.reference import GROUP_VALUES, quantize_rows
+from residency.kernels.matmul.reference import GROUP_VALUES, quantize_rows, rounded_to_bf16
 from residency.kernels.recorder import Inputs, Launch, Recorder, Rows, address_of
 
 KERNELS = (
@@ -26,6 +26,7 @@ KERNELS = (
     "step.serve",
 )
 GROUP_BYTES = 48  # of a quantized group of 32 values: int8 codes, and float32 scale, two halves' sums and the sum
+ROW_GROUP_BYTES = 64  # what a row has for each group, quantized or not
 _GUARD_BYTES = 256
 _GUARD = 0xA5
 
@@ -41,6 +42,7 @@ class Step:
         self,
         *,
         num_tokens: int,
+        num_prompt: int = 0,
         logit_rows: Sequence[int] = (),
         items: Sequence[tuple[int, int]] = (),
         positions: Sequence[int] = (),
@@ -48,13 +50,16 @@ class Step:
         splits: int = 1,
     ) -> None:
         self._guarded: list[npt.NDArray[np.uint8]] = []
-        counts = self.given(np.array([num_tokens, len(logit_rows), len(items), splits], np.int64))
+        counts = self.given(
+            np.array([num_tokens, len(logit_rows), len(items), splits, num_tokens - num_prompt], np.int64)
+        )
         rows, runs, at, of = (
             self.given(np.array(values, np.int64)) for values in (logit_rows, items, positions, sequences)
         )
         first = address_of(counts)
         self.inputs = Inputs(
             num_tokens=first,
+            num_int8=first + 32,
             num_logits=first + 8,
             num_items=first + 16,
             splits=first + 24,
@@ -79,12 +84,18 @@ class Step:
         return made
 
     def poisoned_groups(self, tokens: int, columns: int) -> npt.NDArray[np.uint8]:
-        """A poisoned array for quantized rows of so many columns."""
-        return self.poisoned(tokens, columns // GROUP_VALUES * GROUP_BYTES, dtype=np.uint8)
+        """A poisoned array for packed rows of so many columns."""
+        return self.poisoned(tokens, columns // GROUP_VALUES * ROW_GROUP_BYTES, dtype=np.uint8)
 
-    def rows(self, values_TC: Floats) -> Rows:
-        """An activation as its maker would leave it: the rows and, as far as they are whole groups, their codes."""
-        rows = Rows(self.given(values_TC), self.given(packed_groups(values_TC)))
+    def rows(self, values_TC: Floats, *, num_prompt: int = 0) -> Rows:
+        """An activation as its maker would leave it: the rows and, as far as they are whole groups, their packed twin.
+
+        The last `num_prompt` are a prompt's.
+        """
+        packed_TB = packed_groups(values_TC)
+        if num_prompt:
+            packed_TB[-num_prompt:] = packed_prompt(values_TC[-num_prompt:])
+        rows = Rows(self.given(values_TC), self.given(packed_TB))
         rows.launch = Launch("made by the test", {"q8": 0}, meet=False)
         return rows
 
@@ -121,23 +132,36 @@ class Runner:
 
 
 def packed_groups(values_TC: Floats) -> npt.NDArray[np.uint8]:
-    """Quantized rows as the kernels hold them, (tokens, columns / 32 * 48) bytes."""
+    """Quantized rows as the kernels hold them, (tokens, columns / 32 * 64) bytes; the last quarter is poisoned."""
     quantized = quantize_rows(values_TC)
     scales_TG = quantized.scales_TG
     packed = np.zeros((*scales_TG.shape, GROUP_BYTES), np.uint8)
     packed[:, :, :32] = quantized.codes_TGV.view(np.uint8)
     words = np.concatenate([scales_TG[:, :, None], quantized.sums_TG3], axis=2).astype(np.float32)
     packed[:, :, 32:] = np.ascontiguousarray(words).view(np.uint8)
-    return packed.reshape(len(values_TC), -1)
+    rows = np.full((len(values_TC), scales_TG.shape[1] * ROW_GROUP_BYTES), 0xFF, np.uint8)
+    rows[:, : scales_TG.shape[1] * GROUP_BYTES] = packed.reshape(len(values_TC), -1)
+    return rows
+
+
+def packed_prompt(values_TC: Floats) -> npt.NDArray[np.uint8]:
+    """A prompt's rows as the kernels hold them: tiles of 16 rows, in which group after group has 64 bytes a row."""
+    bits_TC = (rounded_to_bf16(values_TC).view(np.uint32) >> 16).astype(np.uint16)
+    groups_TGV = bits_TC.reshape(len(bits_TC), -1, GROUP_VALUES)
+    tiles = [groups_TGV[first : first + 16].transpose(1, 0, 2).ravel() for first in range(0, len(bits_TC), 16)]
+    return np.concatenate(tiles).view(np.uint8).reshape(len(bits_TC), -1)
 
 
 def codes_of(packed_TB: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
     """The codes in quantized rows, (tokens, columns)."""
-    groups = packed_TB.reshape(len(packed_TB), -1, GROUP_BYTES)
-    return np.ascontiguousarray(groups[:, :, :32]).view(np.int8).reshape(len(packed_TB), -1)
+    return np.ascontiguousarray(_groups(packed_TB)[:, :, :32]).view(np.int8).reshape(len(packed_TB), -1)
 
 
 def words_of(packed_TB: npt.NDArray[np.uint8]) -> Floats:
     """The four words after each group's codes, (tokens, groups, 4): scale, two halves' sums and the sum."""
-    groups = packed_TB.reshape(len(packed_TB), -1, GROUP_BYTES)
-    return np.ascontiguousarray(groups[:, :, 32:]).view(np.float32)
+    return np.ascontiguousarray(_groups(packed_TB)[:, :, 32:]).view(np.float32)
+
+
+def _groups(packed_TB: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    num_groups = packed_TB.shape[1] // ROW_GROUP_BYTES
+    return packed_TB[:, : num_groups * GROUP_BYTES].reshape(len(packed_TB), num_groups, GROUP_BYTES)

@@ -115,11 +115,19 @@ def _product(library: Library, *, rows: int, columns: int, tokens: int, kernels:
     counts = np.array([tokens], np.int64)
     at = address_of(counts)
     inputs = Inputs(
-        num_tokens=at, num_logits=at, num_items=at, splits=at, logit_rows=at, items=at, positions=at, sequences=at
+        num_tokens=at,
+        num_int8=at,
+        num_logits=at,
+        num_items=at,
+        splits=at,
+        logit_rows=at,
+        items=at,
+        positions=at,
+        sequences=at,
     )
     step = Recorder(inputs, {"counts": counts})
     maker = Launch("none", {}, meet=False)
-    x = Rows(np.zeros((tokens, columns), np.float32), np.zeros((tokens, columns // 32 * 48), np.uint8), maker)
+    x = Rows(np.zeros((tokens, columns), np.float32), np.zeros((tokens, columns // 32 * 64), np.uint8), maker)
     tiles = np.ones(Q4_1.bytes_of((rows, columns)), np.uint8)
     out = np.zeros((tokens, rows), np.float32)
     for _ in range(kernels):

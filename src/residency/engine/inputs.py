@@ -12,7 +12,7 @@ from residency.ledger import KvPages
 from residency.scheduler import Batch
 from residency.spec.model import ModelSpec, RopeSpec
 
-NUM_TOKENS, NUM_LOGITS, NUM_ITEMS, SPLITS = range(4)
+NUM_TOKENS, NUM_LOGITS, NUM_ITEMS, SPLITS, NUM_INT8 = range(5)
 _PAGES_PER_SPLIT = 8  # fewer pages are not worth another thread's start
 
 
@@ -45,6 +45,7 @@ class StepInputs:
         counts = address_of(self._counts)
         return Inputs(
             num_tokens=counts + 8 * NUM_TOKENS,
+            num_int8=counts + 8 * NUM_INT8,
             num_logits=counts + 8 * NUM_LOGITS,
             num_items=counts + 8 * NUM_ITEMS,
             splits=counts + 8 * SPLITS,
@@ -74,7 +75,9 @@ class StepInputs:
                 row_of.append(entry.request_id)
             first = last
         self._write_angles(first)
-        self._counts[: SPLITS + 1] = first, len(row_of), num_items, self._splits(num_items, first, longest_pages)
+        num_int8 = sum(entry.num_tokens for entry in batch.entries if not entry.of_prompt)
+        splits = self._splits(num_items, first, longest_pages)
+        self._counts[: NUM_INT8 + 1] = first, len(row_of), num_items, splits, num_int8
         return row_of
 
     def _write_pages(self, index: int, request_id: int, first: int, last: int, pages: KvPages) -> None:

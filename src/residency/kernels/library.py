@@ -20,6 +20,7 @@ from typing import Any
 
 from residency.errors import StoreError, UnsupportedError
 from residency.kernels.simd.link import Image
+from residency.kernels.simd.permission import may_use_tiles
 from residency.paths import cache_folder, child_environment
 
 _NEEDED_INSTRUCTIONS = ("avx2", "fma", "f16c")  # as Linux names them
@@ -136,13 +137,12 @@ def kernel_folder() -> Path:
     """Where this machine's kernels of this version are kept; of $RESIDENCY_CPU's, where that is set."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
-    for source in sorted([*here.glob("*/cpu.py"), *here.glob("simd/*.py")]):
+    for source in sorted([*here.glob("*/cpu*.py"), *here.glob("simd/*.py")]):
         digest.update(source.read_bytes())
     for package in ("numba", "llvmlite"):
         digest.update(_installation(package).encode())
-    digest.update(
-        f"{sys.version_info[:2]} {platform.machine()} {os.environ.get('RESIDENCY_CPU') or _processor()}".encode()
-    )
+    processor = os.environ.get("RESIDENCY_CPU") or f"{_processor()} {may_use_tiles()}"
+    digest.update(f"{sys.version_info[:2]} {platform.machine()} {processor}".encode())
     return cache_folder() / "kernels" / digest.hexdigest()[:16]
 
 

@@ -32,6 +32,7 @@ class Inputs:
     """Addresses of what changes from step to step (see engine/inputs.py, which writes it)."""
 
     num_tokens: int
+    num_int8: int  # tokens whose rows meet matrices in int8: the first ones, that are no prompt's
     num_logits: int
     num_items: int
     splits: int
@@ -43,9 +44,9 @@ class Inputs:
 
 @dataclass
 class Rows:
-    """The rows of an activation: float32, int8 in groups, or both; its maker writes what is asked for.
+    """The rows of an activation: float32, packed for matrices in blocks, or both; its maker writes what is asked for.
 
-    `values` (tokens, columns); `q8` (tokens, columns / 32 x 48) bytes, see simd/blocks.quantize_group.
+    `values` (tokens, columns); `q8` (tokens, columns / 32 x 64) bytes, see simd/blocks.place_of_row.
     """
 
     values: FloatArray
@@ -59,7 +60,7 @@ class Rows:
         return self.values
 
     def as_q8(self) -> npt.NDArray[np.uint8]:
-        """The quantized rows."""
+        """The packed rows."""
         assert self.q8 is not None and self.launch is not None
         self.launch.words["q8"] = address_of(self.q8)
         return self.q8

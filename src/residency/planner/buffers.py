@@ -4,9 +4,9 @@ from residency.formats.tiles import TILE_ROWS
 from residency.planner.plan import PAGE_TOKENS, Buffer
 from residency.spec.model import ModelSpec
 
-# Activations are quantized in groups of 32 values: 32 int8 and 4 words (scale, sum and padding).
+# Activations are packed in groups of 32 values: 32 int8 and 4 words (scale and sums), or 32 of bfloat16 for prompts.
 GROUP_VALUES = 32
-GROUP_BYTES = 48
+GROUP_BYTES = 64
 
 # Decode splits a long context into this many parts that threads attend to side by side, whatever their number, so
 # that the result does not depend on it.
@@ -77,7 +77,7 @@ def in_tiles(columns: int) -> int:
 
 
 def quantized_bytes(columns: int) -> int:
-    """Bytes of one row of so many values once quantized; the last group is filled up with zeros."""
+    """Bytes of one row of so many values once packed; the last group is filled up with zeros."""
     return -(-columns // GROUP_VALUES) * GROUP_BYTES
 
 

@@ -9,7 +9,7 @@ A page holds keys as [head_dim][16 tokens], so that tokens are lanes, and values
 
 from numba import njit
 
-from residency.kernels.simd.blocks import GROUP, GROUP_BYTES, exp_f32, quantize_group, share_start
+from residency.kernels.simd.blocks import GROUP, exp_f32, int8_rows, place_of_row, share_start, store_group
 from residency.kernels.simd.language import (
     add_f32,
     add_i32,
@@ -256,13 +256,15 @@ def _merged(partials, index, splits, head_dim, d):
     return mul_f32(values, splat_f32(1.0 / (sum_f32(total) / 16.0)))
 
 
-def combine(partials, splits_at, heads, head_dim, out, out_stride, q8, q8_stride, tokens_at, thread, threads):
+def combine(partials, splits_at, heads, head_dim, out, out_stride, q8, q8_stride, int8_at, tokens_at, thread, threads):
     """Merge the parts of split heads into `out`, and write the quantized twin where `q8` is not 0."""
     splits = load_i64(splits_at)
     if splits == 1 and q8 == 0:
         return
+    tokens = load_i64(tokens_at)
+    quantized = int8_rows(tokens, int8_at)
     groups = heads * head_dim // GROUP
-    units = load_i64(tokens_at) * groups
+    units = tokens * groups
     for unit in range(share_start(units, thread, threads), share_start(units, thread + 1, threads)):
         token = unit // groups
         column = unit % groups * GROUP
@@ -272,9 +274,9 @@ def combine(partials, splits_at, heads, head_dim, out, out_stride, q8, q8_stride
                 merged = _merged(partials, token * heads + c // head_dim, splits, head_dim, c % head_dim)
                 store_f32x16(at + 4 * (c - column), merged)
         if q8 != 0:
-            quantize_group(
-                load_f32x16(at), load_f32x16(at + 64), q8 + q8_stride * token + GROUP_BYTES * (column // GROUP)
-            )
+            place, group_bytes = place_of_row(q8, q8_stride, token, tokens, quantized)
+            group_at = place + group_bytes * (column // GROUP)
+            store_group(load_f32x16(at), load_f32x16(at + 64), group_at, token < quantized)
 
 
 KERNELS = {

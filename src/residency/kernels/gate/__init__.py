@@ -27,6 +27,7 @@ def gated(
         columns=columns,
         q8=0,
         q8_stride=row_bytes(q8),
+        int8_at=step.inputs.num_int8,
         tokens_at=step.inputs.num_tokens,
     )
     return Rows(gate, q8, launch)

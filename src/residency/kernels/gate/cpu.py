@@ -2,7 +2,7 @@
 
 from numba import njit
 
-from residency.kernels.simd.blocks import GROUP, GROUP_BYTES, exp_f32, quantize_group, share_start
+from residency.kernels.simd.blocks import GROUP, exp_f32, int8_rows, place_of_row, share_start, store_group
 from residency.kernels.simd.language import (
     add_f32,
     div_f32,
@@ -36,9 +36,11 @@ def _gelu_tanh(x):
 
 
 def _kernel(activation):
-    def gate(gate, up, stride, columns, q8, q8_stride, tokens_at, thread, threads):
+    def gate(gate, up, stride, columns, q8, q8_stride, int8_at, tokens_at, thread, threads):
+        tokens = load_i64(tokens_at)
+        quantized = int8_rows(tokens, int8_at)
         groups = columns // GROUP
-        units = load_i64(tokens_at) * groups
+        units = tokens * groups
         for unit in range(share_start(units, thread, threads), share_start(units, thread + 1, threads)):
             row = unit // groups
             group = unit % groups
@@ -46,7 +48,8 @@ def _kernel(activation):
             low = mul_f32(activation(load_f32x16(gate + at)), load_f32x16(up + at))
             high = mul_f32(activation(load_f32x16(gate + at + 64)), load_f32x16(up + at + 64))
             if q8 != 0:
-                quantize_group(low, high, q8 + q8_stride * row + GROUP_BYTES * group)
+                place, group_bytes = place_of_row(q8, q8_stride, row, tokens, quantized)
+                store_group(low, high, place + group_bytes * group, row < quantized)
             else:
                 store_f32x16(gate + at, low)
                 store_f32x16(gate + at + 64, high)

@@ -39,7 +39,7 @@ def linear(
 ) -> FloatArray:
     """out = x · matrixᵀ (+ bias) (+ out, where `accumulate`), for the step's tokens or its logits' rows.
 
-    x (tokens, columns), out (tokens, rows rounded up to 16). Integer formats multiply the quantized rows of x.
+    x (tokens, columns), out (tokens, rows rounded up to 16). Formats in blocks multiply the packed rows of x.
     """
     assert x.values.shape[1] >= matrix.columns, (x.values.shape, matrix.columns)
     assert out.shape[1] * 4 >= -(-matrix.rows // 16) * 64, "each tile of 16 rows is stored whole"
@@ -56,6 +56,7 @@ def linear(
         accumulate=accumulate,
         tiles=-(-matrix.rows // 16),
         blocks=matrix.blocks,
+        int8_at=step.inputs.num_logits if of_logits else step.inputs.num_int8,
         tokens_at=step.inputs.num_logits if of_logits else step.inputs.num_tokens,
     )
     return out

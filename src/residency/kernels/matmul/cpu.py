@@ -1,5 +1,7 @@
 """Matrix products in the weights' own bits, by tiles of 16 rows: a lane of a vector is a row of the matrix.
 
+Rows of prompts meet a matrix in blocks in tile registers where there are any (see cpu_panels.py); all others so:
+
 Every block format comes down to the same sum over groups of 32 (or 16) columns,
 
     out[row] += scale[row] * (x_scale * dot(codes[row], x_codes)) + minimum[row] * x_sum
@@ -10,10 +12,11 @@ with unsigned codes, activations quantized to int8 (see `quantize_group`), and o
 
 from numba import njit
 
-from residency.kernels.simd.blocks import GROUP_BYTES, share_start
+from residency.kernels.matmul import cpu_unpack as unpack
+from residency.kernels.matmul.cpu_panels import MOST_TOKENS, panel_kernel
+from residency.kernels.simd.blocks import GROUP_BYTES, HAS_TILES, int8_rows, share_start
 from residency.kernels.simd.language import (
     add_each,
-    and_i32,
     dot4_each,
     dot4_full_each,
     fma_each,
@@ -30,14 +33,11 @@ from residency.kernels.simd.language import (
     low_nibbles,
     mul_f32,
     mul_splat_each,
-    or_i32,
     or_u8,
     plane_bit,
     plane_bits,
     prefetch,
     repeat,
-    shift_left,
-    shift_right,
     splat_f32,
     store_each,
     to_f32,
@@ -152,20 +152,6 @@ def _ahead(at, num_bytes):
         prefetch(at + PREFETCH_BYTES + line)
 
 
-@_device
-def _first_scale(words, group):
-    """6-bit scale or minimum of groups 0 to 3: a byte's low six bits."""
-    return to_f32(and_i32(shift_right(words, 8 * group), 63))
-
-
-@_device
-def _last_scale(words, lows, group, low_shift):
-    """6-bit scale or minimum of groups 4 to 7: four bits in `lows`, two in the top of the first groups' bytes."""
-    low = and_i32(shift_right(lows, 8 * group + low_shift), 15)
-    high = and_i32(shift_right(words, 8 * group + 6), 3)
-    return to_f32(or_i32(low, shift_left(high, 4)))
-
-
 def _k_quant(tokens, dot_group, add_group, group_bytes, planes_at, scales_at):
     """A block of Q4_K or Q5_K: eight groups of 32, scales and minima of 6 bits."""
 
@@ -181,15 +167,15 @@ def _k_quant(tokens, dot_group, add_group, group_bytes, planes_at, scales_at):
             _ahead(at + 256 * group, 256)
             x_group = x + GROUP_BYTES * group
             dots = dot_group(at + group_bytes * group, at + planes_at + 64 * group, x_group, stride)
-            s = mul_f32(scale, _first_scale(scales, group))
-            m = mul_f32(minimum, _first_scale(minima, group))
+            s = mul_f32(scale, unpack.first_scale(scales, group))
+            m = mul_f32(minimum, unpack.first_scale(minima, group))
             total = add_group(total, dots, s, m, x_group + 32, x_group + 44, stride)
         for group in range(4):
             _ahead(at + 256 * (group + 4), 256)
             x_group = x + GROUP_BYTES * (group + 4)
             dots = dot_group(at + group_bytes * (group + 4), at + planes_at + 64 * (group + 4), x_group, stride)
-            s = mul_f32(scale, _last_scale(scales, lows, group, 0))
-            m = mul_f32(minimum, _last_scale(minima, lows, group, 4))
+            s = mul_f32(scale, unpack.last_scale(scales, lows, group, 0))
+            m = mul_f32(minimum, unpack.last_scale(minima, lows, group, 4))
             total = add_group(total, dots, s, m, x_group + 32, x_group + 44, stride)
         return total
 
@@ -302,21 +288,22 @@ def _multiplier(block, tokens, block_bytes, x_block_bytes):
     return multiply_streams if tokens == 1 and block_bytes < LARGE_BLOCK_BYTES else multiply
 
 
-def _kernel(block_of, block_bytes, x_block_bytes):
+def _kernel(block_of, block_bytes, x_block_bytes, unpack_block=None, block_groups=1):
     """The kernel of one format: this thread's tiles times all tokens, in register blocks of 16, 8, 4, 2 and 1 tokens.
 
     Tiles are taken in runs that stay in the second-level cache while all tokens pass; a register block's tokens stay in
-    the first while the run's tiles pass.
+    the first while the run's tiles pass. Prompts' rows, after the quantized ones, are multiplied by panels.
     """
+    has_panels = HAS_TILES and unpack_block is not None
+    by_panels = panel_kernel(unpack_block, block_bytes, block_groups) if has_panels else None
     by_1, by_2, by_4, by_8, by_16 = (
         _multiplier(block_of(tokens), tokens, block_bytes, x_block_bytes) for tokens in (1, 2, 4, 8, 16)
     )
 
-    def matmul(weights, x, x_stride, out, out_stride, bias, accumulate, tiles, blocks, tokens_at, thread, threads):
-        tokens = load_i64(tokens_at)
-        end = share_start(tiles, thread + 1, threads)
+    @njit(error_model="numpy", nogil=True)
+    def by_rows(begin, end, weights, x, x_stride, tokens, out, out_stride, bias, accumulate, blocks):
         run = max(1, RUN_BYTES // (block_bytes * blocks))
-        for first in range(share_start(tiles, thread, threads), end, run):
+        for first in range(begin, end, run):
             last = min(first + run, end)
             token = 0
             while token < tokens:
@@ -339,18 +326,31 @@ def _kernel(block_of, block_bytes, x_block_bytes):
                     by_1(first, last, weights, row, x_stride, result, out_stride, bias, accumulate, blocks)
                     token += 1
 
+    def matmul(
+        weights, x, x_stride, out, out_stride, bias, accumulate, tiles, blocks, int8_at, tokens_at, thread, threads
+    ):
+        begin, end = share_start(tiles, thread, threads), share_start(tiles, thread + 1, threads)
+        tokens = load_i64(tokens_at)
+        quantized = int8_rows(tokens, int8_at) if has_panels else tokens
+        by_rows(begin, end, weights, x, x_stride, quantized, out, out_stride, bias, accumulate, blocks)
+        if has_panels:
+            for token in range(quantized, tokens, MOST_TOKENS):
+                count = min(tokens - token, MOST_TOKENS)
+                row, result = x + x_stride * token, out + out_stride * token
+                by_panels(begin, end, weights, row, x_stride, count, result, out_stride, bias, accumulate, blocks)
+
     return matmul
 
 
 KERNELS = {
-    "Q4_0": _kernel(_q4_0, 16 * 18, GROUP_BYTES),
-    "Q4_1": _kernel(_q4_1, 16 * 20, GROUP_BYTES),
-    "Q5_0": _kernel(_q5_0, 16 * 22, GROUP_BYTES),
-    "Q5_1": _kernel(_q5_1, 16 * 24, GROUP_BYTES),
-    "Q8_0": _kernel(_q8_0, 16 * 34, GROUP_BYTES),
-    "Q4_K": _kernel(_q4_k, 16 * 144, 8 * GROUP_BYTES),
-    "Q5_K": _kernel(_q5_k, 16 * 176, 8 * GROUP_BYTES),
-    "Q6_K": _kernel(_q6_k, 16 * 210, 8 * GROUP_BYTES),
+    "Q4_0": _kernel(_q4_0, 16 * 18, GROUP_BYTES, unpack.q4_0),
+    "Q4_1": _kernel(_q4_1, 16 * 20, GROUP_BYTES, unpack.q4_1),
+    "Q5_0": _kernel(_q5_0, 16 * 22, GROUP_BYTES, unpack.q5_0),
+    "Q5_1": _kernel(_q5_1, 16 * 24, GROUP_BYTES, unpack.q5_1),
+    "Q8_0": _kernel(_q8_0, 16 * 34, GROUP_BYTES, unpack.q8_0),
+    "Q4_K": _kernel(_q4_k, 16 * 144, 8 * GROUP_BYTES, unpack.q4_k, 8),
+    "Q5_K": _kernel(_q5_k, 16 * 176, 8 * GROUP_BYTES, unpack.q5_k, 8),
+    "Q6_K": _kernel(_q6_k, 16 * 210, 8 * GROUP_BYTES, unpack.q6_k, 8),
     "F32": _kernel(_float(load_f32x16, 4), 16 * 4 * 4, 16),
     "F16": _kernel(_float(load_f16x16, 2), 16 * 2 * 4, 16),
     "BF16": _kernel(_float(load_bf16x16, 2), 16 * 2 * 4, 16),

@@ -72,3 +72,17 @@ def linear(
     if before_TR is not None:
         out_TR = out_TR + before_TR
     return out_TR
+
+
+def rounded_to_bf16(values: Floats) -> Floats:
+    """The nearest values of eight significant bits, halves away from zero."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded: Floats = ((bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000)).view(np.float32)
+    return rounded
+
+
+def prompt_linear(x_TC: Floats, number_format: Format, rows_RB: npt.NDArray[np.uint8]) -> Doubles:
+    """As `linear`, for rows of prompts in tile registers: x and a matrix in blocks are both rounded to bfloat16."""
+    weights_RC = rounded_to_bf16(unpack_rows(number_format, rows_RB)).astype(np.float64)
+    out_TR: Doubles = rounded_to_bf16(x_TC).astype(np.float64) @ weights_RC.T
+    return out_TR

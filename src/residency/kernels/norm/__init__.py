@@ -39,5 +39,6 @@ def _launch(
         add=0,
         q8=0,
         q8_stride=0,
+        int8_at=step.inputs.num_logits if of_logits else step.inputs.num_int8,
         tokens_at=step.inputs.num_logits if of_logits else step.inputs.num_tokens,
     )

@@ -2,7 +2,7 @@
 
 from math import sqrt
 
-from residency.kernels.simd.blocks import GROUP, GROUP_BYTES, quantize_group, share_start
+from residency.kernels.simd.blocks import GROUP, int8_rows, place_of_row, share_start, store_group
 from residency.kernels.simd.language import (
     add_f32,
     fma,
@@ -27,6 +27,7 @@ def rms(
     add,
     q8,
     q8_stride,
+    int8_at,
     tokens_at,
     thread,
     threads,
@@ -36,6 +37,7 @@ def rms(
     With at least as many rows as threads each thread takes rows; with fewer, each takes columns of every row.
     """
     tokens = load_i64(tokens_at)
+    quantized = int8_rows(tokens, int8_at)
     groups = columns // GROUP
     by_rows = tokens >= threads
     first_row = share_start(tokens, thread, threads) if by_rows else 0
@@ -53,6 +55,7 @@ def rms(
             high_squares = fma(high, high, high_squares)
         mean = sum_f32(add_f32(low_squares, high_squares)) / columns
         inverse = splat_f32(1.0 / sqrt(mean + epsilon))
+        place, group_bytes = place_of_row(q8, q8_stride, row, tokens, quantized)
         for group in range(first_group, last_group):
             at = 128 * group
             low = mul_f32(mul_f32(load_f32x16(source + at), inverse), load_f32x16(weight + at))
@@ -65,7 +68,7 @@ def rms(
                 store_f32x16(target, low)
                 store_f32x16(target + 64, high)
             if q8 != 0:
-                quantize_group(low, high, q8 + q8_stride * row + GROUP_BYTES * group)
+                store_group(low, high, place + group_bytes * group, row < quantized)
 
 
 KERNELS = {"rms": rms}

@@ -1,4 +1,8 @@
-"""Small pieces that several kernels share: a thread's share of the work, exp, quantizing 32 values to int8."""
+"""Small pieces that several kernels share: a thread's share of the work, exp, and how matrices want their inputs.
+
+Rows that meet a matrix in blocks are quantized to int8 in groups of 32; those of prompts are rounded to bfloat16
+where the processor has tile registers for it.
+"""
 
 from numba import njit
 
@@ -8,6 +12,7 @@ from residency.kernels.simd.language import (
     f32_from_bits,
     fma,
     largest_f32,
+    load_i64,
     max_f32,
     min_f32,
     mul_f32,
@@ -15,14 +20,19 @@ from residency.kernels.simd.language import (
     shift_left,
     splat_f32,
     splat_i32,
+    store_bf16x16,
     store_f32,
     store_i8x16,
     sum_i32,
     to_i32,
 )
+from residency.kernels.simd.target import has
 
 GROUP = 32  # values that share one scale when activations are quantized
 GROUP_BYTES = 48  # 32 int8, then float32: scale, scale * sum of each half, scale * sum of all
+ROW_GROUP_BYTES = 64  # for each group of a row, whichever way it is kept
+TILE_TOKENS = 16  # rows of a tile register
+HAS_TILES = has("amx-bf16")
 
 inlined = njit(error_model="numpy", nogil=True, forceinline=True)
 
@@ -70,3 +80,33 @@ def quantize_group(low, high, out):
     store_f32(out + 36, scale * low_sum)
     store_f32(out + 40, scale * high_sum)
     store_f32(out + 44, scale * (low_sum + high_sum))
+
+
+@inlined
+def int8_rows(tokens, int8_at):
+    """How many of the rows are quantized, the first ones; the rest are in bfloat16."""
+    return load_i64(int8_at) if HAS_TILES else tokens
+
+
+@inlined
+def place_of_row(rows_at, stride, row, tokens, quantized):
+    """Where a row's first group is, and how far on the next.
+
+    The first rows are quantized, each by itself. The rest are in tiles of 16 rows (the last may have fewer), which hold
+    group after group, and in each group 64 bytes of every row.
+    """
+    if row < quantized:
+        return rows_at + stride * row, GROUP_BYTES
+    in_tile = (row - quantized) % TILE_TOKENS
+    first = row - in_tile
+    return rows_at + stride * first + 64 * in_tile, 64 * min(TILE_TOKENS, tokens - first)
+
+
+@inlined
+def store_group(low, high, at, is_quantized):
+    """Write a group's 32 values (two vectors) in the way of its row."""
+    if HAS_TILES and not is_quantized:
+        store_bf16x16(at, low)
+        store_bf16x16(at + 32, high)
+    else:
+        quantize_group(low, high, at)

@@ -87,6 +87,23 @@ prefetch = operation(
     ),
 )
 
+
+def _stack_bytes(num_bytes: Any) -> Any:
+    """Memory of the calling function, aligned to 64 bytes; its size is a constant of the kernel."""
+    if not isinstance(num_bytes, types.IntegerLiteral):
+        return None
+
+    def codegen(context: Any, b: Builder, sig: Any, args: Any) -> Value:
+        with b.goto_entry_block():
+            place = b.alloca(I8, size=ir.Constant(I64, num_bytes.literal_value))
+            place.align = 64
+        return b.ptrtoint(place, I64)
+
+    return address(num_bytes), codegen
+
+
+stack_bytes = intrinsic_of_arity(1, _stack_bytes, prefer_literal=True)
+
 # -- loads and stores of vectors
 load_u8x64 = operation(u8x64(address), lambda b, p: b.load(pointer(b, p, u8x64.llvm), align=1))
 load_i32x16 = operation(i32x16(address), lambda b, p: b.load(pointer(b, p, i32x16.llvm), align=4))
@@ -96,7 +113,16 @@ load_i8x16 = operation(
 load_f32x16 = operation(f32x16(address), lambda b, p: b.load(pointer(b, p, f32x16.llvm), align=4))
 load_f16x16 = operation(f32x16(address), _half_to_float)
 load_bf16x16 = operation(f32x16(address), _bfloat_to_float)
+store_i32x16 = operation(types.void(address, i32x16), lambda b, p, v: b.store(v, pointer(b, p, i32x16.llvm), align=4))
 store_f32x16 = operation(types.void(address, f32x16), lambda b, p, v: b.store(v, pointer(b, p, f32x16.llvm), align=4))
+
+
+def _store_bf16(b: Builder, at: Value, x: Value) -> Value:
+    bits = b.lshr(b.add(b.bitcast(x, i32x16.llvm), constant(i32x16, 0x8000)), constant(i32x16, 16))
+    return b.store(b.trunc(bits, ir.VectorType(I16, 16)), pointer(b, at, ir.VectorType(I16, 16)), align=2)
+
+
+store_bf16x16 = operation(types.void(address, f32x16), _store_bf16)
 store_f16x16 = operation(
     types.void(address, f32x16),
     lambda b, p, v: b.store(b.fptrunc(v, ir.VectorType(F16, 16)), pointer(b, p, ir.VectorType(F16, 16)), align=2),
@@ -161,6 +187,15 @@ abs_f32 = operation(f32x16(f32x16), call("llvm.fabs.v16f32", f32x16.llvm, f32x16
 round_f32 = operation(f32x16(f32x16), call("llvm.nearbyint.v16f32", f32x16.llvm, f32x16.llvm))
 to_f32 = operation(f32x16(i32x16), lambda b, x: b.sitofp(x, f32x16.llvm))
 to_i32 = operation(i32x16(f32x16), lambda b, x: b.fptosi(x, i32x16.llvm))
+
+
+def _bf16_pairs(b: Builder, even: Value, odd: Value) -> Value:
+    """Rounded to the nearest, halves away from zero."""
+    low, high = (b.add(b.bitcast(x, i32x16.llvm), constant(i32x16, 0x8000)) for x in (even, odd))
+    return b.or_(b.lshr(low, constant(i32x16, 16)), b.and_(high, constant(i32x16, -0x10000)))
+
+
+bf16_pairs = operation(i32x16(f32x16, f32x16), _bf16_pairs)  # each lane: `even` in its lower half, `odd` in its upper
 f32_from_bits = operation(f32x16(i32x16), lambda b, x: b.bitcast(x, f32x16.llvm))
 select_f32 = operation(f32x16(mask16, f32x16, f32x16), lambda b, m, x, y: b.select(m, x, y))
 
@@ -247,6 +282,39 @@ def _store_rows(*kinds: Any) -> Any:
 
 
 store_each = intrinsic_of_arity(3, _store_rows)  # (block, address, stride)
+
+# -- tile registers (Intel AMX): a thread configures them, uses them, and releases them
+
+
+def _tiles(intrinsic: str, registers: int, addresses: int) -> Any:
+    """An operation on so many tile registers, given as constants, and so many addresses."""
+
+    def typer(*kinds: Any) -> Any:
+        numbers = kinds[:registers]
+        if not all(isinstance(kind, types.IntegerLiteral) for kind in numbers):
+            return None
+
+        def codegen(context: Any, b: Builder, sig: Any, args: Any) -> Value:
+            values = [ir.Constant(I8, kind.literal_value) for kind in numbers]
+            if addresses:
+                values.append(pointer(b, args[registers], I8))
+                values.extend(args[registers + 1 :])
+            call(intrinsic, ir.VoidType(), *(value.type for value in values))(b, *values)
+            return context.get_dummy_value()
+
+        return types.void(*numbers, *[address] * addresses), codegen
+
+    return intrinsic_of_arity(registers + addresses, typer, prefer_literal=True)
+
+
+tile_configure = operation(
+    types.void(address), lambda b, p: call("llvm.x86.ldtilecfg", ir.VoidType(), I8.as_pointer())(b, pointer(b, p, I8))
+)
+tile_release = operation(types.void(), call("llvm.x86.tilerelease", ir.VoidType()))
+tile_zero = _tiles("llvm.x86.tilezero", 1, 0)
+tile_load = _tiles("llvm.x86.tileloadd64", 1, 2)  # (register, address, stride)
+tile_store = _tiles("llvm.x86.tilestored64", 1, 2)
+tile_dot_bf16 = _tiles("llvm.x86.tdpbf16ps", 3, 0)  # (float32 sums, rows of x, pairs of columns of the weights)
 
 # -- threads that meet
 atomic_add = operation(
