@@ -320,3 +320,24 @@ def test_the_way_that_fits_is_the_cheapest_and_none_before_it_does() -> None:
 def test_what_cannot_fit_says_what_is_missing_from_the_nearest() -> None:
     fitted = fit_training(llama_3_1_8b(), TrainingOptions(), device_bytes=8 * GIB)
     assert fitted.missing_bytes == fitted.memory.peak - 8 * GIB > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        TrainingOptions(),
+        TrainingOptions(lora=LoraOptions(rank=8)),
+        TrainingOptions(lora=LoraOptions(rank=8, nf4=True)),
+        TrainingOptions(data_parallel=4, zero_stage=3),
+    ],
+    ids=["whole", "LoRA", "QLoRA", "ZeRO 3"],
+)
+def test_the_exact_figures_add_up_to_what_stays_on_the_device(options: TrainingOptions) -> None:
+    memory = plan_training(llama_3_2_1b(), options)
+    exact = sum(figure.num_bytes for figure in memory.fullest.figures if figure.origin == "exact")
+    assert exact == persistent_bytes(memory)
+
+
+def test_what_was_not_compared_with_torch_is_called_modelled() -> None:
+    figures = plan_training(llama_3_2_1b(), TrainingOptions(optimizer="lion")).fullest.figures
+    assert {figure.origin for figure in figures if figure.name == "optimizer states"} == {"modelled"}

@@ -6,7 +6,7 @@ from typing import Literal
 from residency.planner.training.options import TrainingOptions
 
 Origin = Literal["exact", "modelled", "extrapolated"]
-PhaseName = Literal["loss", "backward", "end of backward", "optimizer step"]
+PhaseName = Literal["loss", "backward", "optimizer step"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ activations. A fused optimizer needs no room of its own.
 
 from dataclasses import dataclass
 
-from residency.planner.training.memory import Origin, TrainingFigure, TrainingPhase
+from residency.planner.training.memory import Origin, PhaseName, TrainingFigure, TrainingPhase
 from residency.planner.training.options import TrainingOptions
 from residency.planner.training.saved import end_saved, layer_saved, saved_bytes, stored_tensors
 from residency.planner.training.states import TensorBytes, gradient_bytes, share, weight_bytes
@@ -93,9 +93,9 @@ def stage_phases(
     """The loss, the fullest layer's backward pass and the optimizer's step of one device."""
     gathered = _gathered(activations, training)
 
-    def phase(name: str, gradients: int, kept: int, temporary: int) -> TrainingPhase:
+    def phase(name: PhaseName, gradients: int, kept: int, temporary: int) -> TrainingPhase:
         return TrainingPhase(
-            name=name,  # type: ignore[arg-type]
+            name=name,
             weights=held.weights,
             master_weights=held.master_weights,
             optimizer=held.optimizer,

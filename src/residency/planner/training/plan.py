@@ -1,14 +1,16 @@
 """Training memory, class by class: weights, master weights, gradients, optimizer states, activations, and the peak."""
 
 from residency.errors import UsageError
-from residency.planner.training.memory import StageMemory, TrainingFigure, TrainingMemory
+from residency.planner.training.memory import Origin, StageMemory, TrainingFigure, TrainingMemory
 from residency.planner.training.options import TrainingOptions
 from residency.planner.training.phases import StageActivations, stage_phases
 from residency.planner.training.published import published_activation_bytes
-from residency.planner.training.states import TensorBytes, gradient_bytes, share, tensor_bytes
+from residency.planner.training.states import TensorBytes, gradient_bytes, share, tensor_bytes, weight_bytes
 from residency.planner.training.tensors import DeviceTensor, absmax_bytes, check_targets, nf4_bytes, stage_tensors
 from residency.spec.model import ModelSpec
 from residency.spec.ranks import check_tensor_parallel
+
+OF_TORCH = ("adamw", "sgd", "adafactor", "muon")  # compared with torch.optim
 
 
 def plan_training(model: ModelSpec, training: TrainingOptions) -> TrainingMemory:
@@ -76,41 +78,48 @@ def _figures(
     held: TensorBytes, tensors: tuple[DeviceTensor, ...], activations: StageActivations, training: TrainingOptions
 ) -> list[TrainingFigure]:
     """Every amount on the device with its arithmetic; classes that come to nothing are left out."""
-    optimizer = training.optimizer
     trainable = sum(t.num_values for t in tensors if t.trainable)
     gradient = sum(gradient_bytes(t, training) for t in tensors) // max(trainable, 1)
     shared = {stage: f" / {training.shards(stage)} ranks" if training.shards(stage) > 1 else "" for stage in (1, 2, 3)}
-    lines = [
-        *_weight_lines(held, tensors, training, shared[3]),
-        ("master weights", held.master_weights, f"{trainable:,} parameters x 4 bytes{shared[1]}"),
-        ("gradients", held.gradients, f"{trainable:,} parameters x {gradient} bytes{shared[2]}"),
-        ("optimizer states", held.optimizer, f"{optimizer} of {trainable:,} parameters{shared[1]}"),
+    states_origin: Origin = "exact" if training.optimizer in OF_TORCH else "modelled"
+    lines: list[tuple[str, int, Origin, str]] = [
+        *((name, num_bytes, "exact", text) for name, num_bytes, text in _weight_lines(held, tensors, training)),
+        ("master weights", held.master_weights, "exact", f"{trainable:,} parameters x 4 bytes{shared[1]}"),
+        ("gradients", held.gradients, "exact", f"{trainable:,} parameters x {gradient} bytes{shared[2]}"),
+        ("optimizer states", held.optimizer, states_origin, f"{training.optimizer} of {trainable:,}{shared[1]}"),
     ]
-    exact = [
-        TrainingFigure(name=name, num_bytes=num_bytes, origin="exact", arithmetic=arithmetic)
-        for name, num_bytes, arithmetic in lines
+    found = [
+        TrainingFigure(name=name, num_bytes=num_bytes, origin=origin, arithmetic=arithmetic)
+        for name, num_bytes, origin, arithmetic in lines
         if num_bytes
     ]
-    return [*exact, *activations.figures]
+    return [*found, *activations.figures]
 
 
 def _weight_lines(
-    held: TensorBytes, tensors: tuple[DeviceTensor, ...], training: TrainingOptions, shared: str
+    held: TensorBytes, tensors: tuple[DeviceTensor, ...], training: TrainingOptions
 ) -> list[tuple[str, int, str]]:
-    """The weights in one line, or packed matrices, their scales and the rest in three."""
+    """The weights in one line, or apart: adapters, or packed matrices, their scales and the rest."""
     values, lora = sum(t.num_values for t in tensors), training.lora
-    if lora is None or not lora.nf4 or training.zero_stage == 3:
-        return [("weights", held.weights, f"{values:,} parameters x {training.numerics.weight_bytes} bytes{shared}")]
+    if training.shards(3) > 1:
+        return [("weights", held.weights, f"{values:,} parameters / {training.shards(3)} ranks")]
+    each = f"x {training.numerics.weight_bytes} bytes"
+    if lora is None:
+        return [("weights", held.weights, f"{values:,} parameters {each}")]
+    if not lora.nf4:
+        adapters = [t for t in tensors if t.is_adapter]
+        num_values, num_bytes = sum(t.num_values for t in adapters), sum(weight_bytes(t, training) for t in adapters)
+        return [
+            ("frozen weights", held.weights - num_bytes, f"{values - num_values:,} parameters {each}"),
+            ("adapters", num_bytes, f"{num_values:,} parameters of rank {lora.rank}"),
+        ]
     packed = sum(t.num_values for t in tensors if t.is_nf4)
     scales = absmax_bytes(tensors, double_quantization=lora.double_quantization)
+    scale = "1 byte, and scales of scales" if lora.double_quantization else "4 bytes"
     rest = held.weights - nf4_bytes(tensors) - scales
     return [
         ("NF4 weights", nf4_bytes(tensors), f"{packed:,} parameters x 4 bits"),
-        (
-            "NF4 scales",
-            scales,
-            f"{packed:,} / 64 blocks x {'1 byte and theirs' if lora.double_quantization else '4 bytes'}",
-        ),
+        ("NF4 scales", scales, f"{packed:,} / 64 blocks x {scale}"),
         ("unquantized weights", rest, f"{values - packed:,} parameters, adapters included"),
     ]
 
