@@ -23,6 +23,7 @@ _MAX_LEXER_STATES = 5_000
 _COMPILE_FUEL = 1_000_000
 _STEP_FUEL = 100_000
 _MAX_SYMBOLS = 50_000
+_WHITESPACE = r"[\x20\x0A\x0D\x09]{0,32}"  # between two parts of JSON: a weak model would go on with it for ever
 
 
 class Grammars:
@@ -44,7 +45,7 @@ class Grammars:
         except RecursionError:
             raise _refused("it is nested too deeply") from None
         _check_size(text)
-        return self._constraint(LLMatcher.grammar_from_json_schema(text))
+        return self._constraint(LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": _WHITESPACE}))
 
     def of_lark(self, grammar: str) -> "Constraint":
         """Answers of a grammar in llguidance's Lark. Refused as above."""

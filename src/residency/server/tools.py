@@ -10,6 +10,7 @@ ToolFormat = Literal["hermes", "llama3"]
 _BEGIN, _END = "<tool_call>", "</tool_call>"
 _PYTHON_TAG = "<|python_tag|>"
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
+_COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}  # as templates write calls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ def call_grammar(form: ToolFormat, functions: Sequence[Mapping[str, Any]]) -> st
         }
         for each in functions
     ]
-    call = f"%json {json.dumps({'anyOf': one_of})}"
+    call = f"%json {json.dumps({'anyOf': one_of, 'x-guidance': _COMPACT})}"
     if form == "llama3":
         return f"start: call\ncall: {call}"
     return f'start: "{_BEGIN}\\n" call "\\n{_END}"\ncall: {call}'
