@@ -174,6 +174,7 @@ TOML = parse_machine("2xrtx4090").to_toml()
         ('kind = "gpu"', 'kind = "tpu"', "'devices[0].kind' is 'tpu'"),
         ("machine_version = 1", "machine_version = 2", "has version 2"),
         ("threads = 32", "threads = 0", "has no processor"),
+        ("link_efficiency = ", "lnik_efficiency = ", "'lnik_efficiency' is not a figure of a device"),
         ("[[links]]", "[[links]", "is not TOML"),
     ],
 )

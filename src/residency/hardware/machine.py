@@ -188,7 +188,13 @@ class Machine:
             raise MachineError(f"{what} is not TOML ({error}); compare it with residency machines --toml.") from None
         except UsageError as error:
             raise MachineError(f"{what} cannot be used: {error}") from None
-        return _machine(_with_assumed(data), _Text(what, "compare it with residency machines --toml"))
+        source = _Text(what, "compare it with residency machines --toml")
+        machine = _machine(_with_assumed(data), source)
+        for device in machine.devices:
+            unknown = sorted(set(device.figures) - set(assumed_device_figures(device.kind)))
+            if unknown:
+                raise source.refusal(f"cannot be used: {unknown[0]!r:.60} is not a figure of a device")
+        return machine
 
     def _processor_device(self) -> Device:
         ram = self.tier("ram")
