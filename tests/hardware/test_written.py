@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from residency.errors import MachineError
@@ -203,6 +203,7 @@ def test_a_damaged_file_is_a_machine_or_refused_in_one_sentence(data: st.DataObj
         assert "\n" not in str(error)
 
 
+@settings(max_examples=40)
 @given(st.text(max_size=40))
 def test_any_text_is_a_machine_or_refused(text: str) -> None:
     try:
