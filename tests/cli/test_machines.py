@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from residency.hardware import Machine, parse_machine
+from residency.hardware import Machine
+from residency.hardware.written import parse_machine
 from support.command import Residency
 
 

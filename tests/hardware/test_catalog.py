@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from residency.errors import MachineError
-from residency.hardware import Machine, load_catalog
+from residency.hardware import Machine
 from residency.hardware.assembly import assembled
-from residency.hardware.catalog import DevicePart
+from residency.hardware.catalog import DevicePart, load_catalog
 from residency.hardware.device import NUMBER_FORMATS
 from residency.hardware.written import find_part
 

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from residency.errors import MachineError
-from residency.hardware import Machine, parse_machine
+from residency.hardware import Machine
+from residency.hardware.written import parse_machine
 
 GIB = 1024**3
 

@@ -11,9 +11,10 @@ from residency.cli.planned import measured_machine
 from residency.cli.progress import Progress
 from residency.cli.tables import columns, paragraph
 from residency.errors import UsageError
-from residency.hardware import Catalog, Device, Link, Machine, load_catalog, parse_machine
-from residency.hardware.catalog import DevicePart
+from residency.hardware import Device, Link, Machine
+from residency.hardware.catalog import Catalog, DevicePart, load_catalog
 from residency.hardware.device import NUMBER_FORMATS, STATUSES
+from residency.hardware.written import parse_machine
 from residency.records import to_data
 from residency.units import binary_bytes, operations_rate, rate, seconds
 

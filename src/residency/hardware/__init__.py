@@ -1,15 +1,15 @@
-"""What a machine is, as numbers."""
+"""What a machine is, as numbers.
 
-from residency.hardware.catalog import Catalog, load_catalog
+Machines that are not at hand come from `residency.hardware.written.parse_machine`, which a run never needs.
+"""
+
 from residency.hardware.container import ContainerLimits, container_limits
 from residency.hardware.device import Device, NumberFormat
 from residency.hardware.figures import Figure, assumed_device_figures, assumed_figures
 from residency.hardware.machine import Cache, Link, Machine, ThreadRate, Tier
-from residency.hardware.written import parse_machine
 
 __all__ = [
     "Cache",
-    "Catalog",
     "ContainerLimits",
     "Device",
     "Figure",
@@ -21,6 +21,4 @@ __all__ = [
     "assumed_device_figures",
     "assumed_figures",
     "container_limits",
-    "load_catalog",
-    "parse_machine",
 ]
