@@ -164,7 +164,7 @@ def test_a_damaged_tensor_is_refused(tensors: list[bytes], message: str, tmp_pat
         opened(tmp_path, header(len(tensors), 1) + architecture() + b"".join(tensors) + bytes(256))
 
 
-@pytest.mark.parametrize(("type_id", "name"), [(10, "Q2_K"), (20, "IQ4_NL"), (39, "MXFP4"), (4000, "type 4000")])
+@pytest.mark.parametrize(("type_id", "name"), [(40, "NVFP4"), (4000, "type 4000")])
 def test_an_unsupported_format_is_named(type_id: int, name: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=f"'a' is {name}, which is not supported; supported are F32"):
         opened(tmp_path, header(1, 1) + architecture() + tensor("a", (256,), type_id) + bytes(2000))

@@ -99,7 +99,7 @@ def test_a_damaged_header_is_refused(header: object, message: str, tmp_path: Pat
         read_safetensors(write(tmp_path, header))
 
 
-@pytest.mark.parametrize("dtype", ["I32", "F8_E4M3", "F64", None, 5])
+@pytest.mark.parametrize("dtype", ["F4", "Q4_K", None, 5])
 def test_an_unsupported_format_is_named(dtype: object, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=f"'a' is {dtype!r}, which is not supported"):
         read_safetensors(write(tmp_path, {"a": entry(dtype=dtype)}))

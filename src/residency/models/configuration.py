@@ -176,7 +176,7 @@ class Configuration:
 
     def with_defaults(self, **defaults: Any) -> "Configuration":
         """The same with `defaults` for the keys that are missing or null."""
-        present = {key: value for key, value in self._values.items() if value is not None}
+        present = {key: value for key, value in self._values.items() if value is not None or key not in defaults}
         return self._with({**defaults, **present})
 
     def with_changes(self, **changes: Any) -> "Configuration":

@@ -1,12 +1,22 @@
-"""From a checkpoint of any supported architecture to its ModelSpec."""
+"""From a checkpoint, a configuration or a name of any known architecture to its ModelSpec."""
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
-from residency.errors import UnsupportedError
+from residency.errors import FileError, UnsupportedError
+from residency.models.planned import planned_spec
+from residency.models.planned.gguf import gguf_spec
+from residency.models.planned.headers import from_headers
+from residency.models.published import KnownModel, is_known, known_models, published_spec
 from residency.spec.checkpoint import Checkpoint
+from residency.spec.gguf import read_gguf
 from residency.spec.model import ModelSpec
+from residency.spec.requantize import requantized
+from residency.spec.safetensors import CONFIG, read_configuration, read_safetensors_folder
+
+__all__ = ["KnownModel", "architecture_folder", "is_known", "known_models", "model_spec", "named_spec", "requantized"]
 
 FOLDERS = {
     "llama": "llama",
@@ -28,6 +38,28 @@ def architecture_folder(architecture: str) -> str:
 
 
 def model_spec(checkpoint: Checkpoint) -> ModelSpec:
-    """The model in `checkpoint`: its shapes, formats and where its tensors are."""
+    """The model in `checkpoint`, to be run: its shapes, formats and where its tensors are."""
     module = importlib.import_module(f"residency.models.{architecture_folder(checkpoint.architecture)}.spec")
     return cast(Callable[[Checkpoint], ModelSpec], module.model_spec)(checkpoint)
+
+
+def named_spec(model: str | Path) -> ModelSpec:
+    """The model to be planned that `model` names: a GGUF file, a folder with config.json and perhaps safetensors, or
+    a published model. FileError, UnsupportedError or FetchError say what is wrong, or which name is near.
+    """
+    path = Path(model)
+    if path.is_dir():
+        return _folder_spec(path)
+    if path.is_file():
+        return gguf_spec(read_gguf(path))
+    if path.suffix in (".gguf", ".json", ".safetensors") or str(model).startswith(("/", "./", "../", "~")):
+        raise FileError(f"there is no file or folder {model}; give a GGUF file, or a folder with config.json.")
+    return published_spec(str(model))
+
+
+def _folder_spec(folder: Path) -> ModelSpec:
+    name = folder.resolve().name
+    planned = planned_spec(name, str(folder / CONFIG), read_configuration(folder))
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.safetensors.index.json")):
+        return planned
+    return from_headers(planned, read_safetensors_folder(folder))

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from residency.errors import FileError, UnsupportedError
+from residency.formats import FORMATS
 from residency.spec.checkpoint import Checkpoint
 from residency.spec.model import Rearrange, Role, SourceTensor, Split, TensorSpec
 
@@ -84,6 +85,11 @@ class TensorFinder:
             raise FileError(
                 f"{self._checkpoint.path} holds {file_name} of shape {source.shape}, "
                 f"and its configuration asks for {shape}; fetch the model again."
+            )
+        if source.format.name not in FORMATS:
+            raise UnsupportedError(
+                f"{self._checkpoint.path} holds {file_name} in {source.format.name}, which can be planned and not yet "
+                f"run; run a file in {', '.join(FORMATS)}."
             )
         if len(shape) == 1 and not source.format.is_float:
             raise UnsupportedError(f"{self._checkpoint.path} holds {file_name} in {source.format.name}, not as floats.")

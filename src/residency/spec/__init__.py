@@ -17,11 +17,13 @@ from residency.spec.model import (
 )
 from residency.spec.opening import open_checkpoint
 from residency.spec.ranks import check_tensor_parallel, layer_rank_bytes, rank_bytes, rank_states
+from residency.spec.requantize import LABELS, requantized
 from residency.spec.state import KV_F16, KV_FORMATS, PAGE_TOKENS, KvFormat, StateSpec, kv_format_named
 
 __all__ = [
     "KV_F16",
     "KV_FORMATS",
+    "LABELS",
     "PAGE_TOKENS",
     "AttentionSpec",
     "Checkpoint",
@@ -44,6 +46,7 @@ __all__ = [
     "layer_rank_bytes",
     "rank_bytes",
     "rank_states",
+    "requantized",
     "open_checkpoint",
     "read_bytes_per_token",
     "store_layout",

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 from residency.errors import FileError, UnsupportedError
-from residency.formats import FORMATS, Format
+from residency.formats import COUNTED_FORMATS, Format
 from residency.spec.checkpoint import Checkpoint, printable, refuse_overlaps
 from residency.spec.model import SourceTensor
 from residency.spec.strings import walk_strings
@@ -228,9 +228,10 @@ class _Header:
 
     def _format(self, type_id: int, what: str) -> Format:
         type_name = TENSOR_TYPES.get(type_id, f"type {type_id}")
-        if type_name not in FORMATS:
+        if type_name not in COUNTED_FORMATS:
+            known = ", ".join(COUNTED_FORMATS)
             raise UnsupportedError(
-                f"{self.path}: {what} is {type_name}, which is not supported; supported are {', '.join(FORMATS)}. "
+                f"{self.path}: {what} is {type_name}, which is not supported; supported are {known}. "
                 "Choose a file in one of those."
             )
-        return FORMATS[type_name]
+        return COUNTED_FORMATS[type_name]

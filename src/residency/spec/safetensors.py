@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
 from residency.errors import FileError, UnsupportedError
-from residency.formats import BF16, F16, F32
+from residency.formats import COUNTED_FORMATS
 from residency.spec.checkpoint import Checkpoint, refuse_overlaps
 from residency.spec.model import SourceTensor
 
@@ -20,7 +20,7 @@ MAX_CONFIG_BYTES = 1 << 24
 MAX_INDEX_BYTES = 1 << 26
 MAX_HEADER_BYTES = 100_000_000  # what the format's own implementation allows
 MAX_DIMENSIONS = 8
-NUMBER_FORMATS = {"F32": F32, "F16": F16, "BF16": BF16}
+NUMBER_FORMATS = {name: each for name, each in COUNTED_FORMATS.items() if each.is_float}  # one value, some bytes
 
 
 def read_safetensors_folder(folder: Path) -> Checkpoint:
@@ -31,11 +31,16 @@ def read_safetensors_folder(folder: Path) -> Checkpoint:
         raise FileError(f"{error.filename or folder} could not be read: {error.strerror}.") from error
 
 
-def _read_folder(folder: Path) -> Checkpoint:
+def read_configuration(folder: Path) -> dict[str, Any]:
+    """config.json of a folder. FileError if it is missing or damaged."""
     if not (folder / CONFIG).is_file():
         hint = "give the GGUF file in it" if any(folder.glob("*.gguf")) else "give a folder with config.json"
         raise FileError(f"{folder} holds no {CONFIG}; {hint}.")
-    config = _read_json(folder / CONFIG, MAX_CONFIG_BYTES)
+    return _read_json(folder / CONFIG, MAX_CONFIG_BYTES)
+
+
+def _read_folder(folder: Path) -> Checkpoint:
+    config = read_configuration(folder)
     architecture = config.get("model_type")
     if not isinstance(architecture, str):
         raise FileError(f"{folder / CONFIG} names no model_type; fetch the model again.")

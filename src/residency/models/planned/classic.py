@@ -1,5 +1,7 @@
 """Decoders from before Llama: layer norms with biases, plain feed-forward networks, learned positions."""
 
+from dataclasses import replace
+
 from residency.formats import BOOL
 from residency.models.configuration import Configuration
 from residency.models.planned.dense import blocks
@@ -102,7 +104,7 @@ def falcon(c: Configuration) -> Draft:
         names = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
         plain_mlp(b, hidden, intermediate, activation, names=names, bias=bias)
 
-    return whole(
+    draft = whole(
         c,
         blocks(c, fill, prefix="transformer.h."),
         embedding="transformer.word_embeddings",
@@ -110,6 +112,10 @@ def falcon(c: Configuration) -> Draft:
         norm_bias=True,
         tied=True,
     )
+    if draft.head is None:
+        draft.unused = (replace(draft.embedding, name="lm_head.weight", role="head"),)
+        draft.notes = ("the published files of Falcon hold the tied head a second time, which nothing loads",)
+    return draft
 
 
 def opt(c: Configuration) -> Draft:
