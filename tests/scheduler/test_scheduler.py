@@ -1,8 +1,6 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from residency.errors import BudgetError, ContextError, UsageError
 from residency.ledger import KvPages, PageGroup
@@ -145,90 +143,3 @@ def test_a_request_cancelled_in_flight_is_forgotten() -> None:
 def test_an_unknown_request_cannot_be_cancelled() -> None:
     with pytest.raises(KeyError):
         scheduler().cancel(1)
-
-
-class SchedulerMachine(RuleBasedStateMachine):
-    """Requests arrive, are cancelled and end at random; a model of the cache checks every step."""
-
-    @initialize(
-        num_pages=st.integers(1, 12),
-        window_pages=st.integers(1, 12),
-        window=st.integers(1, 20),
-        chunk=st.integers(1, 12),
-        sequences=st.integers(1, 4),
-    )
-    def begin(self, num_pages: int, window_pages: int, window: int, chunk: int, sequences: int) -> None:
-        groups = [PageGroup(num_pages=num_pages), PageGroup(num_pages=window_pages, window_tokens=window)]
-        self.pages = KvPages(groups, page_tokens=4)
-        self.chunk, self.sequences = chunk, sequences
-        self.scheduler = Scheduler(self.pages, chunk_tokens=chunk, max_sequences=sequences, context_tokens=40)
-        self.live: dict[int, Request] = {}
-        self.cached: dict[int, int] = {}
-        self.sampled: dict[int, int] = {}
-        self.next_id = 0
-
-    @rule(prompt=st.integers(1, 30), wanted=st.integers(1, 12), priority=st.integers(0, 2))
-    def add(self, prompt: int, wanted: int, priority: int) -> None:
-        new = request(self.next_id, prompt, wanted, priority)
-        try:
-            self.scheduler.add(new)
-        except (ContextError, BudgetError):
-            return
-        self.live[self.next_id], self.cached[self.next_id], self.sampled[self.next_id] = new, 0, 0
-        self.next_id += 1
-
-    @precondition(lambda self: self.live)
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
-        request_id = data.draw(st.sampled_from(sorted(self.live)))
-        self.scheduler.cancel(request_id)
-        del self.live[request_id]
-
-    @precondition(lambda self: self.live)
-    @rule(data=st.data())
-    def step(self, data: st.DataObject) -> None:
-        self.compute(ended=data.draw(st.sets(st.sampled_from(sorted(self.live)), max_size=1)))
-
-    def compute(self, ended: set[int]) -> None:
-        batch = self.scheduler.schedule()
-        assert 1 <= batch.num_tokens <= self.chunk
-        assert len(batch.entries) <= self.sequences
-        for request_id in batch.preempted:
-            self.cached[request_id] = 0
-        expected = set()
-        for entry in batch.entries:
-            live = self.live[entry.request_id]
-            assert entry.request_id not in batch.preempted
-            assert entry.start_token == self.cached[entry.request_id]
-            self.cached[entry.request_id] += entry.num_tokens
-            for table in self.pages.sequences[entry.request_id]:
-                assert table.capacity_tokens >= self.cached[entry.request_id]
-            known = live.prompt_tokens + self.sampled[entry.request_id]
-            assert entry.needs_logits == (self.cached[entry.request_id] == known)
-            self.sampled[entry.request_id] += entry.needs_logits
-            if self.sampled[entry.request_id] == live.wanted_tokens or (
-                entry.needs_logits and entry.request_id in ended
-            ):
-                expected.add(entry.request_id)
-        assert set(self.scheduler.commit(batch, ended=ended)) == expected
-        for request_id in expected:
-            del self.live[request_id]
-
-    @invariant()
-    def those_that_run_and_only_those_hold_pages(self) -> None:
-        if hasattr(self, "scheduler"):
-            assert set(self.pages.sequences) == set(self.scheduler.running)
-            assert sorted((*self.scheduler.running, *self.scheduler.waiting)) == sorted(self.live)
-
-    def teardown(self) -> None:
-        if not hasattr(self, "scheduler"):
-            return
-        for _ in range(2000):
-            if not self.scheduler.has_work:
-                break
-            self.compute(ended=set())
-        assert not self.live
-        assert all(pool.num_used == 0 for pool in self.pages.pools)
-
-
-TestSchedulerByRandomOperations = SchedulerMachine.TestCase
