@@ -275,6 +275,15 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], sentence: s
         TrainingOptions(**options)
 
 
+def test_attention_s_matrices_are_adapted_unless_others_are_named() -> None:
+    named = LoraOptions(rank=8, targets=("q_proj", "k_proj", "v_proj", "o_proj"))
+    by_default, by_name = (
+        plan_training(llama_3_2_1b(), TrainingOptions(lora=lora)).trainable_parameters
+        for lora in (LoraOptions(rank=8), named)
+    )
+    assert by_default == by_name
+
+
 def test_adapters_of_no_rank_are_refused() -> None:
     with pytest.raises(UsageError, match="adapters of rank 0 hold nothing"):
         LoraOptions(rank=0)

@@ -51,12 +51,16 @@ PRECISIONS: dict[str, Precision] = {
 }
 
 
+# All matrices but the feed-forward network's, or all in the layers.
+TARGET_GROUPS = ("attention", "all-linear")
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoraOptions:
     """Low-rank adapters (arXiv 2106.09685) beside frozen matrices; QLoRA (arXiv 2305.14314) keeps those in NF4."""
 
     rank: int
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")  # names of modules; "all-linear"
+    targets: tuple[str, ...] = ("attention",)  # names of modules, such as "q_proj", or of TARGET_GROUPS
     nf4: bool = False
     double_quantization: bool = False
 
@@ -66,7 +70,7 @@ class LoraOptions:
         if self.double_quantization and not self.nf4:
             raise UsageError("double quantization packs the scales of NF4, which is off; ask for NF4 as well.")
         if not self.targets:
-            raise UsageError('adapters need matrices to sit beside; name modules such as q_proj, or "all-linear".')
+            raise UsageError('adapters need matrices to sit beside; name modules such as q_proj, or "attention".')
 
 
 @dataclass(frozen=True, kw_only=True)

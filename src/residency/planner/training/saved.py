@@ -11,10 +11,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from residency.planner.training.options import TrainingOptions
-from residency.planner.training.tensors import LINEAR_ROLES, adapted_matrices, module_name
-from residency.spec.model import AttentionSpec, LatentAttentionSpec, LayerSpec, MlpSpec, ModelSpec, MoeSpec, TensorSpec
+from residency.planner.training.tensors import LINEAR_ROLES, adapted_matrices, in_mlp, module_name
+from residency.spec.model import (
+    AttentionSpec,
+    LatentAttentionSpec,
+    LayerSpec,
+    MlpSpec,
+    ModelSpec,
+    MoeSpec,
+    Role,
+    TensorSpec,
+)
 
-MLP_PARTS = ("mlp", "feed_forward", "ffn", "experts", "block_sparse_moe", "fc1", "fc2")  # in names of modules
+MIXER_PARTS = ("mamba", "mixer", "linear_attn", "conv")
 OUTPUT_MODULES = (  # that return to the residual stream
     "o_proj out_proj dense c_proj wo down_proj fc2 w2 dense_4h_to_h fc_out output output_linear w_down".split()
 )
@@ -109,7 +118,7 @@ class _Rules:
         if isinstance(self.spec.mlp, MoeSpec):
             kept += self.experts(self.spec.mlp)
         elif self.spec.mlp is not None:
-            kept += self.mlp(self.spec.mlp, self.spec.mlp.intermediate, self.inner("mlp"), "mlp")
+            kept += self.mlp(self.spec.mlp, self.spec.mlp.intermediate, "mlp", "matrix")
         if self.training.dropout:
             count = (self.spec.attention is not None) + (self.spec.mlp is not None)
             mask = SavedTensor(name="dropout masks", values_per_token=self.model.hidden, value_bytes=1)
@@ -230,11 +239,12 @@ class _Rules:
             ]
         return [*matrix, *self.inputs("attention output", output, linear)]
 
-    def mlp(self, mlp: MlpSpec | MoeSpec, width: int, inner: list[TensorSpec], name: str) -> list[SavedTensor]:
-        """A feed-forward network of `width` values a token."""
-        kept = self.inputs(f"{name} input", self.model.hidden, inner)
-        outer = [t for t in self.outer("mlp") if name != "mlp" or t.role != "expert"]
-        before = self.compute(f"{name} activation input", width, over_heads=True)
+    def mlp(self, mlp: MlpSpec | MoeSpec, width: int, name: str, role: Role, *, copies: int = 1) -> list[SavedTensor]:
+        """A feed-forward network of `width` whose matrices have `role`; it sees each token `copies` times."""
+        inner = [t for t in self.inner("mlp") if t.role == role]
+        outer = [t for t in self.outer("mlp") if t.role == role]
+        kept = self.inputs(f"{name} input", self.model.hidden * copies, inner)
+        before = self.compute(f"{name} activation input", width * copies, over_heads=True)
         is_relu = mlp.activation == "relu" and not mlp.gated  # its derivative needs its output alone
         if not is_relu:
             kept.append(before)
@@ -243,29 +253,24 @@ class _Rules:
         if self.eager:
             steps = mlp.gated + ACTIVATION_STEPS.get(self.model.architecture, 0)
             kept += [replace(before, name=f"{name} activation")] * steps
-        after = self.inputs(f"{name} output", width, outer)
+        after = self.inputs(f"{name} output", width * copies, outer)
         return kept + (after or [replace(before, name=f"{name} output")] * is_relu)
 
     def experts(self, moe: MoeSpec) -> list[SavedTensor]:
         """Experts see each token `experts_per_token` times; the router keeps a weight for each expert."""
-        routed, hidden = moe.experts_per_token, self.model.hidden
-        inner = [t for t in self.inner("mlp") if t.role == "expert"][:1]
-        router = [t for t in self.linear if t.role == "router"]
-        kept = self.inputs("router input", hidden, router)
+        hidden, routed = self.model.hidden, moe.experts_per_token
+        kept = self.inputs("router input", hidden, [t for t in self.linear if t.role == "router"])
         kept.append(SavedTensor(name="router weights", values_per_token=2 * moe.num_experts, value_bytes=4))
-        one_copy = [t for t in self.mlp(moe, moe.intermediate, inner, "expert") if t.name != "expert input"]
-        kept += [replace(t, values_per_token=t.values_per_token * routed) for t in one_copy]
-        kept += [self.compute("experts' inputs", hidden * routed), self.compute("experts' outputs", hidden * routed)]
+        kept += self.mlp(moe, moe.intermediate, "expert", "expert", copies=routed)
+        kept.append(self.compute("experts' outputs", hidden * routed))
         if moe.shared_intermediate:
-            shared = [t for t in self.inner("mlp") if t.role == "matrix"]
-            kept += self.mlp(moe, moe.shared_intermediate, shared, "shared expert")
+            kept += self.mlp(moe, moe.shared_intermediate, "shared expert", "matrix")
         return kept
 
     def mixer(self) -> list[SavedTensor]:
         """A recurrent layer: input and output of each of its matrices. Its own scan is taken to be recomputed."""
-        matrices = [t for t in self.linear if not _in_mlp(t)] if self.spec.attention is None else []
         kept = []
-        for tensor in matrices:
+        for tensor in self._part("mixer"):
             kept.append(self.compute(f"{module_name(tensor)} input", tensor.shape[-1]))
             kept.append(self.compute(f"{module_name(tensor)} output", tensor.shape[-2], over_heads=True))
         return kept
@@ -279,8 +284,13 @@ class _Rules:
         return [t for t in self._part(part) if module_name(t) in OUTPUT_MODULES]
 
     def _part(self, part: str) -> list[TensorSpec]:
-        return [t for t in self.linear if _in_mlp(t) == (part == "mlp")]
+        """The matrices of the layer's "mlp", "mixer" or "attention"."""
+        return [t for t in self.linear if self._part_of(t) == part]
 
-
-def _in_mlp(tensor: TensorSpec) -> bool:
-    return any(part in tensor.name.split(".") for part in MLP_PARTS) or tensor.role in ("expert", "router")
+    def _part_of(self, tensor: TensorSpec) -> str:
+        if in_mlp(tensor):
+            return "mlp"
+        parts = tensor.name.split(".")
+        if self.spec.mixer is not None and (self.spec.attention is None or any(part in parts for part in MIXER_PARTS)):
+            return "mixer"
+        return "attention"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from residency.errors import UsageError
-from residency.planner.training.options import LoraOptions, TrainingOptions
+from residency.planner.training.options import TARGET_GROUPS, LoraOptions, TrainingOptions
 from residency.spec.model import AttentionSpec, LayerSpec, ModelSpec, TensorSpec
 from residency.spec.ranks import VOCABULARY_PADDING
 
@@ -14,6 +14,7 @@ NF4_CODE_BYTES = 16 * 4  # the sixteen values themselves, with each matrix
 SCALE_BLOCK_VALUES = 256  # scales that share one, where they are quantized again
 SCALE_CODE_BYTES = 256 * 4
 LINEAR_ROLES = ("matrix", "expert", "router")
+MLP_PARTS = ("mlp", "feed_forward", "ffn", "experts", "block_sparse_moe", "fc1", "fc2")  # in names of modules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,14 @@ def adapted_matrices(layer: LayerSpec, lora: LoraOptions) -> tuple[TensorSpec, .
     linear = [t for t in layer.tensors if t.role in LINEAR_ROLES and len(t.shape) >= 2]
     if "all-linear" in lora.targets:
         return tuple(linear)
-    return tuple(t for t in linear if module_name(t) in lora.targets)
+    with_attention = "attention" in lora.targets
+    return tuple(t for t in linear if module_name(t) in lora.targets or (with_attention and not in_mlp(t)))
+
+
+def in_mlp(tensor: TensorSpec) -> bool:
+    """Whether a matrix belongs to the feed-forward network."""
+    parts = tensor.name.split(".")
+    return tensor.role in ("expert", "router") or any(part in parts for part in MLP_PARTS)
 
 
 def module_name(tensor: TensorSpec) -> str:
@@ -84,7 +92,7 @@ def check_targets(model: ModelSpec, lora: LoraOptions) -> None:
     """UsageError if a target is no matrix of the model."""
     known = {module_name(t): None for layer in model.layers for t in layer.tensors if t.role in LINEAR_ROLES}
     for target in lora.targets:
-        if target != "all-linear" and target not in known:
+        if target not in TARGET_GROUPS and target not in known:
             raise UsageError(
                 f"{model.name} has no matrix called {target[:40]!r} to adapt; choose among {', '.join(known)}."
             )
