@@ -104,12 +104,7 @@ def _described(operation: _Operation) -> dict[str, Any]:
     if operation.text:
         content = {"text/plain": {"schema": {"type": "string"}}}
     if operation.events:
-        content["text/event-stream"] = {
-            "schema": {
-                "type": "string",
-                "description": f"Lines 'data: ' with a {operation.events.__name__}, at last 'data: [DONE]'.",
-            }
-        }
+        content["text/event-stream"] = {"schema": _event(operation.events)}
     described: dict[str, Any] = {
         "operationId": operation.path.strip("/").replace("/", "_").replace(".", "_").replace("{", "").replace("}", ""),
         "summary": operation.summary,
@@ -121,6 +116,12 @@ def _described(operation: _Operation) -> dict[str, Any]:
     if "{model}" in operation.path:
         described["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
     return described
+
+
+def _event(type_: Any) -> dict[str, Any]:
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": _reference(type_)}
+    description = "One event; the data of the last is [DONE]."
+    return {"type": "object", "properties": {"data": data}, "required": ["data"], "description": description}
 
 
 def _problems(operation: _Operation) -> dict[str, Any]:

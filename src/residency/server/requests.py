@@ -45,7 +45,7 @@ class GenerationRequest(Asked):
     min_p: float | None = Field(None, ge=0, le=1, description="Only those with this part of the best's probability.")
     presence_penalty: Penalty | None = Field(None, description="Subtracted for a token that the answer has.")
     frequency_penalty: Penalty | None = Field(None, description="Subtracted for each time the answer has a token.")
-    repetition_penalty: float | None = Field(None, gt=0, le=10, description="Above 1: avoid tokens that occurred.")
+    repetition_penalty: float | None = Field(None, ge=0.01, le=10, description="Above 1: avoid tokens that occurred.")
     logit_bias: dict[Annotated[str, Field(pattern=r"^[0-9]{1,10}$")], Bias] | None = Field(
         None, max_length=MAX_BIASED_TOKENS, description="Added to the logits of tokens, by their number."
     )
