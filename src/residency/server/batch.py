@@ -19,6 +19,9 @@ from residency.server.desk import ENDPOINTS, Desk
 from residency.server.problems import Problem, Refused, problem_of
 
 MAX_LINE_BYTES = 8 << 20
+_BLOCK_BYTES = 1 << 16
+_ID_PREFIX = "batch_req_"
+_BEGIN = b'{"id": "batch_req_'  # of a result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +46,15 @@ class Results:
     """The file of results. Use it in a `with` statement."""
 
     def __init__(self, path: Path) -> None:
-        """FileError if the file is there and holds something else."""
-        self._path = path
+        """FileError if the file is there and holds something else; it is as it was then."""
         self._lock = asyncio.Lock()
-        self._file = path.open("ab+", buffering=0)
-        self._drop_torn_line()
-        self.custom_ids = frozenset(self._read_ids())
+        self.custom_ids: frozenset[str] = frozenset()
+        whole_bytes = 0
+        if path.exists():
+            self.custom_ids = frozenset(_result_ids(path))
+            whole_bytes = _whole_lines_bytes(path)
+        self._file = path.open("ab", buffering=0)
+        self._file.truncate(whole_bytes)
 
     def __enter__(self) -> "Results":
         return self
@@ -68,24 +74,6 @@ class Results:
         while data:
             data = data[self._file.write(data) :]
         os.fsync(self._file.fileno())
-
-    def _drop_torn_line(self) -> None:
-        end = self._file.seek(0, os.SEEK_END)
-        while end > 0:
-            begin = max(0, end - 65536)
-            self._file.seek(begin)
-            newline = self._file.read(end - begin).rfind(b"\n")
-            if newline >= 0:
-                end = begin + newline + 1
-                break
-            end = begin
-        self._file.truncate(end)
-
-    def _read_ids(self) -> Iterator[str]:
-        for number, data in _objects(self._path):
-            if not isinstance(data.get("custom_id"), str) or "response" not in data:
-                raise FileError(f"{self._path}, line {number} is no result of a batch; give another file for results.")
-            yield data["custom_id"]
 
 
 def read_batch(path: Path) -> Iterator[Entry]:
@@ -137,7 +125,7 @@ class Batch:
             self.tally.failed += 1
         self.tally.completion_tokens += fields.get("completion_tokens", 0)
         return {
-            "id": f"batch_req_{uuid.uuid4().hex}",
+            "id": f"{_ID_PREFIX}{uuid.uuid4().hex}",
             "custom_id": entry.custom_id,
             "response": {"status_code": status, "request_id": f"req_{uuid.uuid4().hex}", "body": body},
             "error": None,
@@ -152,15 +140,40 @@ class Batch:
         return await job.whole(self.desk.generator)
 
 
-def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each line that is not empty, with its number. FileError for one that is no JSON object."""
+def _result_ids(path: Path) -> Iterator[str]:
+    for number, data in _objects(path, may_be_torn=True):
+        if not str(data.get("id")).startswith(_ID_PREFIX) or not isinstance(data.get("custom_id"), str):
+            raise FileError(f"{path}, line {number} is no result of a batch; give another file for results.")
+        yield data["custom_id"]
+
+
+def _whole_lines_bytes(path: Path) -> int:
+    """Where the last line that is whole ends."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            begin = max(0, end - _BLOCK_BYTES)
+            file.seek(begin)
+            newline = file.read(end - begin).rfind(b"\n")
+            if newline >= 0:
+                return begin + newline + 1
+            end = begin
+    return 0
+
+
+def _objects(path: Path, *, may_be_torn: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each line that is not empty, with its number. FileError for one that is no JSON object.
+
+    may_be_torn: a last line without its end is left out, if it begins as results do.
+    """
     with path.open("rb") as file:
         number = 0
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(line) > MAX_LINE_BYTES:
                 raise FileError(f"{path}, line {number} has more than {MAX_LINE_BYTES} bytes; send a shorter prompt.")
-            if not line.strip():
+            is_torn = may_be_torn and not line.endswith(b"\n") and (line.startswith(_BEGIN) or _BEGIN.startswith(line))
+            if not line.strip() or is_torn:
                 continue
             try:
                 data = json.loads(line)
