@@ -6,6 +6,7 @@ work, arXiv 2205.05198), the optimizer's step in RAM (arXiv 2101.06840).
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -48,7 +49,7 @@ def fit_training(
 
     Tries every combination, so the answer is the best of them. UsageError as plan_training.
     """
-    least: FittedTraining | None = None
+    tried = []
     for candidate in _candidates(training, fixed):
         memory = plan_training(model, candidate)
         missing = max(0, memory.peak - device_bytes)
@@ -57,11 +58,8 @@ def fit_training(
         )
         if found.fits:
             return found
-        if least is None or memory.peak < least.memory.peak:
-            least = found
-    if least is None:
-        raise UsageError("no way of training is left to try; free one of " + ", ".join(sorted(fixed)) + ".")
-    return least
+        tried.append(found)
+    return min(tried, key=lambda each: each.memory.peak)
 
 
 def _candidates(training: TrainingOptions, fixed: frozenset[str]) -> Iterator[TrainingOptions]:
@@ -74,11 +72,8 @@ def _candidates(training: TrainingOptions, fixed: frozenset[str]) -> Iterator[Tr
         choices.append([(asked, 0)] if kept else [step for step in steps if step[1] >= costs[asked]])
     for combination in sorted(product(*choices), key=lambda each: sum(cost for _, cost in each)):
         values = {name: value for name, (value, _) in zip(STEPS, combination, strict=True)}
-        try:
+        with suppress(UsageError):  # two things that do not go together
             yield replace(training, **values)
-        except UsageError:
-            if all(getattr(training, name) == value for name, value in values.items()):
-                raise
 
 
 def _changes(asked: TrainingOptions, taken: TrainingOptions) -> tuple[str, ...]:
