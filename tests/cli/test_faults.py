@@ -13,7 +13,7 @@ def _broken(monkeypatch: pytest.MonkeyPatch) -> None:
     def planned(*arguments: object, **options: object) -> None:
         raise KeyError("a fault\nof ours")
 
-    monkeypatch.setattr(residency.cli.plan, "planned", planned)
+    monkeypatch.setattr(residency.cli.plan, "local_plan", planned)
 
 
 def test_a_fault_is_one_sentence(residency: Residency, model_path: Path) -> None:

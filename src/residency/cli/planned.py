@@ -78,9 +78,14 @@ def measured_machine(progress: Progress, *, renew: bool = False) -> Machine:
 
 def save_plan(plan: Plan, path: Path) -> None:
     """Write the plan whole or not at all. OSError where the place cannot be written."""
+    write_whole(path, plan.to_json())
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all. OSError where the place cannot be written."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        scratch.write_text(plan.to_json(), "utf-8")
+        scratch.write_text(text, "utf-8")
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)

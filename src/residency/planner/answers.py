@@ -112,6 +112,7 @@ class ForecastFigures:
     decode: PhaseFigures
     decode_alone: PhaseFigures
     prefill: PhaseFigures
+    price_per_million_tokens: float | None = None  # in the currency of the machine's file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,8 @@ class TrainingFigures:
     activations: int
     peak: int
     peak_phase: str
-    master_weights: int = 0  # of `optimizer`
+    master_weights: int = 0  # float32 copies that the optimizer steps
+    temporary: int = 0  # at the peak: gradients of activations, what is recomputed or gathered
     ram: int = 0  # offloaded, for each device
     arithmetic: tuple[str, ...] = ()
 

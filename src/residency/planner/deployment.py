@@ -1,6 +1,5 @@
 """One way of deploying a model, weighed: its bytes, its speed, its loss; and the question that it answers."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -9,16 +8,27 @@ from residency.hardware import Device, Machine
 from residency.planner.cost import ModelCost
 from residency.planner.engines import Engine
 from residency.planner.graph import AttentionKind
-from residency.planner.placing import Choice, Load, Placement, StageNeeds, place, stage_needs
+from residency.planner.placing import (
+    Choice,
+    Load,
+    Placement,
+    StageNeeds,
+    StageRest,
+    StageWeights,
+    place,
+    stage_rest,
+    stage_states,
+    stage_weights,
+)
 from residency.planner.quality import loss_of
 from residency.planner.rates import Ranks
 from residency.planner.serving import ServingForecast, Speculation, forecast_serving
 from residency.spec.model import ModelSpec
 from residency.spec.ranks import rank_bytes
-from residency.spec.state import KvFormat, kv_format_named
+from residency.spec.requantize import requantized
+from residency.spec.state import KvFormat, StateSpec, kv_format_named
 
 Goal = Literal["latency", "throughput", "tokens-per-second", "quality", "cost"]
-Requantize = Callable[[ModelSpec, str], ModelSpec]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +39,6 @@ class Question:
     machine: Machine
     engine: Engine
     load: Load
-    requantize: Requantize  # the model in another format; UsageError or UnsupportedError where there is none
     quant: str | None = None  # None: as published, or with a goal any
     kv: KvFormat | None = None  # None: 16 bits, or with a goal any
     tensor_parallel: int | None = None
@@ -82,13 +91,15 @@ class Deployer:
     def __init__(self, question: Question) -> None:
         self.question = question
         self._models: dict[str | None, ModelSpec] = {None: question.model}
-        self._needs: dict[tuple[object, ...], tuple[StageNeeds, ...]] = {}
+        self._weights: dict[tuple[object, ...], tuple[StageWeights, ...]] = {}
+        self._states: dict[tuple[object, ...], tuple[tuple[StateSpec, ...], ...]] = {}
+        self._rest: dict[tuple[object, ...], tuple[StageRest, ...]] = {}
         self._costs: dict[tuple[object, ...], ModelCost] = {}
 
     def model(self, quant: str | None) -> ModelSpec:
         """The model in a format. UsageError or UnsupportedError where it cannot be had."""
         if quant not in self._models and quant is not None:
-            self._models[quant] = self.question.requantize(self.question.model, quant)
+            self._models[quant] = requantized(self.question.model, quant)
         return self._models[quant]
 
     def weigh(
@@ -124,27 +135,35 @@ class Deployer:
             loss=loss_of(choice.quant, choice.kv.name),
         )
 
+    def cost(self, choice: Choice) -> ModelCost:
+        """What steps of one rank are made of."""
+        key = (choice.quant, choice.kv, choice.tensor_parallel)
+        if key not in self._costs:
+            model = self.model(choice.quant)
+            self._costs[key] = ModelCost.of_rank(model, kv=choice.kv, tensor_parallel=choice.tensor_parallel)
+        return self._costs[key]
+
     def _stage_needs(self, choice: Choice, load: Load, device: Device) -> tuple[StageNeeds, ...]:
-        key = (choice.quant, choice.kv, choice.tensor_parallel, choice.pipeline_parallel, load)
-        if key not in self._needs:
-            question = self.question
-            needs = stage_needs(
-                self.model(choice.quant), kv=choice.kv, load=load, choice=choice, device=device, engine=question.engine
-            )
-            if question.draft is not None:
-                needs = (needs[0].with_draft(question.draft, choice.kv), *needs[1:])
-            self._needs[key] = needs
-        return self._needs[key]
+        question = self.question
+        split = (choice.tensor_parallel, choice.pipeline_parallel)
+        weights_key, states_key, rest_key = (choice.quant, *split), (choice.kv, *split), (device.count, load, *split)
+        if weights_key not in self._weights:
+            self._weights[weights_key] = stage_weights(self.model(choice.quant), choice, question.engine)
+        if states_key not in self._states:
+            self._states[states_key] = stage_states(question.model, choice)
+        if rest_key not in self._rest:
+            self._rest[rest_key] = stage_rest(question.model, choice, load, device=device, engine=question.engine)
+        parts = zip(self._weights[weights_key], self._states[states_key], self._rest[rest_key], strict=True)
+        needs = tuple(StageNeeds(weights=weights, states=states, rest=rest) for weights, states, rest in parts)
+        if question.draft is not None:
+            return (needs[0].with_draft(question.draft, choice.kv), *needs[1:])
+        return needs
 
     def _forecast(
         self, choice: Choice, load: Load, placement: Placement, machine: Machine, device: Device
     ) -> ServingForecast:
         question = self.question
-        key = (choice.quant, choice.kv, choice.tensor_parallel)
-        if key not in self._costs:
-            self._costs[key] = ModelCost.of_rank(
-                self.model(choice.quant), kv=choice.kv, tensor_parallel=choice.tensor_parallel
-            )
+        cost = self.cost(choice)
         speculation = None
         if question.draft is not None:
             draft_cost = ModelCost.of_rank(question.draft, kv=choice.kv)
@@ -158,7 +177,7 @@ class Deployer:
             spilled=placement.spilled,
         )
         chunk_tokens = question.engine.chunk_tokens(device)
-        return forecast_serving(self._costs[key], load, ranks, chunk_tokens=chunk_tokens, speculation=speculation)
+        return forecast_serving(cost, load, ranks, chunk_tokens=chunk_tokens, speculation=speculation)
 
 
 def default_choice(question: Question) -> Choice:

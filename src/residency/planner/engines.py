@@ -4,12 +4,13 @@ The engine is an input: the same model on the same card had an activation peak o
 in 0.18.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from residency.errors import UnsupportedError, UsageError
 from residency.hardware import Device
 from residency.planner import vllm
+from residency.planner.answers import Origin
 from residency.planner.buffers import activation_buffers
 from residency.planner.graph import StepShape, peak_bytes
 from residency.planner.plan import PAGE_TOKENS
@@ -33,7 +34,7 @@ class Engine:
     activations: Callable[[ModelSpec, StepShape], int]
     runtime: Callable[[Device, int], int]  # framework, context, collectives of so many ranks
     graphs: Callable[[ModelSpec, int], int]  # recorded steps, outside the budget where it is a part of the memory
-    sources: dict[str, str]
+    origins: Mapping[str, Origin]
 
     def step_tokens(self, device: Device, asked_tokens: int) -> int:
         """Tokens of the largest step that the engine prepares for."""
@@ -81,7 +82,7 @@ def _residency_activations(model: ModelSpec, shape: StepShape) -> int:
     return sum(buffer.num_bytes for buffer in buffers)
 
 
-_LLAMA_LOGS = "buffers in llama.cpp's logs (github.com/ggml-org/ci, ggml-org/llama.cpp discussions)"
+_LLAMA_LOGS = "buffers in llama.cpp's logs (github.com/ggml-org/ci)"
 
 ENGINES = {
     engine.name: engine
@@ -98,11 +99,16 @@ ENGINES = {
             activations=vllm.activation_bytes,
             runtime=vllm.runtime_bytes,
             graphs=vllm.graphs_bytes,
-            sources={
-                "weights": "with rotation tables and what PyTorch's allocator rounds up of fused matrices",
-                "utilisation": f"--gpu-memory-utilization 0.95, as in {vllm.READINGS}",
-                "activations": f"modelled on {vllm.READINGS}: within 6% there; its defaults for steps and sequences",
-                "runtime": vllm.READINGS,
+            origins={
+                "weights": Origin(
+                    origin="exact",
+                    how="every tensor by rank, with rotation tables and what PyTorch's allocator rounds up",
+                ),
+                "budget_bytes": Origin(origin="assumed", how=f"--gpu-memory-utilization 0.95, as in {vllm.READINGS}"),
+                "activations": Origin(
+                    origin="modelled", how=f"fitted to {vllm.READINGS}, within 6%; default step sizes"
+                ),
+                "runtime": Origin(origin="measured", how=vllm.READINGS),
             },
         ),
         Engine(
@@ -117,10 +123,11 @@ ENGINES = {
             activations=_llama_cpp_activations,
             runtime=lambda device, ranks: 400 * MIB if device.kind == "gpu" else 64 * MIB,
             graphs=lambda model, ranks: 0,
-            sources={
-                "utilisation": "assumed: llama.cpp takes what it needs",
-                "activations": f"modelled on {_LLAMA_LOGS}, with micro-batches of 512",
-                "runtime": "assumed: a CUDA context of 400 MiB, 64 MiB elsewhere",
+            origins={
+                "weights": Origin(origin="exact", how="every tensor; an untied embedding stays with the host"),
+                "budget_bytes": Origin(origin="assumed", how="all that the driver reports, as llama.cpp sets no limit"),
+                "activations": Origin(origin="modelled", how=f"fitted to {_LLAMA_LOGS}, micro-batches of 512"),
+                "runtime": Origin(origin="assumed", how="a CUDA context of 400 MiB, 64 MiB elsewhere"),
             },
         ),
         Engine(
@@ -135,10 +142,11 @@ ENGINES = {
             activations=_residency_activations,
             runtime=lambda device, ranks: 118 * MIB,
             graphs=lambda model, ranks: 0,
-            sources={
-                "utilisation": "nine tenths of what is available, as a run takes without --memory",
-                "activations": "exact: the buffers of the engine's step",
-                "runtime": "measured: interpreter and compiled kernels on the machine of docs/performance.md",
+            origins={
+                "weights": Origin(origin="exact", how="every tensor"),
+                "budget_bytes": Origin(origin="assumed", how="nine tenths of what is available"),
+                "activations": Origin(origin="exact", how="the buffers of the engine's own step"),
+                "runtime": Origin(origin="measured", how="interpreter and compiled kernels, see docs/performance.md"),
             },
         ),
     )

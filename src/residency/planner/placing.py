@@ -53,27 +53,40 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageNeeds:
-    """What one rank of a pipeline stage needs, before it is known what fits."""
+class StageWeights:
+    """The weights of one rank of a pipeline stage."""
 
-    beside_bytes: int  # weights beside the layers: tables, the head, norms
-    layer_bytes: int  # weights of the layers without their experts
+    beside_bytes: int  # tables, the head, norms
+    layer_bytes: int  # the layers without their experts
     expert_bytes: int
-    states: tuple[StateSpec, ...]  # of one sequence
+
+    @property
+    def num_bytes(self) -> int:
+        """All of them."""
+        return self.beside_bytes + self.layer_bytes + self.expert_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRest:
+    """What the engine takes on one rank of a pipeline stage beside weights and states."""
+
     activation_bytes: int
     runtime_bytes: int
     graphs_bytes: int
 
-    @property
-    def weight_bytes(self) -> int:
-        """All weights."""
-        return self.beside_bytes + self.layer_bytes + self.expert_bytes
+
+@dataclass(frozen=True, kw_only=True)
+class StageNeeds:
+    """All that one rank of a pipeline stage needs, before it is known what fits."""
+
+    weights: StageWeights
+    states: tuple[StateSpec, ...]  # of one sequence
+    rest: StageRest
 
     def with_draft(self, draft: ModelSpec, kv: KvFormat) -> "StageNeeds":
         """The same with a draft model beside it, held whole."""
-        return replace(
-            self, beside_bytes=self.beside_bytes + rank_bytes(draft), states=(*self.states, *draft.states(kv))
-        )
+        weights = replace(self.weights, beside_bytes=self.weights.beside_bytes + rank_bytes(draft))
+        return replace(self, weights=weights, states=(*self.states, *draft.states(kv)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,15 +155,38 @@ def stage_models(model: ModelSpec, stages: int) -> tuple[ModelSpec, ...]:
     return tuple(replace(model, layers=model.layers[first:last]) for first, last in pairwise(bounds))
 
 
-def stage_needs(
-    model: ModelSpec, *, kv: KvFormat, load: Load, choice: Choice, device: Device, engine: Engine
-) -> tuple[StageNeeds, ...]:
-    """What each pipeline stage of `choice` needs on each of its ranks.
-
-    UsageError where heads or layers cannot be shared as asked.
-    """
+def stage_weights(model: ModelSpec, choice: Choice, engine: Engine) -> tuple[StageWeights, ...]:
+    """The weights of each pipeline stage on each of its ranks. UsageError where heads or layers cannot be shared."""
     stages = stage_models(model, choice.pipeline_parallel)
-    return tuple(_needs(each, index, model, kv, load, choice, device, engine) for index, each in enumerate(stages))
+    return tuple(_weights(stage, index, model, choice, engine) for index, stage in enumerate(stages))
+
+
+def stage_states(model: ModelSpec, choice: Choice) -> tuple[tuple[StateSpec, ...], ...]:
+    """What one sequence keeps on each rank of each stage."""
+    stages = stage_models(model, choice.pipeline_parallel)
+    return tuple(rank_states(stage, choice.kv, choice.tensor_parallel) for stage in stages)
+
+
+def stage_rest(
+    model: ModelSpec, choice: Choice, load: Load, *, device: Device, engine: Engine
+) -> tuple[StageRest, ...]:
+    """What the engine takes beside weights and states on each rank of each stage."""
+    ranks = choice.tensor_parallel
+    shape = StepShape(
+        tokens=engine.step_tokens(device, max(load.context_tokens, load.concurrency)),
+        sequences=engine.sequences(device, load.concurrency),
+        context_tokens=load.context_tokens,
+        tensor_parallel=ranks,
+        attention=choice.attention,
+    )
+    return tuple(
+        StageRest(
+            activation_bytes=engine.activations(stage, shape),
+            runtime_bytes=engine.runtime(device, ranks * choice.pipeline_parallel),
+            graphs_bytes=engine.graphs(stage, ranks),
+        )
+        for stage in stage_models(model, choice.pipeline_parallel)
+    )
 
 
 def place(
@@ -170,7 +206,7 @@ def place(
     budget = int(device.usable_bytes * engine.utilisation) if budget_bytes is None else budget_bytes
     placed = [_placed(each, index, load, device, engine, budget) for index, each in enumerate(needs)]
     if choice.may_spill:
-        return _spill(needs, placed, choice, machine=machine, device=device)
+        return _spill(needs, placed, choice, load, machine=machine, device=device)
     devices = tuple(each for each in placed for _ in range(choice.tensor_parallel))
     return Placement(devices=devices, spilled=Spilled(), ram_bytes=0, disk_bytes=0)
 
@@ -184,37 +220,14 @@ def sequence_bytes(states: tuple[StateSpec, ...], tokens: int, *, page_tokens: i
     return total
 
 
-def _needs(
-    stage: ModelSpec,
-    index: int,
-    model: ModelSpec,
-    kv: KvFormat,
-    load: Load,
-    choice: Choice,
-    device: Device,
-    engine: Engine,
-) -> StageNeeds:
+def _weights(stage: ModelSpec, index: int, model: ModelSpec, choice: Choice, engine: Engine) -> StageWeights:
     ranks = choice.tensor_parallel
     is_last = index == choice.pipeline_parallel - 1
     layers = sum(layer_rank_bytes(layer, ranks) for layer in stage.layers)
     experts = sum(t.num_bytes for layer in stage.layers for t in layer.tensors if t.role == "expert") // ranks
     beside = rank_bytes(replace(model, layers=()), ranks) - _absent_bytes(model, index, is_last, ranks, engine)
-    beside += engine.held(stage, ranks)
-    shape = StepShape(
-        tokens=engine.step_tokens(device, max(load.context_tokens, load.concurrency)),
-        sequences=engine.sequences(device, load.concurrency),
-        context_tokens=load.context_tokens,
-        tensor_parallel=ranks,
-        attention=choice.attention,
-    )
-    return StageNeeds(
-        beside_bytes=beside,
-        layer_bytes=layers - experts,
-        expert_bytes=experts,
-        states=rank_states(stage, kv, ranks),
-        activation_bytes=engine.activations(stage, shape),
-        runtime_bytes=engine.runtime(device, ranks * choice.pipeline_parallel),
-        graphs_bytes=engine.graphs(stage, ranks),
+    return StageWeights(
+        beside_bytes=beside + engine.held(stage, ranks), layer_bytes=layers - experts, expert_bytes=experts
     )
 
 
@@ -222,16 +235,16 @@ def _placed(
     needs: StageNeeds, index: int, load: Load, device: Device, engine: Engine, budget_bytes: int
 ) -> DeviceBytes:
     per_sequence = sequence_bytes(needs.states, load.context_tokens, page_tokens=engine.page_tokens)
-    pool = max(0, budget_bytes - needs.weight_bytes - needs.activation_bytes - needs.runtime_bytes)
+    pool = max(0, budget_bytes - needs.weights.num_bytes - needs.rest.activation_bytes - needs.rest.runtime_bytes)
     return DeviceBytes(
         name=device.name,
         stage=index,
         budget_bytes=budget_bytes,
-        weights=needs.weight_bytes,
+        weights=needs.weights.num_bytes,
         kv_cache=load.concurrency * per_sequence,
-        activations=needs.activation_bytes,
-        runtime=needs.runtime_bytes,
-        graphs_bytes=needs.graphs_bytes,
+        activations=needs.rest.activation_bytes,
+        runtime=needs.rest.runtime_bytes,
+        graphs_bytes=needs.rest.graphs_bytes,
         pool_tokens=_pool_tokens(needs.states, pool, load, engine.page_tokens),
         max_concurrency=pool / per_sequence if per_sequence else float(load.concurrency),
     )
@@ -256,7 +269,13 @@ def _pool_tokens(states: tuple[StateSpec, ...], pool_bytes: int, load: Load, pag
 
 
 def _spill(
-    needs: tuple[StageNeeds, ...], placed: list[DeviceBytes], choice: Choice, *, machine: Machine, device: Device
+    needs: tuple[StageNeeds, ...],
+    placed: list[DeviceBytes],
+    choice: Choice,
+    load: Load,
+    *,
+    machine: Machine,
+    device: Device,
 ) -> Placement:
     """Move what does not fit to RAM, and what RAM cannot take to disk, experts first."""
     ranks = choice.tensor_parallel
@@ -268,8 +287,8 @@ def _spill(
     total = Spilled()
     fullest = Spilled()
     for stage, each in zip(needs, placed, strict=True):
-        experts = min(each.missing_bytes, stage.expert_bytes)
-        layers = min(each.missing_bytes - experts, stage.layer_bytes)
+        experts = min(each.missing_bytes, stage.weights.expert_bytes)
+        layers = min(each.missing_bytes - experts, stage.weights.layer_bytes)
         ram_experts = min(experts, ram_left // ranks)
         ram_layers = min(layers, ram_left // ranks - ram_experts)
         disk_experts = min(experts - ram_experts, disk_left // ranks)
@@ -279,7 +298,7 @@ def _spill(
         )
         ram_left -= ranks * (ram_layers + ram_experts)
         disk_left -= ranks * (disk_layers + disk_experts)
-        devices += [replace(each, weights=each.weights - moved.num_bytes)] * ranks
+        devices += [_relieved(each, moved.num_bytes, load)] * ranks
         total = _sum(total, moved)
         fullest = max(fullest, moved, key=lambda spilled: spilled.num_bytes)
     return Placement(
@@ -288,6 +307,15 @@ def _spill(
         ram_bytes=ranks * (total.ram_layers + total.ram_experts),
         disk_bytes=ranks * (total.disk_layers + total.disk_experts),
     )
+
+
+def _relieved(device: DeviceBytes, moved_bytes: int, load: Load) -> DeviceBytes:
+    """The device without what was moved away, which is just as much as the sequences asked for need."""
+    if not moved_bytes:
+        return device
+    tokens, sequences = load.concurrency * load.context_tokens, float(load.concurrency)
+    relieved = replace(device, weights=device.weights - moved_bytes)
+    return relieved if relieved.missing_bytes else replace(relieved, pool_tokens=tokens, max_concurrency=sequences)
 
 
 def _sum(one: Spilled, other: Spilled) -> Spilled:

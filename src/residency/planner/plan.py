@@ -12,6 +12,7 @@ from residency.units import binary_bytes
 
 PLAN_VERSION = 1
 PAGE_TOKENS = 16  # of a page of the KV cache
+TOLD_BESIDE = ("model", "devices", "fits", "missing_bytes", "origins")  # by `residency plan --json`, beside the plan
 DTYPE_BYTES = {"float32": 4, "float16": 2, "int8": 1, "uint8": 1, "int32": 4, "int64": 8}
 
 
@@ -114,8 +115,8 @@ class Plan:
 
     @staticmethod
     def from_json(text: str) -> "Plan":
-        """The plan that `to_json` wrote. Other text, unknown fields, wrong types, other versions and sums that
-        do not add up are a FileError."""
+        """The plan that `to_json` wrote; what is told beside it is passed over. Other text, unknown fields, wrong
+        types, other versions and sums that do not add up are a FileError."""
         try:
             data = json.loads(text)
         except (ValueError, RecursionError):
@@ -128,6 +129,8 @@ class Plan:
                 f"the plan cannot be used: it has version {version!r:.40} and this residency reads {PLAN_VERSION}; "
                 "make it anew with --plan-out."
             )
+        for name in TOLD_BESIDE:
+            data.pop(name, None)
         plan = from_data(Plan, data, what="the plan", error=FileError)
         _check(plan)
         return plan

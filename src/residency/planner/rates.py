@@ -4,6 +4,7 @@ The processor that residency runs on reads on while it computes: there the whole
 catalog finishes one kernel before the next: there each operator has its own, and the rest waits.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from residency.hardware import Device, Link, Machine, NumberFormat
@@ -11,6 +12,7 @@ from residency.planner.cost import MatrixCost, ModelCost, Step, StepSeconds, Wor
 
 _FLOATS: dict[str, NumberFormat] = {"F32": "tf32", "F16": "fp16", "BF16": "fp16"}
 _FULL_READ_BITS = ("F32", "F16", "BF16", "cache")
+MAX_BATCH = 65_536  # beyond it, nobody asks where decoding turns from memory to arithmetic
 ACTIVATION_BYTES = 2  # of a value that devices hand on
 EXCHANGES_PER_LAYER = 2  # all-reduces: after attention and after the feed-forward network (arXiv 1909.08053)
 
@@ -80,11 +82,9 @@ def matrix_rate(device: Device, number_format: str) -> float:
 
 def turning_batch(cost: ModelCost, device: Device) -> int | None:
     """The fewest sequences with which decoding's products with weights are bound by arithmetic; None up to 65,536."""
-    for batch in (2**power for power in range(17)):
-        if _matrices_are_compute_bound(cost, device, batch):
-            low = batch // 2
-            return next(n for n in range(low, batch + 1) if n and _matrices_are_compute_bound(cost, device, n))
-    return None
+    if not _matrices_are_compute_bound(cost, device, MAX_BATCH):
+        return None
+    return bisect_left(range(MAX_BATCH), True, key=lambda batch: _matrices_are_compute_bound(cost, device, batch))
 
 
 def _matrices_are_compute_bound(cost: ModelCost, device: Device, tokens: int) -> bool:

@@ -11,7 +11,6 @@ from residency.planner.answers import (
     PlacementFigures,
 )
 from residency.planner.deployment import Deployment, Question
-from residency.planner.engines import Engine
 from residency.planner.placing import DeviceBytes
 from residency.planner.search import Answer
 from residency.planner.serving import Phase, ServingForecast
@@ -41,7 +40,7 @@ def record(answer: Answer) -> AnswerRecord:
             for _ in range(deployment.choice.replicas)
             for each in deployment.placement.devices
         ),
-        forecast=_forecast(deployment, forecast),
+        forecast=_forecast(question, deployment, forecast, answer.turning_batch),
         training=None,
         bottleneck=_bottleneck(question, deployment, forecast),
         reasons=_reasons(answer),
@@ -109,8 +108,11 @@ def _placement(deployment: Deployment, chunk_tokens: int, forecast: ServingForec
     )
 
 
-def _forecast(deployment: Deployment, forecast: ServingForecast) -> ForecastFigures:
+def _forecast(
+    question: Question, deployment: Deployment, forecast: ServingForecast, turning_batch: int | None
+) -> ForecastFigures:
     together = forecast.decode_tokens_per_second * deployment.choice.replicas
+    price = question.machine.price_per_hour
     return ForecastFigures(
         decode_tokens_per_second=together,
         decode_tokens_per_second_alone=forecast.decode_tokens_per_second_alone,
@@ -120,11 +122,12 @@ def _forecast(deployment: Deployment, forecast: ServingForecast) -> ForecastFigu
         time_to_first_token_seconds_at_concurrency=forecast.time_to_first_token_seconds_together,
         bound=forecast.together.bound,
         prefill_bound=forecast.prefill.bound,
-        turning_batch=forecast.turning_batch,
+        turning_batch=turning_batch,
         plain_roofline_tokens_per_second=forecast.plain_roofline_tokens_per_second,
         decode=_phase(forecast.together),
         decode_alone=_phase(forecast.alone),
         prefill=_phase(forecast.prefill),
+        price_per_million_tokens=None if price is None else price / 3600 / together * 1e6,
     )
 
 
@@ -208,7 +211,9 @@ def _reasons(answer: Answer) -> tuple[str, ...]:
         tiers += [f"{binary_bytes(placement.disk_bytes)} on disk"] if placement.disk_bytes else []
         reasons.append(f"what does not fit into device memory lies elsewhere, {kind} first: {' and '.join(tiers)}")
     if question.goal is not None and answer.is_optimal:
-        reasons.append(f"of {answer.num_weighed} deployments that were weighed, none serves {question.goal} better")
+        reasons.append(
+            f"of {answer.num_weighed} deployments that were weighed, none serves {question.goal} noticeably better"
+        )
     elif question.goal is not None:
         reasons.append(f"none of {answer.num_weighed} deployments that were weighed fits")
     return tuple(reasons)
@@ -227,27 +232,19 @@ def _origins(question: Question, deployment: Deployment) -> dict[str, Origin]:
             origin="extrapolated", how="roofline by operator over listed rates, with A100's and H100's efficiencies"
         )
     )
-    published = deployment.choice.quant is None
+    counted = dict(engine.origins)
+    if "H100" not in device.name and counted["runtime"].origin == "measured" and engine.name != "residency":
+        counted["runtime"] = Origin(origin="extrapolated", how=counted["runtime"].how)
+    if deployment.choice.quant is not None:
+        how = f"every tensor's shape, matrices in {deployment.choice.quant}"
+        counted["weights"] = Origin(origin="modelled", how=how)
+    if question.budget_bytes is not None:
+        counted["budget_bytes"] = Origin(origin="exact", how="as asked for")
     return {
-        "weights": Origin(origin="exact", how="every tensor's shape and format, vocabulary padded to 64, by rank")
-        if published
-        else Origin(origin="modelled", how=f"every tensor's shape, matrices in {deployment.choice.quant}"),
+        **counted,
         "kv_cache": Origin(
             origin="exact", how=f"bytes a token and fixed bytes, in pages of {engine.page_tokens} tokens"
         ),
-        "activations": _engine_origin(engine, "activations"),
-        "runtime": _engine_origin(engine, "runtime"),
-        "budget_bytes": Origin(origin="exact", how="as asked for")
-        if question.budget_bytes is not None
-        else Origin(origin="assumed", how=engine.sources["utilisation"]),
         "forecast": speed,
         "perplexity_rise": Origin(origin="extrapolated", how="measured on Llama 3 8B by llama.cpp, or assumed"),
     }
-
-
-def _engine_origin(engine: Engine, name: str) -> Origin:
-    how = engine.sources[name]
-    for origin in ("exact", "assumed", "modelled"):
-        if how.startswith(origin):
-            return Origin(origin=origin, how=how)
-    return Origin(origin="measured", how=how)

@@ -10,6 +10,7 @@ from itertools import product
 from residency.errors import MachineError, ModelError, UsageError
 from residency.planner.deployment import Deployer, Deployment, Question, can_share, default_choice
 from residency.planner.placing import Choice, Load
+from residency.planner.rates import turning_batch
 from residency.spec.state import kv_format_named
 
 QUANTS = ("fp8", "int8", "int4-g128")
@@ -17,6 +18,7 @@ GGUF_QUANTS = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M")
 KV_NAMES = ("F16", "FP8", "INT8", "INT4")
 GREATEST_LOSS = 0.05  # of perplexity: what a goal other than quality may give away
 MAX_CONCURRENCY = 1024
+_ABOUT = 0.03  # what a goal gives up for less loss and fewer devices
 _LEAST_CONTEXT_TOKENS = 512
 
 
@@ -36,6 +38,7 @@ class Answer:
     deployment: Deployment
     nearest: Deployment | None
     changes: tuple[Change, ...]  # those that cost least quality first
+    turning_batch: int | None  # see planner/rates.py
     num_weighed: int
     is_optimal: bool  # nothing that the question allows serves its goal better, as far as the cost model tells
 
@@ -49,26 +52,26 @@ def answer(question: Question) -> Answer:
     default = default_choice(question)
     weighed: list[Deployment] = []
     if question.goal is not None:
-        weighed = list(_weighed(deployer, _choices(question)))
-    best = max((each for each in weighed if each.fits and _is_good(each, question)), key=_merit(question), default=None)
+        weighed = list(_weighed(deployer, _choices(deployer, question)))
+    best = _best(weighed, question)
     chosen = best or deployer.weigh(default, always_forecast=True)
     nearest = None
     if not chosen.fits:
-        weighed = list(_weighed(deployer, _choices(replace(question, quant=None, kv=None, may_spill=True))))
+        weighed = list(_weighed(deployer, _choices(deployer, replace(question, quant=None, kv=None, may_spill=True))))
         nearest = _nearest(deployer, weighed)
     return Answer(
         question=question,
         deployment=chosen,
         nearest=nearest,
         changes=tuple(_changes(deployer, chosen)),
+        turning_batch=turning_batch(deployer.cost(chosen.choice), question.device),
         num_weighed=max(1, len(weighed)),
         is_optimal=best is not None or question.goal is None,
     )
 
 
-def _choices(question: Question) -> Iterator[Choice]:
-    labels = GGUF_QUANTS if question.engine.name != "vllm-0.19" else QUANTS
-    quants = [question.quant] if question.quant else [None, *labels]
+def _choices(deployer: Deployer, question: Question) -> Iterator[Choice]:
+    quants = [question.quant] if question.quant else [None, *_smaller(deployer, None)]
     kvs = [question.kv] if question.kv else [kv_format_named(name) for name in KV_NAMES]
     for quant, kv, (tensor, pipeline, replicas) in product(quants, kvs, _splits(question)):
         yield Choice(
@@ -80,6 +83,19 @@ def _choices(question: Question) -> Iterator[Choice]:
             may_spill=question.may_spill,
             attention=question.attention,
         )
+
+
+def _smaller(deployer: Deployer, quant: str | None) -> list[str]:
+    """Formats in which the model has fewer bytes than in `quant`."""
+    found = []
+    now_bytes = deployer.model(quant).weight_bytes
+    for label in QUANTS if deployer.question.engine.name.startswith("vllm") else GGUF_QUANTS:
+        try:
+            if deployer.model(label).weight_bytes < now_bytes:
+                found.append(label)
+        except (UsageError, ModelError):
+            continue  # a model whose published format cannot be had in this one
+    return found
 
 
 def _splits(question: Question) -> list[tuple[int, int, int]]:
@@ -109,13 +125,13 @@ def _weighed(deployer: Deployer, choices: Iterator[Choice]) -> Iterator[Deployme
 
 
 def _batches(deployer: Deployer, choice: Choice) -> Iterator[Deployment]:
-    """The deployment at the concurrency asked for, or, where that is free, at ever more that fit."""
+    """The deployment at the concurrency asked for, or, where that is free, at ever more that fit and give more."""
     question = deployer.question
     found = deployer.weigh(choice)
     yield found
-    concurrency = question.load.concurrency
-    while found.fits and question.concurrency_is_free and concurrency < MAX_CONCURRENCY:
-        concurrency *= 2
+    concurrency, before = question.load.concurrency, 0.0
+    while found.tokens_per_second > before and question.concurrency_is_free and concurrency < MAX_CONCURRENCY:
+        concurrency, before = 2 * concurrency, found.tokens_per_second
         found = deployer.weigh(choice, replace(question.load, concurrency=concurrency))
         yield found
 
@@ -124,31 +140,32 @@ def _is_good(deployment: Deployment, question: Question) -> bool:
     return question.goal == "quality" or deployment.loss <= GREATEST_LOSS or question.quant is not None
 
 
-def _merit(question: Question) -> "_Merit":
-    return _Merit(question.goal or "quality")
+def _best(weighed: list[Deployment], question: Question) -> Deployment | None:
+    """Of those that fit and serve the goal about as well as any, the one that loses least quality, then the one with
+    the fewest devices."""
+    merits = [(_merit(each, question), each) for each in weighed if each.fits and _is_good(each, question)]
+    if not merits:
+        return None
+    most = max(merit for merit, _ in merits)
+    near = [pair for pair in merits if pair[0] >= most - _ABOUT * abs(most)]
+    return max(
+        near, key=lambda pair: (-pair[1].loss, -pair[1].choice.num_devices, -pair[1].choice.pipeline_parallel, pair[0])
+    )[1]
 
 
-@dataclass(frozen=True)
-class _Merit:
-    """How good a deployment is by a goal; among equals the one that loses less, then the one with fewer devices."""
-
-    goal: str
-
-    def __call__(self, deployment: Deployment) -> tuple[float, ...]:
-        forecast, choice = deployment.forecast, deployment.choice
-        assert forecast is not None
-        rest = (-deployment.loss, -float(choice.num_devices))
-        match self.goal:
-            case "quality":
-                return (-deployment.loss, deployment.tokens_per_second, -float(choice.num_devices))
-            case "latency":
-                answer_seconds = forecast.time_to_first_token_seconds_together + (
-                    deployment.load.answer_tokens * _sequences(deployment) / forecast.decode_tokens_per_second
-                )
-                return (-answer_seconds, *rest)
-            case "cost":
-                return (deployment.tokens_per_second / choice.num_devices, *rest)
-        return (deployment.tokens_per_second, *rest)
+def _merit(deployment: Deployment, question: Question) -> float:
+    """How well a deployment that fits serves the goal; more is better."""
+    forecast, load = deployment.forecast, deployment.load
+    assert forecast is not None
+    match question.goal:
+        case "quality":
+            return -deployment.loss
+        case "latency":
+            token_seconds = _sequences(deployment) / forecast.decode_tokens_per_second
+            return -(forecast.time_to_first_token_seconds_together + load.answer_tokens * token_seconds)
+        case "cost":
+            return deployment.tokens_per_second / deployment.choice.num_devices
+    return deployment.tokens_per_second
 
 
 def _sequences(deployment: Deployment) -> int:
@@ -161,7 +178,7 @@ def _nearest(deployer: Deployer, weighed: list[Deployment]) -> Deployment | None
     fitting = [each for each in weighed if each.fits]
     if fitting:
         inside = [each for each in fitting if not each.placement.spilled.num_bytes and each.loss <= GREATEST_LOSS]
-        return max(inside or fitting, key=_Merit("quality"))
+        return max(inside or fitting, key=lambda each: (-each.loss, each.tokens_per_second))
     load = deployer.question.load
     smallest = min(weighed, key=lambda each: each.placement.missing_bytes, default=None)
     while smallest is not None and (load.concurrency > 1 or load.context_tokens > _LEAST_CONTEXT_TOKENS):
@@ -180,14 +197,12 @@ def _less(load: Load) -> Load:
 
 def _changes(deployer: Deployer, deployment: Deployment) -> Iterator[Change]:
     """What one option more would give, the cheapest in quality first, then more machine, then less work."""
-    question, choice = deployer.question, deployment.choice
+    choice = deployment.choice
     options: list[tuple[str, Choice]] = []
     later = KV_NAMES[KV_NAMES.index(choice.kv.name) + 1 :] if choice.kv.name in KV_NAMES else ()
     options += [(f"--kv {name.lower()}", replace(choice, kv=kv_format_named(name))) for name in later]
-    labels = GGUF_QUANTS if question.engine.name != "vllm-0.19" else QUANTS
-    rest = labels[labels.index(choice.quant) + 1 :] if choice.quant in labels else labels
-    options += [(f"--quant {label}", replace(choice, quant=label)) for label in rest]
-    if not choice.may_spill:
+    options += [(f"--quant {label}", replace(choice, quant=label)) for label in _smaller(deployer, choice.quant)]
+    if not choice.may_spill and not deployment.fits:
         options.append(("--spill", replace(choice, may_spill=True)))
     changes = [Change(option=option, deployment=each) for option, each in _tried(deployer, options)]
     yield from sorted(

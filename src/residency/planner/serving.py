@@ -9,7 +9,7 @@ from typing import Literal
 
 from residency.planner.cost import ModelCost, Step, StepSeconds
 from residency.planner.placing import Load
-from residency.planner.rates import Ranks, step_seconds_on, turning_batch
+from residency.planner.rates import Ranks, step_seconds_on
 
 MAX_DRAFT_TOKENS = 8
 
@@ -55,7 +55,6 @@ class ServingForecast:
     time_to_first_token_seconds: float  # alone
     time_to_first_token_seconds_together: float
     plain_roofline_tokens_per_second: float  # bytes over the listed rate, as introductions calculate
-    turning_batch: int | None
     drafted_tokens: int  # a round; 0: no draft
 
 
@@ -89,7 +88,6 @@ def forecast_serving(
         time_to_first_token_seconds=prefill_seconds,
         time_to_first_token_seconds_together=together_seconds,
         plain_roofline_tokens_per_second=ranks.device.memory_bytes_per_second / read_bytes,
-        turning_batch=turning_batch(cost, ranks.device),
         drafted_tokens=drafted,
     )
 

@@ -11,7 +11,7 @@ from residency.spec.ranks import VOCABULARY_PADDING, kv_heads_of, rank_tensor_by
 
 GIB = 1024**3
 MIB = 1024**2
-READINGS = "readings of vLLM 0.19.0 on H100-80GB (github.com/jgchn/llm-d-planner, accuracy/results/v0.19.0)"
+READINGS = "vLLM 0.19.0 on H100-80GB (github.com/jgchn/llm-d-planner)"
 
 # PyTorch's allocator hands out blocks of 10 MiB and more in whole 2 MiB; a rest of at most 1 MiB stays with its block.
 _OWN_BLOCK_BYTES = 10 * MIB

@@ -1,0 +1,177 @@
+"""A training run as an answer: what each device holds, whether it fits, and the smallest change that makes it fit."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from residency.errors import ResidencyError, UsageError
+from residency.hardware import Device, Machine
+from residency.planner.answers import (
+    AnswerRecord,
+    ChangeFigures,
+    DeviceFigures,
+    Origin,
+    PlacementFigures,
+    TrainingFigures,
+)
+from residency.planner.recording import model_figures
+from residency.planner.training import TrainingMemory, TrainingOptions, plan_training
+from residency.spec.model import ModelSpec
+from residency.spec.state import KV_F16
+from residency.units import binary_bytes
+
+RUNTIME_BYTES = 600 * 1024**2  # assumed: a CUDA context with cuBLAS and NCCL; processors take less
+_MOST_ARITHMETIC = 12
+
+
+def training_record(
+    model: ModelSpec, options: TrainingOptions, *, machine: Machine, budget_bytes: int | None = None
+) -> AnswerRecord:
+    """The answer for one training run on the first kind of a machine's devices.
+
+    UsageError where the degrees ask for more devices than there are.
+    """
+    device = machine.compute_devices()[0]
+    if options.devices > device.count:
+        raise UsageError(
+            f"{options.tensor_parallel} x {options.pipeline_parallel} x {options.data_parallel} ranks need "
+            f"{options.devices} devices, and {machine.name} has {device.count}; ask for fewer."
+        )
+    budget = device.usable_bytes if budget_bytes is None else budget_bytes
+    memory = plan_training(model, options)
+    devices = _devices(memory, options, device, budget)
+    missing = sum(each.missing_bytes for each in devices)
+    changes = tuple(_changes(model, options, memory, budget))
+    return AnswerRecord(
+        model=model_figures(model, KV_F16),
+        machine=machine.name,
+        status=device.status,
+        engine="PyTorch",
+        goal=None,
+        fits=missing == 0,
+        missing_bytes=missing,
+        placement=_placement(options),
+        devices=devices,
+        forecast=None,
+        training=_figures(memory),
+        bottleneck=f"the {memory.fullest.peak_phase.name} needs {binary_bytes(memory.peak)} on the fullest device",
+        reasons=_reasons(options),
+        nearest=next((change for change in changes if change.fits), None) if missing else None,
+        changes=changes,
+        weighed=1,
+        optimal=True,
+        origins=_origins(memory),
+    )
+
+
+def _devices(
+    memory: TrainingMemory, options: TrainingOptions, device: Device, budget_bytes: int
+) -> tuple[DeviceFigures, ...]:
+    found = []
+    for stage in memory.stages:
+        needed = stage.peak + RUNTIME_BYTES
+        figures = DeviceFigures(
+            name=device.name,
+            budget_bytes=budget_bytes,
+            weights=stage.weights,
+            kv_cache=0,
+            activations=stage.activations,
+            runtime=RUNTIME_BYTES,
+            free=max(0, budget_bytes - needed),
+            missing_bytes=max(0, needed - budget_bytes),
+            gradients=stage.gradients,
+            optimizer=stage.optimizer + stage.master_weights,
+            stage=stage.stage,
+            usable_bytes=device.usable_bytes,
+        )
+        found += [figures] * (options.devices // len(memory.stages))
+    return tuple(found)
+
+
+def _figures(memory: TrainingMemory) -> TrainingFigures:
+    fullest = memory.fullest
+    lines = [f"{each.name}: {each.arithmetic} = {binary_bytes(each.num_bytes)}" for each in fullest.figures]
+    return TrainingFigures(
+        weights=memory.weights,
+        gradients=memory.gradients,
+        optimizer=memory.optimizer,
+        activations=memory.activations,
+        peak=memory.peak,
+        peak_phase=fullest.peak_phase.name,
+        master_weights=memory.master_weights,
+        temporary=fullest.peak_phase.temporary,
+        ram=fullest.ram,
+        arithmetic=tuple(lines[:_MOST_ARITHMETIC]),
+    )
+
+
+def _placement(options: TrainingOptions) -> PlacementFigures:
+    return PlacementFigures(
+        quant="nf4" if options.lora and options.lora.nf4 else None,
+        kv_format="none",
+        tensor_parallel=options.tensor_parallel,
+        pipeline_parallel=options.pipeline_parallel,
+        replicas=options.data_parallel,
+        context_tokens=options.context_tokens,
+        prompt_tokens=options.context_tokens,
+        concurrency=options.batch_sequences,
+        chunk_tokens=options.tokens,
+        ram_bytes=0,
+        disk_bytes=0,
+        perplexity_rise=0.0,
+    )
+
+
+def _reasons(options: TrainingOptions) -> tuple[str, ...]:
+    reasons = [f"{options.optimizer} in {options.precision}, recomputation {options.recomputation}"]
+    if options.data_parallel > 1:
+        shared = ("nothing", "optimizer states", "optimizer states and gradients", "weights too")[options.zero_stage]
+        reasons.append(f"{options.data_parallel} data-parallel ranks share {shared} (ZeRO stage {options.zero_stage})")
+    return tuple(reasons)
+
+
+def _changes(
+    model: ModelSpec, options: TrainingOptions, memory: TrainingMemory, budget_bytes: int
+) -> Iterator[ChangeFigures]:
+    """What one option more would free: those that cost least time first."""
+    for option, changed in _alternatives(options):
+        try:
+            then = plan_training(model, changed)
+        except ResidencyError:
+            continue  # two things that do not go together
+        missing = max(0, then.peak + RUNTIME_BYTES - budget_bytes)
+        yield ChangeFigures(
+            option=option,
+            fits=not missing,
+            missing_bytes=missing * changed.devices,
+            freed_bytes=max(0, memory.peak - then.peak),
+            max_concurrency=float(changed.batch_sequences),
+            decode_tokens_per_second=0.0,
+            perplexity_rise=0.0,
+        )
+
+
+def _alternatives(options: TrainingOptions) -> Iterator[tuple[str, TrainingOptions]]:
+    if options.data_parallel > 1:
+        for stage in range(options.zero_stage + 1, 4):
+            yield f"--zero {stage}", replace(options, zero_stage=stage)
+    sharded = replace(options, zero_stage=3) if options.data_parallel > 1 else options
+    prefix = "--zero 3 " if sharded.zero_stage != options.zero_stage else ""
+    if options.recomputation != "full":
+        yield "--recompute full", replace(options, recomputation="full")
+        if prefix:
+            yield f"{prefix}--recompute full", replace(sharded, recomputation="full")
+    if options.optimizer == "adamw" and options.lora is None:
+        yield "--optimizer adam8bit", replace(options, optimizer="adam8bit")
+    if not options.offload_optimizer:
+        yield "--offload", replace(options, offload_optimizer=True)
+        if options.recomputation != "full":
+            both = replace(sharded, offload_optimizer=True, recomputation="full")
+            yield f"{prefix}--offload --recompute full", both
+
+
+def _origins(memory: TrainingMemory) -> dict[str, Origin]:
+    return {
+        "budget_bytes": Origin(origin="exact", how="what the driver reports, or as asked for"),
+        "runtime": Origin(origin="assumed", how="a CUDA context with its libraries"),
+        **{each.name: Origin(origin=each.origin, how=each.arithmetic) for each in memory.fullest.figures},
+    }
