@@ -76,7 +76,7 @@ class StepInputs:
             first = last
         self._write_angles(first)
         num_int8 = sum(entry.num_tokens for entry in batch.entries if not entry.of_prompt)
-        splits = self._splits(num_items, first, longest_pages)
+        splits = self._splits(first, longest_pages)
         self._counts[: NUM_INT8 + 1] = first, len(row_of), num_items, splits, num_int8
         return row_of
 
@@ -96,12 +96,11 @@ class StepInputs:
             np.multiply(np.cos(phases), rope.factor, out=angles[:num_tokens, :half], casting="same_kind")
             np.multiply(np.sin(phases), rope.factor, out=angles[:num_tokens, half : 2 * half], casting="same_kind")
 
-    def _splits(self, num_items: int, num_tokens: int, longest_pages: int) -> int:
-        """Parts of each context: one where items keep all threads busy, else as many as have pages enough."""
-        if (
-            num_items < num_tokens
-            or num_items * self._kv_heads >= 8 * self._threads
-            or num_tokens > len(self.tables[0])
-        ):
+    def _splits(self, num_tokens: int, num_pages: int) -> int:
+        """Parts of each context: as many as one decoding sequence has pages enough for, where it can be alone only.
+
+        Parts are summed in another order than the whole, so their number must not depend on who shares the step.
+        """
+        if len(self.tables[0]) > 1 or num_tokens > 1 or self._kv_heads >= 8 * self._threads:
             return 1
-        return max(1, min(MAX_SPLITS, longest_pages // _PAGES_PER_SPLIT))
+        return max(1, min(MAX_SPLITS, num_pages // _PAGES_PER_SPLIT))

@@ -13,6 +13,7 @@ IntArray = npt.NDArray[np.int64]
 
 _BLOCK_TOKENS = 64  # whose largest logit bounds the k-th largest of all from below
 _NEAR = np.float32(2.0**-10)  # weights below this part of the largest seldom matter to top-p
+_FEW = 4096  # weights are quicker sorted than counted into buckets
 _LEAST_TEMPERATURE = 1e-30
 _MOST_BIAS = 100.0
 _MOST_PENALTY = 2.0
@@ -82,7 +83,9 @@ class Sampler:
         if chosen.temperature == 0.0:
             return int(logits.argmax())
         tokens, scaled = _top_k(logits, chosen.top_k)
-        weights = np.exp((scaled - scaled.max()) / np.float32(max(chosen.temperature, _LEAST_TEMPERATURE)))
+        weights = scaled - scaled.max()
+        weights /= np.float32(max(chosen.temperature, _LEAST_TEMPERATURE))
+        np.exp(weights, out=weights)
         if chosen.min_p is not None:
             weights[weights < chosen.min_p] = 0.0  # the likeliest has a weight of 1
         if chosen.top_p is not None:
@@ -151,15 +154,17 @@ def _top_k(logits: FloatArray, top_k: int | None) -> tuple[IntArray | None, Floa
 
 def _top_p(weights: FloatArray, top_p: float) -> IntArray:
     """Places, rising, of the likeliest that together have the part `top_p` of all weight; the largest weight is 1."""
-    goal = top_p * float(weights.sum(dtype=np.float64))
+    goal = top_p * float(weights.sum())
     near = np.flatnonzero(weights >= _NEAR)
-    if weights[near].sum(dtype=np.float64) < goal:
-        near = np.arange(len(weights))
-    return near[_heaviest(weights[near], goal)]
+    if len(near) > _FEW or weights[near].sum() < goal:
+        return _heaviest(weights, goal)
+    order = np.argsort(-weights[near], kind="stable")
+    count = int(np.searchsorted(np.cumsum(weights[near[order]], dtype=np.float64), goal)) + 1
+    return np.sort(near[order[:count]])
 
 
 def _heaviest(weights: FloatArray, goal: float) -> IntArray:
-    """Places, rising, of the fewest weights that add up to `goal`.
+    """Places, rising, of the fewest of many weights that add up to `goal`.
 
     The bits of positive floats rise with their values, so their upper half sorts weights into buckets, and only the
     bucket in which the goal is reached is sorted.

@@ -212,9 +212,11 @@ class KvPages:
         tables = self._tables.get(sequence) or self._new_tables()
         missing = []
         for table, pool in zip(tables, self._pools, strict=True):
-            gone = [page for page in table.pages[: table.pages_to_slide(start_token)] if pool.holders(page) == 1]
-            needed = table.pages_to_grow(start_token + num_tokens) + table.shares(start_token)
-            missing.append(max(0, needed - pool.num_free - len(gone)))
+            needed = table.pages_to_grow(start_token + num_tokens) + table.shares(start_token) - pool.num_free
+            if needed > 0:
+                gone = table.pages[: table.pages_to_slide(start_token)]
+                needed -= sum(pool.holders(page) == 1 for page in gone)
+            missing.append(max(0, needed))
         return missing
 
     def _most_pages(self, known_tokens: int) -> int:

@@ -265,6 +265,8 @@ class Scheduler:
         )
 
     def _fork(self, progress: Progress, requests: Sequence[Request]) -> list[Progress]:
+        if not requests:
+            return []
         twins = [progress.fork(request) for request in requests]
         for twin in twins:
             self._pages.fork(progress.request.request_id, twin.request.request_id, page_key=twin.request.page_key)
