@@ -6,9 +6,15 @@ from typing import Any
 
 import pytest
 
+from residency.errors import UnsupportedError
 from residency.models.planned import planned_spec
-from residency.spec import ModelSpec
+from residency.models.planned.headers import parts_of
+from residency.models.specs import model_spec, named_spec
+from residency.spec import ModelSpec, open_checkpoint
 from residency.spec.safetensors import read_safetensors
+from support.folders import write_folder
+from support.gguf_files import write_gguf
+from support.models import ARCHITECTURES, small_model
 
 torch = pytest.importorskip("torch", reason="the reference is built by transformers on torch")
 transformers = pytest.importorskip("transformers", reason="the reference is built by transformers")
@@ -94,18 +100,119 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def published_names(model: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """All tensors of a checkpoint that is not quantized, each expert by its own name."""
-    return {t.name.replace("{}", str(n)): t.shape for t in model.tensors for n in range(t.copies)}
+def saved(name: str, folder: Path) -> dict[str, Any]:
+    """A random model, as `transformers` saves it in `folder`; its config.json."""
+    model_type, changes = MODELS[name]
+    config = transformers.AutoConfig.for_model(model_type, **changes)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    values: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return values
+
+
+def names_and_shapes(model: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the checkpoint, each expert by its own name."""
+    return dict(part for tensor in model.tensors for part in parts_of(tensor))
+
+
+def own_name(name: str) -> str:
+    """GPT-2 is published without the prefix that transformers saves."""
+    return name.removeprefix("transformer.")
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_configuration_gives_the_names_and_shapes_that_transformers_writes(name: str, tmp_path: Path) -> None:
-    model_type, changes = MODELS[name]
-    config = transformers.AutoConfig.for_model(model_type, **changes)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    values = json.loads((tmp_path / "config.json").read_text())
+    ours = names_and_shapes(planned_spec(name, "config.json", saved(name, tmp_path)))
     written = {name: t.shape for name, t in read_safetensors(tmp_path / "model.safetensors").items()}
-    ours = published_names(planned_spec(name, "config.json", values))
-    assert {n.removeprefix("transformer.") for n in ours} == {n.removeprefix("transformer.") for n in written}
-    assert sorted(ours.values()) == sorted(written.values())
+    assert {own_name(n): s for n, s in ours.items()} == {own_name(n): s for n, s in written.items()}
+
+
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "gpt2", "jamba", "gpt_oss", "falcon, the newer decoder"])
+def test_a_folder_with_and_without_its_weights_is_the_same_model(name: str, tmp_path: Path) -> None:
+    saved(name, tmp_path)
+    with_weights = named_spec(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    alone = named_spec(tmp_path)
+    assert names_and_shapes(alone) == names_and_shapes(with_weights)
+    assert alone.weight_bytes == with_weights.weight_bytes
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_is_planned_is_what_is_run(architecture: str, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model", small_model(architecture))
+    planned, run = named_spec(folder), model_spec(open_checkpoint(folder))
+    told = [[(t.name, t.shape, t.format, t.role, t.split) for t in sorted(m.tensors, key=str)] for m in (planned, run)]
+    assert sorted(told[0], key=str) == sorted(told[1], key=str)
+    assert planned.states() == run.states()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_gguf_file_is_planned_as_it_is_run(architecture: str, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", small_model(architecture), "Q4_K")
+    planned, run = named_spec(path), model_spec(open_checkpoint(path))
+    assert (planned.weight_bytes, planned.parameters) == (run.weight_bytes, run.parameters)
+    assert planned.states() == run.states()
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    return {"model_type": "llama", "dtype": "bfloat16", **SMALL, **changes}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_kv_shared_layers", 2),
+        ("kv_lora_rank", 16),
+        ("attention_kind", "latent"),
+        ("cross_layer_sharing", True),
+        ("num_experts", 8),
+        ("layer_types", ["linear_attention"] * 3),
+        ("mla", {"rank": 8}),
+        ("state_size", 16),
+    ],
+)
+def test_a_key_that_may_change_memory_is_named_and_refused(key: str, value: Any) -> None:
+    with pytest.raises(UnsupportedError, match=key):
+        planned_spec("model", "config.json", config(**{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_kv_shared_layers", 0),
+        ("attention_dropout", 0.1),
+        ("_name_or_path", "somewhere"),
+        ("rope_scaling", {"rope_type": "whatever", "factor": 8.0}),
+        ("pretraining_tp", 2),
+        ("bos_token_id", 5),
+    ],
+)
+def test_a_key_that_costs_no_memory_is_passed_over(key: str, value: Any) -> None:
+    with_key, without = (planned_spec("model", "config.json", config(**more)) for more in ({key: value}, {}))
+    assert with_key.weight_bytes == without.weight_bytes
+
+
+def test_an_unknown_architecture_is_named_beside_the_known() -> None:
+    with pytest.raises(UnsupportedError, match=r"'brand_new' is not known; known are llama"):
+        planned_spec("model", "config.json", config(model_type="brand_new"))
+
+
+def test_an_architecture_without_kernels_is_planned_and_not_run(tmp_path: Path) -> None:
+    saved("mixtral", tmp_path)
+    with pytest.raises(UnsupportedError, match="'mixtral' can be planned and not yet run"):
+        model_spec(open_checkpoint(tmp_path))
+
+
+def test_a_configuration_without_a_number_format_is_counted_in_float32_and_says_so() -> None:
+    spec = planned_spec("model", "config.json", config(dtype=None))
+    assert spec.weight_bytes == 4 * spec.parameters
+    assert "float32" in spec.notes[-1]
+
+
+def test_the_text_model_of_a_multimodal_one_is_counted_beside_its_tower() -> None:
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "image_size": 28, "patch_size": 14}
+    text = {**SMALL, "head_dim": 24, "model_type": "gemma3_text"}
+    values = {"model_type": "gemma3", "dtype": "bfloat16", "text_config": text, "vision_config": vision}
+    whole = planned_spec("model", "config.json", values)
+    alone = planned_spec("model", "config.json", {**text, "dtype": "bfloat16"})
+    assert whole.parameters - alone.parameters == sum(t.num_values for t in whole.others if t.role == "vision")
+    assert whole.read_bytes_per_token == alone.read_bytes_per_token

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from residency.errors import FileError, UnsupportedError
-from residency.models.planned import planned_spec
+from residency.models.planned import ARCHITECTURES, MULTIMODAL, planned_spec
 from residency.models.planned.gguf import gguf_spec
 from residency.models.planned.headers import from_headers
 from residency.models.published import KnownModel, is_known, known_models, published_spec
@@ -30,11 +30,15 @@ FOLDERS = {
 
 def architecture_folder(architecture: str) -> str:
     """The folder of residency.models that holds `architecture`. UnsupportedError names the ones there are."""
-    if architecture not in FOLDERS:
+    if architecture in FOLDERS:
+        return FOLDERS[architecture]
+    if architecture in (*ARCHITECTURES, *MULTIMODAL):
         raise UnsupportedError(
-            f"the architecture {architecture[:80]!r} is not supported; supported are {', '.join(FOLDERS)}."
+            f"the architecture {architecture!r} can be planned and not yet run; run one of {', '.join(FOLDERS)}."
         )
-    return FOLDERS[architecture]
+    raise UnsupportedError(
+        f"the architecture {architecture[:80]!r} is not supported; supported are {', '.join(FOLDERS)}."
+    )
 
 
 def model_spec(checkpoint: Checkpoint) -> ModelSpec:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from residency.errors import UnsupportedError
+from residency.errors import FileError, UnsupportedError
 from residency.models.configuration import Configuration
 from residency.models.planned import classic, dense, hybrid, recurrent, sparse
 from residency.models.planned.keys import refuse_unknown_structure
@@ -78,7 +78,9 @@ def planned_spec(name: str, source: str, values: Mapping[str, Any]) -> ModelSpec
     """The model that config.json's `values` describe. FileError if they contradict themselves, UnsupportedError for
     an architecture, or a key that changes memory, that is not known.
     """
-    model_type = str(values.get("model_type"))
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str):
+        raise FileError(f"{source} names no model_type; fetch the model again.")
     text_type, tower = MULTIMODAL.get(model_type, (model_type, None))
     outer = Configuration(source, values, architecture=text_type)
     inner = outer

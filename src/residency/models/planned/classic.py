@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from residency.errors import UnsupportedError
 from residency.formats import BOOL
 from residency.models.configuration import Configuration
 from residency.models.planned.dense import blocks
@@ -124,8 +125,8 @@ def opt(c: Configuration) -> Draft:
     hidden, intermediate = heads.hidden, c.integer("ffn_dim")
     width = c.integer("word_embed_proj_dim", hidden)
     activation = activation_of(c, "activation_function", "relu")
-    if not c.flag("do_layer_norm_before", True):
-        raise c.unsupported("do_layer_norm_before")
+    if not c.flag("do_layer_norm_before", True) or c.flag("_remove_final_layer_norm", False):
+        raise UnsupportedError(f"{c.source} asks for an OPT without its final norm, which is not known here.")
 
     def fill(b: Block, number: int) -> None:
         b.attention = heads.attention(bias=bias)

@@ -31,6 +31,8 @@ _AROUND: Mapping[str, Role] = {
     "position_embd.weight": "position",
     "output.weight": "head",
 }
+# Every so many layers sees the whole context, where the file does not say which (llama.cpp's set_swa_pattern).
+_WINDOW_PERIODS = {"gemma2": 2, "gpt-oss": 2, "gemma3": 6, "gemma3n": 5, "cohere2": 4, "olmo2": 4, "exaone4": 4}
 _ROWS = ("attn_q", "attn_qkv", "attn_q_b", "attn_kv_b", "attn_k_b", "attn_v_b", "ffn_gate", "ffn_up", "ssm_in")
 _COLUMNS = ("attn_output", "ffn_down", "ssm_out", "time_mix_output")
 
@@ -92,11 +94,11 @@ class _Metadata:
             raise FileError(f"{self.checkpoint.path} says {name} is {str(value)[:40]!r}, no number.") from error
 
     def slides(self, layer: int) -> bool:
-        """Whether a layer has the window: by a pattern of flags or a period; Gemma 2 and gpt-oss alternate."""
+        """Whether a layer has the window: by a pattern of flags, or by a period."""
         pattern: Any = self.checkpoint.config.get(f"{self.checkpoint.architecture}.attention.sliding_window_pattern")
         if hasattr(pattern, "__len__") and not isinstance(pattern, str):
             return bool(pattern[layer]) if layer < len(pattern) else False
-        period = {"gemma2": 2, "gpt-oss": 2, "gemma3": 6}.get(self.checkpoint.architecture, 0)
+        period = _WINDOW_PERIODS.get(self.checkpoint.architecture, 0)
         period = int(pattern) if pattern is not None else period
         return period == 0 or (layer + 1) % period != 0
 

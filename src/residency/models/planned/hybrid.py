@@ -105,6 +105,9 @@ def lfm2(c: Configuration) -> Draft:
     heads = heads_of(c)
     hidden, kernel, bias = heads.hidden, c.integer("conv_L_cache", 3), c.flag("conv_bias", False)
     intermediate = _lfm2_intermediate(c)
+    for key, expected in (("block_dim", hidden), ("conv_dim", hidden), ("conv_dim_out", hidden), ("num_heads", 0)):
+        if c.integer(key, expected or heads.num_heads) != (expected or heads.num_heads):
+            raise c.unsupported(key)
     attending = c.integers("full_attn_idxs")
     kinds = layer_kinds(c, by_rule=lambda number: FULL if number in attending else "conv", known=(FULL, "conv"))
 

@@ -1,59 +1,52 @@
 """Keys of config.json that nobody has asked for: harmless ones are passed over, those that look structural refused.
 
-A key that no architecture here knows may mean another shape or another state. What its name is made of tells: a word
-of structure ("head", "rank", "layers") is refused unless its value is off; any other word costs no memory.
+A key that no architecture here knows may mean another shape or another state. The words of its name tell: one with a
+word of structure is refused, unless its value is off or another word says that it is a mere factor.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from residency.models.configuration import Configuration
 
-STRUCTURAL = re.compile(
-    r"(^|_)(n|num|layers?|blocks?|heads?|experts?|moe|mlp|ffn|ff|feed|dims?|size|width|depth|ranks?|lora|latent|kv|qk|"
-    r"keys?|values?|query|q|k|v|cache|shared?|sharing|cross|window|sliding|chunk|chunked|attn|attention|attends?|"
-    r"compress(ed|ion)?|states?|ssm|mamba|recurrent|conv|linear|sparse|dense|memory|adapters?|bias|embed(ding)?s?|"
-    r"vocab(ulary)?|quant(ization)?|bits|mtp|nextn|per|indexer?|index|altup|laurel|pattern|type|types)(_|$)",
+STRUCTURE = frozenset(
+    """adapter adapters attention attn bias bits block blocks cache chunk chunked cla compress compressed compression
+    conv cross delta dense depth dim dims dsa embed embedding embeddings expert experts ff ffn head heads hyper index
+    indexer k key keys kv latent laurel altup layer layers linear lora mamba memory mla mlp moba moe mtp n nextn nsa
+    num pattern q qk quant quantization query rank ranks recurrence recurrent rwkv share shared sharing size sliding
+    sparse ssm state states swa type types v value values vocab vocabulary width window""".split()
 )
-
-# Keys with such words that change no shape and no state.
-HARMLESS = re.compile(
-    r"^(model_type|architectures|auto_map|_.*|transformers_version|torch_dtype|dtype|problem_type|"
-    r".*dropout.*|.*_pdrop|.*init.*|.*(eps|epsilon)|rope_.*|.*rope.*|rotary_.*|partial_rotary_factor|max_(position|window|"
-    r"seq|sequence).*|seq_length|n_positions|n_ctx|context_length|original_max_position_embeddings|"
-    r".*token_(id|index)|.*_token_ids?|.*_token_index|use_cache|use_return_dict|return_dict.*|output_.*|pretraining_tp|"
-    r".*loss.*|.*aux.*|router_.*|.*logits?_(soft)?cap.*|.*softcapping|num_logits_to_keep|logits_.*|.*multipliers?|"
-    r".*_scaling.*|.*scale.*|scaling.*|norm_topk_prob|topk_.*|n_group|num_expert_group|scoring_func|ep_size|seq_aux|"
-    r"cache_implementation|attn_implementation|_attn_implementation.*|query_pre_attn_scalar|use_bidirectional_attention|"
-    r"is_decoder|is_encoder_decoder|add_cross_attention|cross_attention_hidden_size|tie_encoder_decoder|tie_word_.*|"
-    r"chunk_size_feed_forward|chunk_size|layer_norm.*|layernorm.*|norm_type|hidden_act.*|activation.*|summary_.*|"
-    r"num_(beams|beam_groups|return_sequences|labels)|no_repeat_ngram_size|encoder_no_repeat_ngram_size|"
-    r"type_vocab_size|task_specific_params|label2id|id2label|pruned_heads|finetuning_task|tokenizer_class|prefix|"
-    r"time_step_(min|max|floor|limit|rank|scale)|mamba_(chunk_size|dt_.*|dt)|use_mamba_kernels|mamba_norm_before_gate|use_mem_eff_path|"
-    r"use_(fused|parallel|qk)_residual.*|use_parallel_residual|residual_in_fp32|rescale_.*|rms_norm|fused_.*|"
-    r"num_ln_in_parallel_attn|clip_qkv|embd_.*|attn_pdrop|bos.*|eos.*|pad.*|unk.*|sep.*|use_flash.*|"
-    r"initial_context_length|max_window_layers|sliding_window|use_sliding_window|layer_types|use_bfloat16|"
-    r"swiglu_.*|attention_multiplier|use_cca|no_rope_layers|no_rope_layer_interval|sliding_window_pattern|"
-    r"head_dim|mlp_bias|attention_bias|model_version|mup_.*|expert_(capacity|dropout).*|use_expert_bias|"
-    r"max_length|min_length|top_k|top_p|temperature|typical_p|do_sample|early_stopping|diversity_penalty|"
-    r"length_penalty|repetition_penalty|begin_suppress_tokens|suppress_tokens|bad_words_ids|forced_.*|decoder_start.*|"
-    r"remove_invalid_values|exponential_decay_length_penalty|torchscript|tf_legacy_loss|gradient_checkpointing|"
-    r"output_router_logits|unsloth_.*|quantization_config|vision_config|text_config|.*image.*|.*vision.*|projector_.*|"
-    r"multimodal_.*|spatial_merge_size|mm_.*|boi_.*|eoi_.*|alibi|apply_residual_.*|parallel_attn|multi_query|"
-    r"embedding_dropout|attention_probs.*|kv_cache_scheme|use_conv_bias|use_bias|rms_norm_add_unit_offset)$",
+FACTORS = frozenset(
+    """coef coefficient drop dropout eps epsilon id ids implementation init initializer loss multiplier multipliers
+    pdrop prob probs scalar scale scaling softcap softcapping theta""".split()
 )
-OFF = (None, False, 0, 0.0, "", "none", "default")
+HARMLESS = frozenset(
+    """attention_factor block_use_swiglu chunk_size chunk_size_feed_forward ep_size head_dim head_size_divisor
+    layer_norm_elementwise_affine mamba_chunk_size mamba_norm_before_gate max_position_embeddings model_type n_ctx
+    n_group n_positions no_rope_layer_interval no_rope_layers norm_type num_expert_group num_labels
+    num_ln_in_parallel_attn num_logits_to_keep num_return_sequences original_max_position_embeddings
+    output_hidden_states pad_vocab_size_multiple problem_type scale_attn_weights summary_type
+    time_step_rank type_vocab_size use_cache use_mamba_kernels vision_feature_layer""".split()
+)
+HARMLESS_BEGINNINGS = ("_", "rope_", "rotary_")
+HARMLESS_ENDS = ("_token_index", "_token_id")
+OFF = (None, False, 0, "", "none", "default")
 
 
 def refuse_unknown_structure(c: Configuration) -> None:
     """UnsupportedError for the first key that looks as if it changed memory and that nothing here has asked for."""
     for key, value in sorted(c.unasked().items()):
-        if STRUCTURAL.search(key.lower()) and not HARMLESS.match(key) and not _off(value):
+        if looks_structural(key) and not _off(value):
             raise c.unsupported(key)
 
 
+def looks_structural(key: str) -> bool:
+    """Whether a key that no architecture has asked for may change a shape or a state."""
+    if key in HARMLESS or key.startswith(HARMLESS_BEGINNINGS) or key.endswith(HARMLESS_ENDS):
+        return False
+    words = set(key.lower().split("_"))
+    return bool(words & STRUCTURE) and not words & FACTORS
+
+
 def _off(value: Any) -> bool:
-    if isinstance(value, list | Mapping):
-        return not value
-    return value in OFF
+    return not value if isinstance(value, list | Mapping) else value in OFF

@@ -82,6 +82,8 @@ def mamba2_mixer(
 
 def mamba(c: Configuration) -> Draft:
     """Mamba: nothing but mixers and norms."""
+    if c.integer("n_layer", c.integer("num_hidden_layers")) != c.integer("num_hidden_layers"):
+        raise c.unsupported("n_layer")
     hidden = c.integer("hidden_size")
     inner = c.integer("intermediate_size", int(c.number("expand", 2) * hidden))
     rank = -(-hidden // 16) if c.says("time_step_rank", "auto") else c.integer("time_step_rank", -(-hidden // 16))
@@ -153,7 +155,7 @@ def rwkv(c: Configuration) -> Draft:
 
 def rwkv5(c: Configuration) -> Draft:
     """RWKV 5, Eagle (arXiv 2404.05892): a matrix of state for each head."""
-    hidden, head_dim = c.integer("hidden_size"), c.integer("head_size", 64)
+    hidden, head_dim = c.integer("hidden_size"), _head_size(c)
     inner = c.integer("attention_hidden_size", hidden)
     intermediate = c.integer("intermediate_size", int(hidden * 3.5) // 32 * 32)
 
@@ -169,7 +171,7 @@ def rwkv5(c: Configuration) -> Draft:
 
 def rwkv6(c: Configuration) -> Draft:
     """RWKV 6, Finch (arXiv 2404.05892): mixes and decay that depend on the data, through narrow matrices."""
-    hidden, head_dim = c.integer("hidden_size"), c.integer("head_size", 64)
+    hidden, head_dim = c.integer("hidden_size"), _head_size(c)
     inner = c.integer("attention_hidden_size", hidden)
     intermediate = c.integer("intermediate_size", int(hidden * 3.5) // 32 * 32)
     wide = hidden == 4096
@@ -187,6 +189,11 @@ def rwkv6(c: Configuration) -> Draft:
         _channel_mix(b, hidden, intermediate, mixes=("time_maa_k", "time_maa_r"))
 
     return _rwkv_whole(c, blocks(c, fill, prefix="rwkv.blocks."))
+
+
+def _head_size(c: Configuration) -> int:
+    c.integer("num_attention_heads", 1)  # published as the size of a head too
+    return c.integer("head_size", 64)
 
 
 def _rwkv_head_block(b: Block, number: int, hidden: int, inner: int, head_dim: int) -> None:
