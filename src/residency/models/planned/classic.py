@@ -85,6 +85,7 @@ def falcon(c: Configuration) -> Draft:
     """Falcon: one key-value head, or a few in the newer decoder; parallel attention and feed-forward network."""
     new, bias = c.flag("new_decoder_architecture", False), c.flag("bias", False)
     parallel, multi_query = c.flag("parallel_attn", True), c.flag("multi_query", True)
+    c = c.with_defaults(max_position_embeddings=2048)
     all_heads = c.integer("num_attention_heads")
     several = c.integer("num_kv_heads", all_heads)
     kv_heads = several if new or not multi_query else 1

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from residency.errors import FileError, UnsupportedError
+from residency.formats import Format
 from residency.formats.schemes import Scheme
 from residency.spec.checkpoint import Checkpoint
 from residency.spec.model import LayerSpec, ModelSpec, SourceTensor, TensorSpec
@@ -23,7 +24,7 @@ def from_headers(model: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:
     used: set[str] = set()
 
     def found(tensor: TensorSpec) -> TensorSpec:
-        formats = {}
+        formats = []
         for name, shape in parts_of(tensor):
             source = held.get(_own(name))
             if source is None:
@@ -34,12 +35,8 @@ def from_headers(model: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:
                     f"{shape}; fetch the model again."
                 )
             used.add(_own(name))
-            formats[source.format.name] = source.format
-        if isinstance(tensor.format, Scheme):
-            return tensor
-        if len(formats) > 1:
-            raise UnsupportedError(f"{checkpoint.path} holds {tensor.name} in {' and '.join(formats)}.")
-        return replace(tensor, format=next(iter(formats.values())))
+            formats.append(source.format)
+        return replace(tensor, format=_as_held(tensor, formats, checkpoint))
 
     whole = replace(
         model,
@@ -64,6 +61,19 @@ def parts_of(tensor: TensorSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
                 yield stem + suffix, shape
         else:
             yield name, tensor.shape
+
+
+def _as_held(tensor: TensorSpec, formats: list[Format], checkpoint: Checkpoint) -> Format:
+    """The format of the copies of a tensor, given that of each part of each copy in the file."""
+    num_parts = len(formats) // tensor.copies
+    first = formats[:num_parts]
+    if formats != first * tensor.copies:
+        names = " and ".join(sorted({each.name for each in formats}))
+        raise UnsupportedError(f"{checkpoint.path} holds the copies of {tensor.name} in {names}, not all alike.")
+    if not isinstance(tensor.format, Scheme):
+        return first[0]
+    held = (replace(part, format=each) for part, each in zip(tensor.format.parts, first, strict=True))
+    return replace(tensor.format, parts=tuple(held))
 
 
 def _unused(
