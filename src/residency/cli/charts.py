@@ -11,6 +11,7 @@ from html import escape
 from residency.units import binary_bytes, operations_rate
 
 WIDTH = 720
+_LETTER, _LINE = 7.2, 15  # width and height of a letter, about
 _LEFT, _RIGHT, _TOP, _BOTTOM = 92, 24, 18, 46
 
 
@@ -59,6 +60,13 @@ class Axis:
         return min(1.0, max(0.0, (value - low) / (high - low)))
 
 
+def even_ticks(high: float, write: Callable[[float], str], *, about: int = 5) -> tuple[tuple[float, str], ...]:
+    """About so many ticks from 0 to `high`, apart by 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(high / about))
+    step = next(factor * power for factor in (1, 2, 5, 10) if high / (factor * power) <= about)
+    return tuple((index * step, write(index * step)) for index in range(int(high / step) + 1))
+
+
 def bars(rows: Sequence[Bar]) -> str:
     """Stacked bars, one for each row; what goes beyond a row's frame stands outside of it."""
     longest = max(max(row.whole_bytes, sum(part.num_bytes for part in row.parts)) for row in rows)
@@ -81,10 +89,10 @@ def bars(rows: Sequence[Bar]) -> str:
 
 
 def curve(x: Axis, y: Axis, values: Sequence[tuple[float, float]], points: Sequence[Point], *, name: str) -> str:
-    """A line through `values`, with marked points."""
+    """A line through `values` with marked points under it, or the points alone."""
     path = " ".join(f"{_x(x, a):.1f},{_y(y, b):.1f}" for a, b in values)
     lines = [*_axes(x, y), f'<polyline class="line" points="{path}"/>' if values else ""]
-    lines += [_mark(x, y, point) for point in points]
+    lines += _marks(x, y, points, below=bool(values))
     return _svg(320, name, lines)
 
 
@@ -129,14 +137,23 @@ def _axes(x: Axis, y: Axis) -> list[str]:
     return [*lines, f'<text class="title" {turned} text-anchor="middle">{escape(y.title)}</text>']
 
 
-def _mark(x: Axis, y: Axis, point: Point) -> str:
-    at, height = _x(x, point.x), _y(y, point.y)
-    is_right = at > WIDTH * 0.7
-    anchor, shift = ("end", -9) if is_right else ("start", 9)
-    return (
-        f'<circle class="mark" cx="{at:.1f}" cy="{height:.1f}" r="5"><title>{escape(point.name)}</title></circle>'
-        f'<text x="{at + shift:.1f}" y="{height - 7:.1f}" text-anchor="{anchor}">{escape(point.name)}</text>'
-    )
+def _marks(x: Axis, y: Axis, points: Sequence[Point], *, below: bool) -> list[str]:
+    """The points with their names beside them, each moved on until it hides no other."""
+    lines, taken = [], list[tuple[float, float, float]]()  # left, right and height of names
+    for point in points:
+        at, height = _x(x, point.x), _y(y, point.y)
+        width = _LETTER * len(point.name)
+        is_right = at + width > WIDTH - _RIGHT
+        left = at - 9 - width if is_right else at + 9
+        text = height + 16 if below else height - 7
+        while any(left < right and first < left + width and abs(text - up) < _LINE for first, right, up in taken):
+            text += _LINE if below else -_LINE
+        taken.append((left, left + width, text))
+        name, anchor = escape(point.name), "end" if is_right else "start"
+        lines.append(f'<circle class="mark" cx="{at:.1f}" cy="{height:.1f}" r="5"><title>{name}</title></circle>')
+        shift = -9 if is_right else 9
+        lines.append(f'<text x="{at + shift:.1f}" y="{text:.1f}" text-anchor="{anchor}">{name}</text>')
+    return lines
 
 
 def _x(axis: Axis, value: float) -> float:

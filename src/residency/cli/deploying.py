@@ -27,6 +27,7 @@ from residency.store.fetch import find
 from residency.units import binary_bytes
 
 F = TypeVar("F", bound=Callable[..., Any])
+_SHORT_NAMES = {"int4": "int4-g128", "q4": "q4_k_m", "q8": "q8_0"}
 DEFAULT_CONTEXT_TOKENS = 8192  # of a machine elsewhere, where the model has as many
 
 
@@ -115,7 +116,7 @@ def question_of(spec: ModelSpec, machine: Machine, asked: Asked) -> Question:
         machine=machine,
         engine=engine,
         load=load_of(spec, asked),
-        quant=asked.quant,
+        quant=None if asked.quant is None else _SHORT_NAMES.get(asked.quant.lower(), asked.quant),
         kv=None if asked.kv is None else kv_format_named(asked.kv),
         tensor_parallel=asked.tp,
         pipeline_parallel=asked.pp,

@@ -113,6 +113,7 @@ def _placement(plan: Plan) -> PlacementFigures:
         chunk_tokens=plan.chunk_tokens,
         ram_bytes=0,
         disk_bytes=0,
+        ram_cache_bytes=0,
         perplexity_rise=0.0,
     )
 

@@ -1,9 +1,10 @@
 """An answer as one page of HTML that needs nothing else: the memory map, the roofline, and what could be traded."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from html import escape
 
-from residency.cli.charts import Axis, Bar, Part, Point, bars, curve, roofline
+from residency.cli.charts import Axis, Bar, Part, Point, bars, curve, even_ticks, roofline
 from residency.cli.told import in_words
 from residency.planner.answers import AnswerRecord, DeviceFigures, ForecastFigures
 from residency.spec.state import StateSpec
@@ -32,6 +33,7 @@ svg { width: 100%; height: auto; font: 13px system-ui, sans-serif; fill: var(--i
 pre { overflow-x: auto; font: 13px/1.45 ui-monospace, monospace;
   border-top: 1px solid var(--faint); padding-top: 1rem; }
 """
+_NEAR = 0.03  # of all bytes: marks that are nearer would hide each other
 _CLASSES = ("weights", "kv_cache", "gradients", "optimizer", "activations", "runtime")
 
 
@@ -89,10 +91,12 @@ def _memory(answer: AnswerRecord) -> str:
         )
         for device, number in alike.items()
     ]
-    for name, num_bytes in (("RAM", answer.placement.ram_bytes), ("disk", answer.placement.disk_bytes)):
-        if num_bytes:
-            weights = Part(name="weights", num_bytes=num_bytes)
-            rows.append(Bar(name=f"{name}, weights {binary_bytes(num_bytes)}", parts=(weights,), whole_bytes=num_bytes))
+    placement = answer.placement
+    tiers = (("RAM", placement.ram_bytes, placement.ram_cache_bytes), ("disk", placement.disk_bytes, 0))
+    for name, weights, cache in tiers:
+        if weights or cache:
+            parts = (Part(name="weights", num_bytes=weights), Part(name="kv cache", num_bytes=cache))
+            rows.append(Bar(name=f"{name}, {binary_bytes(weights + cache)}", parts=parts, whole_bytes=weights + cache))
     return bars(rows)
 
 
@@ -119,7 +123,7 @@ def _room(answer: AnswerRecord) -> str:
     longest = answer.model.max_context_tokens
     contexts = [c for c in (2**power for power in range(9, 24)) if c <= longest] or [longest]
     values = [(float(each), room * kept / _kept(states, each)) for each in contexts]
-    most, least = max(y for _, y in values), max(1.0, min(y for _, y in values))
+    most, least = max(y for _, y in values), min(y for _, y in values)
     x = Axis(
         title="context in tokens",
         low=contexts[0] * 0.9,
@@ -127,7 +131,7 @@ def _room(answer: AnswerRecord) -> str:
         ticks=tuple((float(each), f"{each // 1024} Ki" if each >= 1024 else str(each)) for each in contexts[::2]),
         is_logarithmic=True,
     )
-    ticks = tuple((10.0**power, f"{10**power}") for power in range(7) if least / 10 < 10**power <= most * 10)
+    ticks = tuple((10.0**power, f"{10.0**power:g}") for power in range(-3, 7) if least / 10 < 10**power <= most * 10)
     y = Axis(title="sequences at a time", low=least / 2, high=most * 2, ticks=ticks, is_logarithmic=True)
     asked = Point(name="asked for", x=placement.context_tokens, y=placement.concurrency)
     return curve(x, y, values, [asked], name="how many sequences of each context fit")
@@ -138,25 +142,26 @@ def _kept(states: tuple[StateSpec, ...], tokens: int) -> int:
 
 
 def _quality(answer: AnswerRecord) -> str:
-    used = max(sum(getattr(device, name) for name in _CLASSES) for device in answer.devices)
+    placement = answer.placement
+    used = placement.ram_bytes + placement.ram_cache_bytes + placement.disk_bytes
+    used += sum(getattr(device, name) for device in answer.devices for name in _CLASSES)
     points = list(_formats(answer, used))
     if len(points) < 2:
         return _note("No other format is known for this model.")
     gib = 1024**3
     most_bytes, most_loss = max(point.x for point in points) / gib, max(point.y for point in points)
-    step = most_bytes / 5
+    most_loss = max(0.01, most_loss)
     x = Axis(
-        title="GiB on the fullest device",
+        title="GiB on all devices and tiers together",
         low=0,
         high=most_bytes * 1.1,
-        ticks=tuple((step * index, f"{step * index:.3g}") for index in range(6)),
+        ticks=even_ticks(most_bytes * 1.1, "{:g}".format),
     )
-    high = max(0.01, most_loss * 1.2)
     y = Axis(
         title="rise of perplexity",
         low=0,
-        high=high,
-        ticks=tuple((high * index / 4, f"{high * index / 4:.1%}") for index in range(5)),
+        high=most_loss * 1.2,
+        ticks=even_ticks(most_loss * 1.2, "{:.1%}".format),
     )
     marks = [Point(name=point.name, x=point.x / gib, y=point.y) for point in points]
     note = _note("The rise was measured on one model, Llama 3 8B, or is assumed; it orders formats.")
@@ -167,9 +172,19 @@ def _formats(answer: AnswerRecord, used_bytes: int) -> Iterator[Point]:
     placement = answer.placement
     now = f"{placement.quant or answer.model.format} + {placement.kv_format}"
     yield Point(name=now, x=used_bytes, y=placement.perplexity_rise)
+    last: Point | None = None
     for change in answer.changes:
-        if change.option.startswith(("--quant", "--kv")):
-            yield Point(name=change.option, x=used_bytes - change.freed_bytes, y=change.perplexity_rise)
+        if not change.option.startswith(("--quant", "--kv")):
+            continue
+        point = Point(name=change.option, x=used_bytes - change.freed_bytes, y=change.perplexity_rise)
+        if last is not None and last.y == point.y and abs(last.x - point.x) < _NEAR * used_bytes:
+            last = replace(last, name=f"{last.name} or {change.option.split()[1]}")
+            continue
+        if last is not None:
+            yield last
+        last = point
+    if last is not None:
+        yield last
 
 
 def _note(text: str) -> str:

@@ -66,9 +66,13 @@ def _memory(answer: AnswerRecord) -> list[Sequence[str]]:
         name = device.name if number == 1 else f"{number} x {device.name}"
         rows.append((name, *map(binary_bytes, amounts), rest))
     placement = answer.placement
-    for tier, num_bytes in (("RAM", placement.ram_bytes), ("disk", placement.disk_bytes)):
-        if num_bytes:
-            rows.append((tier, "", binary_bytes(num_bytes), *("" for _ in rows[0][3:])))
+    for tier, weights, cache in (
+        ("RAM", placement.ram_bytes, placement.ram_cache_bytes),
+        ("disk", placement.disk_bytes, 0),
+    ):
+        cells = [binary_bytes(num_bytes) if num_bytes else "" for num_bytes in (weights, cache)]
+        if weights or cache:
+            rows.append((tier, "", *cells, *("" for _ in rows[0][4:])))
     return rows
 
 

@@ -55,6 +55,7 @@ class PlacementFigures:
     chunk_tokens: int  # most tokens of one step
     ram_bytes: int  # weights that lie in the host's RAM
     disk_bytes: int  # and on its disk
+    ram_cache_bytes: int  # keys and values that lie in the host's RAM
     perplexity_rise: float  # of the formats, see the explanation of planning; 0: as published
     drafted_tokens: int = 0  # that a draft model proposes in a round
 
@@ -122,7 +123,7 @@ class ChangeFigures:
     option: str
     fits: bool
     missing_bytes: int
-    freed_bytes: int  # on the fullest device
+    freed_bytes: int  # on all devices and tiers together
     max_concurrency: float
     decode_tokens_per_second: float
     perplexity_rise: float

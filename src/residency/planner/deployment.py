@@ -148,7 +148,9 @@ class Deployer:
         split = (choice.tensor_parallel, choice.pipeline_parallel)
         weights_key, states_key, rest_key = (choice.quant, *split), (choice.kv, *split), (device.count, load, *split)
         if weights_key not in self._weights:
-            self._weights[weights_key] = stage_weights(self.model(choice.quant), choice, question.engine)
+            self._weights[weights_key] = stage_weights(
+                self.model(choice.quant), choice, device=device, engine=question.engine
+            )
         if states_key not in self._states:
             self._states[states_key] = stage_states(question.model, choice)
         if rest_key not in self._rest:

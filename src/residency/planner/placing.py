@@ -1,7 +1,7 @@
 """Which bytes lie where: one model on the devices of a machine, by class and device, and what other tiers take in.
 
 What every step reads stays nearest. Where device memory is too small, experts go first, then layers, to RAM and then
-to disk: one step reads few of the experts, and all of the layers.
+to disk: one step reads few of the experts, and all of the layers. Keys and values follow to RAM.
 """
 
 from dataclasses import dataclass, replace
@@ -126,8 +126,15 @@ class Placement:
 
     devices: tuple[DeviceBytes, ...]  # those of one replica
     spilled: Spilled
-    ram_bytes: int
-    disk_bytes: int
+    ram_bytes: int  # weights
+    ram_cache_bytes: int  # keys and values
+    disk_bytes: int  # weights
+
+    @property
+    def num_bytes(self) -> int:
+        """On all devices and tiers together."""
+        elsewhere = self.ram_bytes + self.ram_cache_bytes + self.disk_bytes
+        return elsewhere + sum(device.used_bytes for device in self.devices)
 
     @property
     def missing_bytes(self) -> int:
@@ -155,10 +162,11 @@ def stage_models(model: ModelSpec, stages: int) -> tuple[ModelSpec, ...]:
     return tuple(replace(model, layers=model.layers[first:last]) for first, last in pairwise(bounds))
 
 
-def stage_weights(model: ModelSpec, choice: Choice, engine: Engine) -> tuple[StageWeights, ...]:
+def stage_weights(model: ModelSpec, choice: Choice, *, device: Device, engine: Engine) -> tuple[StageWeights, ...]:
     """The weights of each pipeline stage on each of its ranks. UsageError where heads or layers cannot be shared."""
     stages = stage_models(model, choice.pipeline_parallel)
-    return tuple(_weights(stage, index, model, choice, engine) for index, stage in enumerate(stages))
+    on_host = engine.embedding_on_host and device.kind == "gpu"
+    return tuple(_weights(stage, index, model, choice, engine, on_host) for index, stage in enumerate(stages))
 
 
 def stage_states(model: ModelSpec, choice: Choice) -> tuple[tuple[StateSpec, ...], ...]:
@@ -208,7 +216,7 @@ def place(
     if choice.may_spill:
         return _spill(needs, placed, choice, load, machine=machine, device=device)
     devices = tuple(each for each in placed for _ in range(choice.tensor_parallel))
-    return Placement(devices=devices, spilled=Spilled(), ram_bytes=0, disk_bytes=0)
+    return Placement(devices=devices, spilled=Spilled(), ram_bytes=0, ram_cache_bytes=0, disk_bytes=0)
 
 
 def sequence_bytes(states: tuple[StateSpec, ...], tokens: int, *, page_tokens: int) -> int:
@@ -220,12 +228,16 @@ def sequence_bytes(states: tuple[StateSpec, ...], tokens: int, *, page_tokens: i
     return total
 
 
-def _weights(stage: ModelSpec, index: int, model: ModelSpec, choice: Choice, engine: Engine) -> StageWeights:
+def _weights(
+    stage: ModelSpec, index: int, model: ModelSpec, choice: Choice, engine: Engine, embedding_on_host: bool
+) -> StageWeights:
     ranks = choice.tensor_parallel
     is_last = index == choice.pipeline_parallel - 1
     layers = sum(layer_rank_bytes(layer, ranks) for layer in stage.layers)
     experts = sum(t.num_bytes for layer in stage.layers for t in layer.tensors if t.role == "expert") // ranks
-    beside = rank_bytes(replace(model, layers=()), ranks) - _absent_bytes(model, index, is_last, ranks, engine)
+    beside = rank_bytes(replace(model, layers=()), ranks) - _absent_bytes(
+        model, index, is_last, ranks, embedding_on_host
+    )
     return StageWeights(
         beside_bytes=beside + engine.held(stage, ranks), layer_bytes=layers - experts, expert_bytes=experts
     )
@@ -250,10 +262,10 @@ def _placed(
     )
 
 
-def _absent_bytes(model: ModelSpec, index: int, is_last: bool, ranks: int, engine: Engine) -> int:
+def _absent_bytes(model: ModelSpec, index: int, is_last: bool, ranks: int, embedding_on_host: bool) -> int:
     """Of what stands beside the layers, what this stage does not hold: it looks tokens up, or it scores them."""
     absent = 0
-    if (index > 0 or engine.embedding_on_host) and not (model.tied and is_last):
+    if (index > 0 or embedding_on_host) and not (model.tied and is_last):
         absent += rank_tensor_bytes(model.embedding, ranks)
     if not is_last and model.head is not None:
         absent += rank_tensor_bytes(model.head, ranks)
@@ -293,35 +305,39 @@ def _spill(
         ram_layers = min(layers, ram_left // ranks - ram_experts)
         disk_experts = min(experts - ram_experts, disk_left // ranks)
         disk_layers = min(layers - ram_layers, disk_left // ranks - disk_experts)
-        moved = Spilled(
-            ram_layers=ram_layers, ram_experts=ram_experts, disk_layers=disk_layers, disk_experts=disk_experts
-        )
         ram_left -= ranks * (ram_layers + ram_experts)
+        ram_cache = min(each.missing_bytes - experts - layers, each.kv_cache, ram_left // ranks)
+        ram_left -= ranks * ram_cache
+        moved = Spilled(
+            ram_layers=ram_layers,
+            ram_experts=ram_experts,
+            ram_cache=ram_cache,
+            disk_layers=disk_layers,
+            disk_experts=disk_experts,
+        )
         disk_left -= ranks * (disk_layers + disk_experts)
-        devices += [_relieved(each, moved.num_bytes, load)] * ranks
+        devices += [_relieved(each, moved, load)] * ranks
         total = _sum(total, moved)
         fullest = max(fullest, moved, key=lambda spilled: spilled.num_bytes)
     return Placement(
         devices=tuple(devices),
         spilled=total if choice.pipeline_parallel > 1 else fullest,
         ram_bytes=ranks * (total.ram_layers + total.ram_experts),
+        ram_cache_bytes=ranks * total.ram_cache,
         disk_bytes=ranks * (total.disk_layers + total.disk_experts),
     )
 
 
-def _relieved(device: DeviceBytes, moved_bytes: int, load: Load) -> DeviceBytes:
+def _relieved(device: DeviceBytes, moved: Spilled, load: Load) -> DeviceBytes:
     """The device without what was moved away, which is just as much as the sequences asked for need."""
-    if not moved_bytes:
+    if not moved.num_bytes:
         return device
+    relieved = replace(device, weights=device.weights - moved.weight_bytes, kv_cache=device.kv_cache - moved.ram_cache)
+    if relieved.missing_bytes:
+        return relieved
     tokens, sequences = load.concurrency * load.context_tokens, float(load.concurrency)
-    relieved = replace(device, weights=device.weights - moved_bytes)
-    return relieved if relieved.missing_bytes else replace(relieved, pool_tokens=tokens, max_concurrency=sequences)
+    return replace(relieved, pool_tokens=tokens, max_concurrency=sequences)
 
 
 def _sum(one: Spilled, other: Spilled) -> Spilled:
-    return Spilled(
-        ram_layers=one.ram_layers + other.ram_layers,
-        ram_experts=one.ram_experts + other.ram_experts,
-        disk_layers=one.disk_layers + other.disk_layers,
-        disk_experts=one.disk_experts + other.disk_experts,
-    )
+    return Spilled(**{name: getattr(one, name) + getattr(other, name) for name in vars(one)})

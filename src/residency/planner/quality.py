@@ -24,10 +24,10 @@ AS_PUBLISHED = Loss(part=0.0, origin="measured", source="as published")
 WEIGHT_LOSSES = {
     "fp8": Loss(part=0.001, origin="assumed", source=_RED_HAT),
     "int8": Loss(part=0.001, origin="assumed", source=_RED_HAT),
-    "Q8_0": Loss(part=0.0002, origin="measured", source=_LLAMA_CPP),
-    "Q6_K": Loss(part=0.0033, origin="measured", source=_LLAMA_CPP),
-    "Q5_K_M": Loss(part=0.0089, origin="measured", source=_LLAMA_CPP),
-    "Q4_K_M": Loss(part=0.0279, origin="measured", source=_LLAMA_CPP),
+    "q8_0": Loss(part=0.0002, origin="measured", source=_LLAMA_CPP),
+    "q6_k": Loss(part=0.0033, origin="measured", source=_LLAMA_CPP),
+    "q5_k_m": Loss(part=0.0089, origin="measured", source=_LLAMA_CPP),
+    "q4_k_m": Loss(part=0.0279, origin="measured", source=_LLAMA_CPP),
     "int4-g128": Loss(part=0.03, origin="assumed", source=_RED_HAT),
     "nf4": Loss(part=0.03, origin="assumed", source="arXiv 2305.14314 finds NF4 near 16 bits; the number is assumed"),
     "mxfp4": Loss(part=0.04, origin="assumed", source="assumed: above NF4, as its scales are powers of two"),
@@ -45,5 +45,5 @@ _UNKNOWN = Loss(part=0.05, origin="assumed", source="assumed: nobody's figure is
 
 def loss_of(quant: str | None, kv_name: str) -> float:
     """The rise of perplexity of weights requantized to `quant` with keys and values in `kv_name`."""
-    weights = AS_PUBLISHED if quant is None else WEIGHT_LOSSES.get(quant, _UNKNOWN)
+    weights = AS_PUBLISHED if quant is None else WEIGHT_LOSSES.get(quant.lower(), _UNKNOWN)
     return weights.part + KV_LOSSES.get(kv_name, _UNKNOWN).part

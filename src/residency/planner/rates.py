@@ -11,7 +11,7 @@ from residency.hardware import Device, Link, Machine, NumberFormat
 from residency.planner.cost import MatrixCost, ModelCost, Step, StepSeconds, Work
 
 _FLOATS: dict[str, NumberFormat] = {"F32": "tf32", "F16": "fp16", "BF16": "fp16"}
-_FULL_READ_BITS = ("F32", "F16", "BF16", "cache")
+_READ_AS_THEY_ARE = ("F32", "F16", "BF16", "cache")
 MAX_BATCH = 65_536  # beyond it, nobody asks where decoding turns from memory to arithmetic
 ACTIVATION_BYTES = 2  # of a value that devices hand on
 EXCHANGES_PER_LAYER = 2  # all-reduces: after attention and after the feed-forward network (arXiv 1909.08053)
@@ -19,17 +19,23 @@ EXCHANGES_PER_LAYER = 2  # all-reduces: after attention and after the feed-forwa
 
 @dataclass(frozen=True, kw_only=True)
 class Spilled:
-    """The part of one rank's weights that does not lie in device memory, in bytes."""
+    """What of one rank does not lie in device memory, in bytes."""
 
     ram_layers: int = 0
     ram_experts: int = 0
+    ram_cache: int = 0  # keys and values
     disk_layers: int = 0
     disk_experts: int = 0
 
     @property
+    def weight_bytes(self) -> int:
+        """All weights of it."""
+        return self.ram_layers + self.ram_experts + self.disk_layers + self.disk_experts
+
+    @property
     def num_bytes(self) -> int:
         """All of it."""
-        return self.ram_layers + self.ram_experts + self.disk_layers + self.disk_experts
+        return self.weight_bytes + self.ram_cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +73,7 @@ def step_seconds_on(cost: ModelCost, step: Step, ranks: Ranks) -> StepSeconds:
 def read_rate(device: Device, number_format: str) -> float:
     """Bytes a second at which weights of a format, or the cache, are read."""
     rate = device.memory_bytes_per_second * device.figure("read_efficiency")
-    if number_format in _FULL_READ_BITS or number_format.startswith("F8") or device.kind == "cpu":
+    if number_format in _READ_AS_THEY_ARE or _is_fp8(number_format) or device.kind == "cpu":
         return rate
     return rate * device.figure("integer_read_efficiency")
 
@@ -75,9 +81,13 @@ def read_rate(device: Device, number_format: str) -> float:
 def matrix_rate(device: Device, number_format: str) -> float:
     """Operations a second of products with weights of a format. Accelerators widen integers to 16 bits."""
     wanted: NumberFormat = _FLOATS.get(number_format, "fp16" if device.kind != "cpu" else "int8")
-    if number_format.startswith("F8"):
+    if _is_fp8(number_format):
         wanted = "fp8"
     return device.dense_operations_per_second(wanted) * device.figure("matrix_efficiency")
+
+
+def _is_fp8(number_format: str) -> bool:
+    return number_format.lower().startswith(("fp8", "f8"))
 
 
 def turning_batch(cost: ModelCost, device: Device) -> int | None:
@@ -137,13 +147,15 @@ def _transfer_seconds(cost: ModelCost, step: Step, ranks: Ranks, *, busy_seconds
     early_seconds = (spilled.ram_layers + spilled.disk_layers) / rate
     moved = max(0.0, max(early_seconds, disk_seconds) - busy_seconds) + late_bytes / rate
     in_place = disk_seconds + _host_seconds(cost, step, ranks, experts)
-    return min(moved, in_place)
+    cached_bytes = min(spilled.ram_cache, sum(each.work(step).read_bytes for each in cost.attention))
+    cache_seconds = cached_bytes / max(rate, _host_read_rate(ranks.machine))  # attended to where they lie
+    return min(moved, in_place) + cache_seconds
 
 
 def _host_seconds(cost: ModelCost, step: Step, ranks: Ranks, experts: MatrixCost | None) -> float:
     """Products with the weights in RAM, by the host's processor."""
     machine, spilled = ranks.machine, ranks.spilled
-    rate = machine.tier("ram").read_bytes_per_second(machine.threads) * machine.figure("read_efficiency")
+    rate = _host_read_rate(machine)
     operations_rate = machine.figure("matrix_int8_operations_per_second") * machine.cores
     seconds = 0.0
     for matrix in cost.matrices:
@@ -155,3 +167,7 @@ def _host_seconds(cost: ModelCost, step: Step, ranks: Ranks, experts: MatrixCost
         work = matrix.work(step.tokens)
         seconds += share * max(work.read_bytes / rate, work.matrix_operations / operations_rate)
     return seconds
+
+
+def _host_read_rate(machine: Machine) -> float:
+    return machine.tier("ram").read_bytes_per_second(machine.threads) * machine.figure("read_efficiency")

@@ -103,6 +103,7 @@ def _placement(deployment: Deployment, chunk_tokens: int, forecast: ServingForec
         chunk_tokens=chunk_tokens,
         ram_bytes=placement.ram_bytes,
         disk_bytes=placement.disk_bytes,
+        ram_cache_bytes=placement.ram_cache_bytes,
         perplexity_rise=deployment.loss,
         drafted_tokens=forecast.drafted_tokens,
     )
@@ -147,13 +148,12 @@ def _phase(phase: Phase) -> PhaseFigures:
 
 
 def _change(option: str, changed: Deployment, deployment: Deployment) -> ChangeFigures:
-    fullest = max(device.used_bytes for device in deployment.placement.devices)
-    then = max(device.used_bytes for device in changed.placement.devices)
+    freed = deployment.choice.replicas * deployment.placement.num_bytes
     return ChangeFigures(
         option=option,
         fits=changed.fits,
         missing_bytes=changed.placement.missing_bytes,
-        freed_bytes=max(0, fullest - then),
+        freed_bytes=max(0, freed - changed.choice.replicas * changed.placement.num_bytes),
         max_concurrency=changed.choice.replicas * min(each.max_concurrency for each in changed.placement.devices),
         decode_tokens_per_second=changed.tokens_per_second,
         perplexity_rise=changed.loss,
@@ -205,6 +205,8 @@ def _reasons(answer: Answer) -> tuple[str, ...]:
         reasons.append(f"layers follow each other on {choice.pipeline_parallel} stages, which hand little on")
     if choice.replicas > 1:
         reasons.append(f"{choice.replicas} replicas answer side by side, as the model leaves room for them")
+    if placement.ram_cache_bytes:
+        reasons.append(f"{binary_bytes(placement.ram_cache_bytes)} of keys and values are attended to in RAM")
     if placement.ram_bytes or placement.disk_bytes:
         kind = "experts, of which a step reads few," if placement.spilled.ram_experts else "layers"
         tiers = [f"{binary_bytes(placement.ram_bytes)} in RAM"] if placement.ram_bytes else []

@@ -117,6 +117,7 @@ def _placement(options: TrainingOptions) -> PlacementFigures:
         chunk_tokens=options.tokens,
         ram_bytes=0,
         disk_bytes=0,
+        ram_cache_bytes=0,
         perplexity_rise=0.0,
     )
 
@@ -143,7 +144,7 @@ def _changes(
             option=option,
             fits=not missing,
             missing_bytes=missing * changed.devices,
-            freed_bytes=max(0, memory.peak - then.peak),
+            freed_bytes=max(0, memory.peak - then.peak) * changed.devices,
             max_concurrency=float(changed.batch_sequences),
             decode_tokens_per_second=0.0,
             perplexity_rise=0.0,
