@@ -97,7 +97,7 @@ def test_what_the_configuration_spares_keeps_its_format(settings: dict[str, Any]
     ],
 )
 def test_a_scheme_that_is_not_known_is_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedError, match="config.json"):
+    with pytest.raises(UnsupportedError, match=r"^config\.json"):
         quantized(settings)
 
 

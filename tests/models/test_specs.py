@@ -117,8 +117,8 @@ def test_a_multimodal_gemma_folder_gives_its_text_model(tmp_path: Path) -> None:
 
 
 def test_an_unknown_architecture_is_refused_with_the_supported_ones(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="'mamba' is not supported; supported are llama, mistral, qwen2"):
-        folder_spec(tmp_path, "llama", model_type="mamba")
+    with pytest.raises(UnsupportedError, match="'t5' is not supported; supported are llama, mistral, qwen2"):
+        folder_spec(tmp_path, "llama", model_type="t5")
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,18 @@ _AROUND: Mapping[str, Role] = {
     "position_embd.weight": "position",
     "output.weight": "head",
 }
-# Every so many layers sees the whole context, where the file does not say which (llama.cpp's set_swa_pattern).
-_WINDOW_PERIODS = {"gemma2": 2, "gpt-oss": 2, "gemma3": 6, "gemma3n": 5, "cohere2": 4, "olmo2": 4, "exaone4": 4}
+# Every so many layers sees the whole context, where the file does not say which (llama.cpp's set_swa_pattern; it gives
+# Phi-3 no windows).
+_WINDOW_PERIODS = {
+    "phi3": 1,
+    "gemma2": 2,
+    "gpt-oss": 2,
+    "gemma3": 6,
+    "gemma3n": 5,
+    "cohere2": 4,
+    "olmo2": 4,
+    "exaone4": 4,
+}
 _ROWS = ("attn_q", "attn_qkv", "attn_q_b", "attn_kv_b", "attn_k_b", "attn_v_b", "ffn_gate", "ffn_up", "ssm_in")
 _COLUMNS = ("attn_output", "ffn_down", "ssm_out", "time_mix_output")
 
