@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from residency.engine.executor import CpuExecutor
 from residency.engine.generation import GenerationOptions
 from residency.engine.loop import Loop
 from residency.engine.sampler import Sampling
@@ -14,8 +13,8 @@ from residency.errors import ContextError
 from residency.models.specs import model_spec
 from residency.spec import open_checkpoint
 from residency.spec.layout import read_bytes_per_token
-from residency.store.weights import Weights, ensure_store
 from support.engines import plan_of
+from support.loops import NOBODY, loop_on
 
 GREEDY = Sampling()
 
@@ -25,16 +24,13 @@ def options(max_tokens: int, sampling: Sampling = GREEDY) -> GenerationOptions:
 
 
 PROMPTS = ([7] * 3, list(range(60)), [9, 8, 7], list(range(100, 145)))
-NOBODY: frozenset[int] = frozenset()
 
 
 @contextmanager
 def loop_of(path: Path, max_sequences: int = 1, eos_ids: frozenset[int] = NOBODY) -> Iterator[Loop]:
     plan = plan_of(path, context_tokens=96, chunk_tokens=32, max_sequences=max_sequences)
-    spec = model_spec(open_checkpoint(path))
-    folder = ensure_store(spec, plan.model_fingerprint)
-    with Weights(spec, folder) as weights, CpuExecutor(plan, spec, weights) as executor:
-        yield Loop(plan, executor, eos_ids=eos_ids, weight_read_bytes=read_bytes_per_token(spec))
+    with loop_on(path, plan, eos_ids=eos_ids) as loop:
+        yield loop
 
 
 def finished(loop: Loop, requests: Sequence[int]) -> list[list[int]]:

@@ -123,6 +123,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         batch = self.scheduler.schedule()
         assert 1 <= batch.num_tokens <= self.chunk
         assert len(batch.entries) <= self.sequences
+        assert [entry.of_prompt for entry in batch.entries] == sorted(entry.of_prompt for entry in batch.entries)
         assert not (self.guaranteed and batch.preempted)
         self.write(batch)
         expected: set[int] = set()

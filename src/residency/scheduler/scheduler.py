@@ -304,4 +304,5 @@ class _Step:
             self.free_tokens += entry.num_tokens
 
     def batch(self) -> Batch:
-        return Batch(entries=tuple(self._entries.values()), preempted=tuple(self.preempted), copies=tuple(self.copies))
+        entries = sorted(self._entries.values(), key=lambda entry: entry.of_prompt)
+        return Batch(entries=tuple(entries), preempted=tuple(self.preempted), copies=tuple(self.copies))
