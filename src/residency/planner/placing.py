@@ -219,11 +219,14 @@ def place(
     return Placement(devices=devices, spilled=Spilled(), ram_bytes=0, ram_cache_bytes=0, disk_bytes=0)
 
 
-def sequence_bytes(states: tuple[StateSpec, ...], tokens: int, *, page_tokens: int) -> int:
-    """What one sequence of so many tokens keeps, in whole pages; of a window one page more, as it begins inside one."""
+def sequence_bytes(states: tuple[StateSpec, ...], tokens: int, *, page_tokens: int, chunk_tokens: int = 0) -> int:
+    """What one sequence of so many tokens keeps, in whole pages; of a window one page more, as it begins inside one,
+    and the `chunk_tokens` that are being computed."""
     total = 0
     for state in states:
-        pages = pages_of_a_sequence(tokens, page_tokens=page_tokens, window_tokens=state.max_tokens, chunk_tokens=0)
+        pages = pages_of_a_sequence(
+            tokens, page_tokens=page_tokens, window_tokens=state.max_tokens, chunk_tokens=chunk_tokens
+        )
         total += state.fixed_bytes + state.bytes_per_token * pages * page_tokens
     return total
 

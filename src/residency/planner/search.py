@@ -206,10 +206,17 @@ def _changes(deployer: Deployer, deployment: Deployment) -> Iterator[Change]:
         options.append(("--spill", replace(choice, may_spill=True)))
     changes = [Change(option=option, deployment=each) for option, each in _tried(deployer, options)]
     yield from sorted(
-        (change for change in changes if change.deployment.loss <= deployment.loss + GREATEST_LOSS),
+        (change for change in changes if _buys(change.deployment, deployment)),
         key=lambda change: change.deployment.loss,
     )
     yield from _more_devices(deployer, choice)
+
+
+def _buys(changed: Deployment, deployment: Deployment) -> bool:
+    """Whether a change gives anything for a loss that may be given."""
+    if changed.loss > deployment.loss + GREATEST_LOSS:
+        return False
+    return changed.placement.num_bytes < deployment.placement.num_bytes or changed.fits > deployment.fits
 
 
 def _tried(deployer: Deployer, options: list[tuple[str, Choice]]) -> Iterator[tuple[str, Deployment]]:

@@ -1,0 +1,148 @@
+"""Forecasts beside what others have measured and published; each table names its source."""
+
+import pytest
+
+from residency.models.specs import named_spec
+from residency.planner.placing import sequence_bytes
+from support.deployments import GIB, MIB, asked, device, forecast, told
+
+# vLLM 0.19.0 on one node of H100-80GB, --gpu-memory-utilization 0.95, at most 8,192 tokens of a step and of a sequence,
+# GiB of each GPU: github.com/jgchn/llm-d-planner, accuracy/results/v0.19.0.
+# Model, ranks, weights, peak of activations, CUDA graphs, KV pool, tokens in it (None: hybrid caches print none).
+VLLM = [
+    ("Llama-3.1-8B", 1, 14.99, 1.89, 0.91, 58.11, 476_016),
+    ("Llama-3.1-8B", 2, 7.51, 1.89, 0.76, 63.76, 1_044_688),
+    ("Llama-3.1-8B", 4, 3.77, 1.89, 0.67, 67.44, 2_209_792),
+    ("Qwen2.5-7B-Instruct", 1, 14.25, 2.21, 0.87, 58.53, 1_096_000),
+    ("Qwen2.5-7B-Instruct", 2, 7.12, 2.21, 0.71, 63.84, 2_390_592),
+    ("Qwen2.5-7B-Instruct", 4, 3.55, 2.21, 0.64, 67.34, 5_043_280),
+    ("Qwen3-8B", 1, 15.27, 2.21, 0.96, 57.50, 418_688),
+    ("Qwen2.5-72B-Instruct", 2, 67.80, 2.29, 1.61, 3.04, 19_920),
+    ("Mistral-Small-3.1-24B-Instruct-2503", 1, 44.76, 2.03, 1.06, 28.19, 184_752),
+    ("granite-3.1-2b-instruct", 1, 4.74, 0.75, 0.84, 69.28, 908_048),
+    ("granite-3.1-8b-instruct", 1, 15.25, 0.85, 0.98, 58.66, 384_432),
+    ("gemma-2-2b-it", 1, 4.90, 3.62, 0.71, 66.47, None),
+    ("gemma-2-9b-it", 1, 17.22, 3.65, 1.09, 54.12, None),
+    ("gemma-2-27b-it", 1, 50.72, 3.66, 1.23, 20.59, None),
+]
+ROWS = [pytest.param(*row, id=f"{row[0]} TP{row[1]}") for row in VLLM]
+
+
+@pytest.mark.parametrize(("model", "ranks", "weights", "activations", "graphs", "pool", "tokens"), ROWS)
+def test_a_gpu_holds_what_vllm_held(
+    model: str, ranks: int, weights: float, activations: float, graphs: float, pool: float, tokens: int | None
+) -> None:
+    found = device(model, f"{ranks}xH100-80GB")
+    assert found.weights / GIB == pytest.approx(weights, abs=0.01)
+    assert found.activations / GIB == pytest.approx(activations, rel=0.06)
+    assert found.graphs_bytes / GIB == pytest.approx(graphs, rel=0.12)
+    assert (found.kv_cache + found.free) / GIB == pytest.approx(pool, abs=0.25)
+    if tokens is not None:
+        assert found.pool_tokens == pytest.approx(tokens, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("model", "ranks", "pool", "tokens"),
+    [pytest.param(r[0], r[1], r[5], r[6], id=f"{r[0]} TP{r[1]}") for r in VLLM if r[6] is not None],
+)
+def test_a_pool_holds_the_tokens_that_vllm_counted(model: str, ranks: int, pool: float, tokens: int) -> None:
+    """The pool is printed with two decimals, so tokens follow from it within what these leave open."""
+    states = named_spec(model).states()
+    per_token = sum(state.bytes_per_token for state in states) / ranks
+    assert pool * GIB / per_token == pytest.approx(tokens, rel=0.0003, abs=0.006 * GIB / per_token)
+
+
+def test_fp8_doubles_the_tokens_of_a_pool() -> None:
+    assert device("Llama-3.1-8B", "H100-80GB", kv="FP8").pool_tokens == pytest.approx(952_032, rel=0.001)
+
+
+def test_gptq_weights_are_what_vllm_held() -> None:
+    assert device("Llama-3.1-8B", "H100-80GB", quant="gptq").weights / GIB == pytest.approx(5.38, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("model", "pool", "sequences"), [("gemma-2-9b-it", 54.12, 20.60), ("gemma-2-27b-it", 20.59, 7.16)]
+)
+def test_vllm_reserves_a_chunk_beside_each_window(model: str, pool: float, sequences: float) -> None:
+    """It prints how many sequences of 8,192 tokens fit as if each computed a chunk of its own; ours share one."""
+    kept = sequence_bytes(named_spec(model).states(), 8192, page_tokens=16, chunk_tokens=8192)
+    assert pool * GIB / kept == pytest.approx(sequences, rel=0.002)
+
+
+# Buffers in llama.cpp's logs of Pythia-2.8B on a V100, MiB: github.com/ggml-org/ci.
+@pytest.mark.parametrize(
+    ("quant", "on_device", "on_host"),
+    [("gguf-f16", 5049.71, 245.62), ("q8_0", 2684.57, 130.49), ("q4_0", 1454.83, 69.08), ("q4_1", 1604.83, 76.76)],
+)
+def test_llama_cpp_holds_the_embedding_with_the_host(quant: str, on_device: float, on_host: float) -> None:
+    answer = told("pythia-2.8b", "V100-32GB", engine="llama.cpp", quant=quant, context=2048)
+    weights = answer.devices[0].weights
+    assert weights / MIB == pytest.approx(on_device, abs=0.01)
+    assert (answer.model.weight_bytes - weights) / MIB == pytest.approx(on_host, abs=0.01)
+
+
+def test_llama_cpp_s_cache_and_scores_are_what_it_logged() -> None:
+    found = device("pythia-2.8b", "V100-32GB", engine="llama.cpp", context=2048, attention="naive")
+    assert found.kv_cache == 640 * MIB
+    assert found.activations / MIB == pytest.approx(162, rel=0.1)
+
+
+def test_llama_cpp_on_metal_is_what_it_logged() -> None:
+    found = device("Llama-3.1-8B", "m3-max-64gb", engine="llama.cpp", quant="q4_k_m", context=4096)
+    assert found.weights / MIB == pytest.approx(4685, abs=1)
+    assert (found.kv_cache, found.activations) == (512 * MIB, 258.5 * MIB)
+
+
+def test_layers_without_attention_keep_no_keys() -> None:
+    """LFM2-1.2B at 32,768 tokens, 6 attention layers of 16: gguf-parser-go issue 31. The rest is its convolutions'."""
+    kept = device("LFM2-1.2B", "rtx4090", engine="llama.cpp", context=32_768).kv_cache
+    assert 384 * MIB <= kept < 385 * MIB
+
+
+# gpt-fast's README: one sequence on A100-80GB, tokens/s. The efficiencies are fitted to these and to the next table.
+@pytest.mark.parametrize(
+    ("devices", "quant", "measured"),
+    [
+        (1, None, 104.9),
+        (2, None, 168.84),
+        (4, None, 254.02),
+        (8, None, 328.43),
+        (1, "int8", 155.58),
+        (1, "int4-g32", 196.8),
+    ],
+)
+def test_one_sequence_decodes_as_fast_as_gpt_fast(devices: int, quant: str | None, measured: float) -> None:
+    found = forecast("Llama-2-7b", f"{devices}xA100-80GB", context=256, quant=quant)
+    assert found.decode_tokens_per_second == pytest.approx(measured, rel=0.14 if quant else 0.05)
+
+
+# TensorRT-LLM 1.0.0rc3 on one H100, 1,024 tokens in and 512 out: ai-dynamo/aiconfigurator, silicon_sample.csv.
+@pytest.mark.parametrize(
+    ("concurrency", "milliseconds"), [(8, 7.417), (16, 8.354), (32, 9.877), (64, 13.102), (128, 19.258)]
+)
+def test_many_sequences_decode_as_fast_as_tensorrt(concurrency: int, milliseconds: float) -> None:
+    found = forecast("Llama-3.1-8B", "H100-80GB", context=1536, prompt=1024, concurrency=concurrency)
+    assert 1000 / found.decode_tokens_per_second_per_sequence == pytest.approx(milliseconds, rel=0.05)
+
+
+def test_offloading_is_about_as_fast_as_flexgen() -> None:
+    """OPT-30B on a T4 with 208 GB of RAM, 512 in and 32 out, 144 at a time: 7.32 tokens/s (FlexGen's README). Its host
+    is not ours, so a third more or less is near."""
+    found = forecast("opt-30b", "T4", context=544, prompt=512, concurrency=144, ram_bytes=208 * 10**9, may_spill=True)
+    assert found.decode_tokens_per_second == pytest.approx(7.32, rel=0.4)
+
+
+def test_the_plain_roofline_is_too_fast_most_where_devices_share_much() -> None:
+    """aiconfigurator's sample of dense models: 1.8 times too fast on one device, 5.1 times on eight (medians)."""
+
+    def ratio(devices: int) -> float:
+        found = forecast("Llama-3.1-8B", f"{devices}xH100-80GB", context=1536)
+        return found.plain_roofline_tokens_per_second / found.decode_tokens_per_second
+
+    assert 1.3 < ratio(1) < 1.9
+    assert 4.0 < ratio(8) < 6.0
+
+
+def test_the_figures_of_vllm_are_told_to_be_carried_over_elsewhere() -> None:
+    assert told("Llama-3.1-8B", "rtx4090").origins["runtime"].origin == "extrapolated"
+    assert asked("Llama-3.1-8B", "rtx4090").engine.name == "vllm-0.19"
