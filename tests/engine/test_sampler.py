@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from residency.engine.sampler import Sampler, Sampling
+from residency.engine.sampler import Sampler, Sampling, allowed_by, likeliest, log_probabilities
 from residency.errors import UsageError
 
 LOGITS = np.log(np.array([0.05, 0.4, 0.1, 0.25, 0.2], np.float32))  # likeliest first: 1, 3, 4, 2, 0
@@ -116,9 +116,86 @@ def test_extreme_temperatures_give_a_token(temperature: float) -> None:
         ({"min_p": -0.1}, "min-p"),
         ({"min_p": 1.5}, "min-p"),
         ({"repetition_penalty": 0.0}, "repetition penalty"),
+        ({"presence_penalty": 2.1}, "presence penalty"),
+        ({"frequency_penalty": -2.1}, "frequency penalty"),
+        ({"logit_bias": {3: 101.0}}, "logit bias"),
+        ({"logit_bias": {3: float("nan")}}, "logit bias"),
         ({"seed": -1}, "seed"),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused_by_name(changes: dict[str, Any], name: str) -> None:
     with pytest.raises(UsageError, match=f"the {name} must be"):
         Sampling(**changes)
+
+
+def test_a_presence_penalty_makes_what_the_answer_has_less_likely_once() -> None:
+    logits = np.array([1.0, 0.8], np.float32)
+    assert drawn(Sampling(presence_penalty=0.3), logits, times=1, earlier=np.array([0])) == [1]
+    assert drawn(Sampling(presence_penalty=0.1), logits, times=1, earlier=np.array([0, 0, 0])) == [0]
+
+
+def test_a_frequency_penalty_counts_how_often_the_answer_has_a_token() -> None:
+    logits = np.array([1.0, 0.8], np.float32)
+    assert drawn(Sampling(frequency_penalty=0.1), logits, times=1, earlier=np.array([0, 0, 0])) == [1]
+
+
+def test_what_only_the_prompt_has_is_repeated_but_neither_present_nor_frequent() -> None:
+    logits, prompt = np.array([1.0, 0.9], np.float32), np.array([0])
+    chosen = Sampler(Sampling(presence_penalty=2, frequency_penalty=2)).sample(logits, prompt, prompt_tokens=1)
+    assert chosen == 0
+    assert Sampler(Sampling(repetition_penalty=1.2)).sample(logits, prompt, prompt_tokens=1) == 1
+
+
+def test_a_bias_is_added_to_a_token_s_logit() -> None:
+    assert drawn(Sampling(logit_bias={4: 100}), times=1) == [4]
+    assert drawn(Sampling(logit_bias={1: -100}), times=1) == [3]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=2, seed=1), Sampling(temperature=1, top_k=1)])
+def test_only_what_is_allowed_is_chosen(sampling: Sampling) -> None:
+    allowed = np.array([True, False, True, False, False])
+    sampler = Sampler(sampling)
+    assert {sampler.sample(LOGITS, NOTHING, allowed=allowed) for _ in range(50)} <= {0, 2}
+
+
+def test_a_mask_s_bits_are_tokens_lowest_first() -> None:
+    mask = np.array([0b101, -(2**31)], np.int32)
+    assert np.flatnonzero(allowed_by(mask, 70)).tolist() == [0, 2, 63]
+
+
+def test_answers_of_one_seed_differ_and_each_is_always_the_same() -> None:
+    def answer(number: int) -> list[int]:
+        sampler = Sampler(Sampling(temperature=1, seed=4), answer=number)
+        return [sampler.sample(LOGITS, NOTHING) for _ in range(50)]
+
+    assert answer(0) == drawn(Sampling(temperature=1, seed=4), times=50)
+    assert answer(1) == answer(1) != answer(0)
+
+
+def wide_logits(spread: float) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(0).normal(0, spread, 50_000).astype(np.float32)
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize("top_p", [0.1, 0.9, 0.999])
+def test_top_p_keeps_what_a_sort_of_the_whole_vocabulary_keeps(spread: float, top_p: float) -> None:
+    logits = wide_logits(spread)
+    probabilities = np.exp(logits.astype(np.float64))
+    probabilities /= probabilities.sum()
+    order = np.argsort(-probabilities, kind="stable")
+    count = int(np.searchsorted(np.cumsum(probabilities[order]), top_p)) + 1
+    kept = set(order[: int(count * 1.001) + 1].tolist())  # float32 sums may differ in the last few
+    assert set(drawn(Sampling(temperature=1, top_p=top_p, seed=2), logits, times=100)) <= kept
+
+
+@pytest.mark.parametrize("top_k", [1, 40, 700, 30_000])
+def test_the_likeliest_are_those_that_a_sort_of_the_whole_vocabulary_finds(top_k: int) -> None:
+    logits = wide_logits(1.0)
+    assert likeliest(logits, top_k).tolist() == np.argsort(-logits, kind="stable")[:top_k].tolist()
+
+
+def test_log_probabilities_are_those_of_the_softmax() -> None:
+    logits = wide_logits(3.0)
+    exact = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum())
+    tokens = np.array([0, 7, 49_999])
+    np.testing.assert_allclose(log_probabilities(logits, tokens), exact[tokens], rtol=1e-5)

@@ -18,13 +18,15 @@ PROMPT = [7, 8, 9]
 class Heard:
     """A listener that keeps what it hears."""
 
-    def __init__(self) -> None:
+    def __init__(self, answers: int = 1) -> None:
         self.events: list[TokenEvent] = []
+        self._open_answers = answers
         self._ended = threading.Event()
 
     def __call__(self, event: TokenEvent) -> None:
         self.events.append(event)
-        if event.is_last:
+        self._open_answers -= event.is_last
+        if self._open_answers == 0:
             self._ended.set()
 
     def wait(self) -> list[int | None]:
@@ -132,6 +134,13 @@ def test_a_listener_that_fails_ends_its_own_request_alone(service: Service) -> N
     service.submit(PROMPT, options(9), heard)
     assert len(heard.wait()) == 9
     assert service.metrics().loop.running == 0
+
+
+def test_each_answer_to_a_prompt_comes_and_ends_on_its_own(service: Service) -> None:
+    heard = Heard(answers=3)
+    service.submit(PROMPT, options(4, num_answers=3), heard)
+    heard.wait()
+    assert sorted(event.answer for event in heard.events if event.is_last) == [0, 1, 2]
 
 
 def test_draining_finishes_what_was_taken_in(shared: Engine) -> None:

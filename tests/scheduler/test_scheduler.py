@@ -4,14 +4,25 @@ import pytest
 
 from residency.errors import BudgetError, ContextError, UsageError
 from residency.ledger import KvPages, PageGroup
-from residency.scheduler import Batch, Request, Scheduler
+from residency.scheduler import Admission, Batch, Request, Scheduler
 
 
 def scheduler(
-    *, num_pages: int = 100, chunk_tokens: int = 8, max_sequences: int = 4, context_tokens: int = 64
+    *,
+    num_pages: int = 100,
+    chunk_tokens: int = 8,
+    max_sequences: int = 4,
+    context_tokens: int = 64,
+    admission: Admission = "optimistic",
 ) -> Scheduler:
     pages = KvPages([PageGroup(num_pages=num_pages)], page_tokens=4)
-    return Scheduler(pages, chunk_tokens=chunk_tokens, max_sequences=max_sequences, context_tokens=context_tokens)
+    return Scheduler(
+        pages,
+        chunk_tokens=chunk_tokens,
+        max_sequences=max_sequences,
+        context_tokens=context_tokens,
+        admission=admission,
+    )
 
 
 def request(request_id: int, prompt_tokens: int = 4, wanted_tokens: int = 4, priority: int = 0) -> Request:
@@ -143,3 +154,104 @@ def test_a_request_cancelled_in_flight_is_forgotten() -> None:
 def test_an_unknown_request_cannot_be_cancelled() -> None:
     with pytest.raises(KeyError):
         scheduler().cancel(1)
+
+
+def steps_until(one: Scheduler, request_id: int) -> int:
+    """Steps until a request samples a token."""
+    for step in range(1, 1000):
+        batch = one.schedule()
+        one.commit(batch)
+        if any(entry.request_id == request_id and entry.needs_logits for entry in batch.entries):
+            return step
+    raise AssertionError("never")
+
+
+@pytest.mark.parametrize("prompt_tokens", [1, 100, 128, 256])
+def test_a_prompt_that_comes_while_a_long_one_is_computed_waits_two_chunks_at_most(prompt_tokens: int) -> None:
+    one = scheduler(num_pages=4000, chunk_tokens=256, max_sequences=4, context_tokens=8000)
+    one.add(request(1, prompt_tokens=4096))
+    one.commit(one.schedule())
+    one.add(request(2, prompt_tokens=prompt_tokens))
+    assert steps_until(one, 2) <= 2
+
+
+def test_a_long_prompt_advances_however_many_short_ones_come() -> None:
+    one = scheduler(num_pages=4000, chunk_tokens=256, max_sequences=100, context_tokens=8000)
+    one.add(request(0, prompt_tokens=4096, wanted_tokens=1))
+    for step in range(1, 33):
+        one.add(request(step, prompt_tokens=200, wanted_tokens=1))
+        batch = one.schedule()
+        one.commit(batch)
+        assert batch.num_tokens == 256
+    assert 0 not in one.running
+
+
+def test_prompts_of_equal_length_are_computed_one_after_the_other() -> None:
+    one = scheduler(num_pages=400, chunk_tokens=16, max_sequences=4, context_tokens=100)
+    for request_id in (1, 2):
+        one.add(request(request_id, prompt_tokens=32))
+    assert entries(one.schedule()) == [(1, 0, 16, False)]
+
+
+def keyed(request_id: int, tokens: str, wanted_tokens: int = 4) -> Request:
+    """A request whose prompt is `tokens`, a letter each."""
+    return Request(
+        request_id=request_id,
+        prompt_tokens=len(tokens),
+        wanted_tokens=wanted_tokens,
+        page_key=lambda page: tokens[4 * page : 4 * page + 4],
+    )
+
+
+def test_a_prompt_waits_while_another_computes_what_it_needs() -> None:
+    one = scheduler(chunk_tokens=16)
+    one.add(keyed(1, "aaaabbbbx"))
+    one.add(keyed(2, "aaaabbbby"))
+    first = one.schedule()
+    one.commit(first)
+    assert entries(first) == [(1, 0, 9, True)]
+    assert entries(one.schedule()) == [(1, 9, 1, True), (2, 8, 1, True)]
+
+
+def test_an_entry_says_how_many_tokens_of_its_prompt_others_had_computed() -> None:
+    one = scheduler(chunk_tokens=16)
+    one.add(keyed(1, "aaaabbbbx"))
+    one.commit(one.schedule())
+    one.add(keyed(2, "aaaabbbby"))
+    assert [entry.cached_tokens for entry in one.schedule().entries] == [0, 8]
+
+
+def test_a_prompt_that_goes_on_stops_at_the_end_of_a_page() -> None:
+    one = scheduler(chunk_tokens=11)
+    one.add(keyed(1, "aaaabbbbccccdddd"))
+    assert entries(one.schedule()) == [(1, 0, 8, False)]
+
+
+def test_answers_to_one_prompt_share_its_pages_and_copy_the_one_that_they_write_to() -> None:
+    one = scheduler(num_pages=4, chunk_tokens=16)
+    one.add(Request(request_id=1, prompt_tokens=6, wanted_tokens=4, num_answers=2))
+    one.commit(one.schedule(), forks={1: [request(2, prompt_tokens=6)]})
+    batch = one.schedule()
+    assert entries(batch) == [(1, 6, 1, True), (2, 6, 1, True)]
+    assert [(copy.source, copy.target) for copy in batch.copies] == [(1, 2)]
+
+
+def test_more_answers_than_run_at_one_time_are_refused() -> None:
+    with pytest.raises(UsageError, match="3 answers cannot run at one time; ask for at most 2"):
+        scheduler(max_sequences=2).add(Request(request_id=1, prompt_tokens=2, wanted_tokens=4, num_answers=3))
+
+
+def test_guaranteed_admission_starts_nothing_that_might_lack_pages_later() -> None:
+    """Each request needs one page now and three at its end; there are five."""
+    one = scheduler(num_pages=5, admission="guaranteed")
+    for request_id in (1, 2):
+        one.add(request(request_id, prompt_tokens=4, wanted_tokens=8))
+    one.schedule()
+    assert (one.running, one.waiting) == ((1,), (2,))
+
+
+def test_guaranteed_admission_refuses_answers_that_cannot_all_be_held() -> None:
+    with pytest.raises(BudgetError, match="too few pages for 2 answers of 12 tokens"):
+        scheduler(num_pages=5, admission="guaranteed").add(
+            Request(request_id=1, prompt_tokens=4, wanted_tokens=8, num_answers=2)
+        )
