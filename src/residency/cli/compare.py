@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 import click
 
-from residency.cli.deploying import Asked, deployed, deployment_options, machine_of
+from residency.cli.deploying import Asked, deployed, deployment_options, is_model, machine_of
 from residency.cli.options import complete_model, json_option
 from residency.cli.progress import Progress
 from residency.cli.tables import columns
-from residency.errors import UsageError
+from residency.errors import MachineError, UsageError
+from residency.hardware.written import parse_machine
 from residency.planner.answers import AnswerRecord
 from residency.planner.explain import speed
 from residency.records import to_data
@@ -20,9 +21,7 @@ _HEAD = ("MODEL", "MACHINE", "FORMAT", "FITS", "WEIGHTS", "SEQUENCES", "TOKENS/S
 
 @click.command("compare")
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, shell_complete=complete_model)
-@click.option(
-    "--on", "machines", multiple=True, metavar="MACHINE", help="A machine; give it again for each further one."
-)
+@click.option("--on", "machines", multiple=True, metavar="MACHINE", help="Machines: --on A B, or --on A --on B.")
 @deployment_options
 @json_option
 def command(models: tuple[str, ...], machines: tuple[str, ...], asked: Asked, as_json: bool) -> None:
@@ -36,6 +35,7 @@ def command(models: tuple[str, ...], machines: tuple[str, ...], asked: Asked, as
       residency compare llama-3.1-70b --on 2xH100-80GB --on 4xA100-80GB --concurrency 32 --goal throughput
     """
     with Progress() as progress:
+        models, machines = _apart(models, machines)
         on = [machine_of(name, asked, progress) for name in machines or ("this",)]
         if len(models) * len(on) > 200:
             raise UsageError(f"{len(models) * len(on)} rows are more than anybody reads; compare at most 200 at once.")
@@ -44,6 +44,20 @@ def command(models: tuple[str, ...], machines: tuple[str, ...], asked: Asked, as
         click.echo(json.dumps({"answers": [to_data(answer) for answer in answers]}, indent=2, ensure_ascii=False))
     else:
         click.echo("\n".join(columns([_HEAD, *map(_row, answers)], right=range(4, 9))))
+
+
+def _apart(models: tuple[str, ...], machines: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Models and machines, where further machines were written behind the first one: --on A B."""
+    further = tuple(name for name in models if machines and not is_model(name) and _is_machine(name))
+    return tuple(name for name in models if name not in further), machines + further
+
+
+def _is_machine(name: str) -> bool:
+    try:
+        parse_machine(name)
+    except MachineError:
+        return False
+    return True
 
 
 def _row(answer: AnswerRecord) -> Sequence[str]:

@@ -1,7 +1,7 @@
 """From options to an answer: which model, on which machine, under which load."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -106,6 +106,9 @@ def question_of(spec: ModelSpec, machine: Machine, asked: Asked) -> Question:
     """The options as a question."""
     device = machine.compute_devices()[0]
     engine = engine_named(asked.engine) if asked.engine else default_engine(device, spec)
+    if engine.name == "residency" and machine.runtime_bytes is not None:
+        measured_bytes = machine.runtime_bytes
+        engine = replace(engine, runtime=lambda device, ranks: measured_bytes)
     if asked.acceptance is not None and asked.draft is None:
         raise UsageError("--acceptance is of a draft model; name one with --draft.")
     spill = asked.spill
@@ -165,6 +168,11 @@ def machine_of(name: str, asked: Asked, progress: Progress) -> Machine:
     if asked.ram is not None or asked.disk is not None:
         raise UsageError("--ram and --disk are of a machine elsewhere; give --memory for a budget of this one.")
     return measured_machine(progress)
+
+
+def is_model(name: str) -> bool:
+    """Whether a name means a model without fetching one."""
+    return Path(name).expanduser().exists() or is_known(name)
 
 
 def spec_of(model: str) -> ModelSpec:

@@ -189,13 +189,16 @@ def default_choice(question: Question) -> Choice:
     UsageError where what is asked for needs more devices than there are.
     """
     device, count = question.device, question.device.count
+    for name, degree in (("tensor-parallel ranks", question.tensor_parallel), ("stages", question.pipeline_parallel)):
+        if degree is not None and degree < 1:
+            raise UsageError(f"{degree} {name} cannot be; give at least 1.")
     tensor, pipeline = question.tensor_parallel, question.pipeline_parallel
     if tensor is None:
         most = count // (pipeline or 1)
         tensor = next(ranks for ranks in range(most, 0, -1) if most % ranks == 0 and can_share(question.model, ranks))
     if pipeline is None:
         pipeline = min(count // tensor, len(question.model.layers)) if question.tensor_parallel is None else 1
-    if (needed := tensor * pipeline) > count or min(tensor, pipeline) < 1:
+    if (needed := tensor * pipeline) > count:
         raise UsageError(
             f"{tensor} ranks of tensor parallelism in {pipeline} stages need {needed} devices, and "
             f"{question.machine.name} has {count} of {device.name}; ask for fewer, or for another machine."
