@@ -13,7 +13,7 @@ from residency.engine.service import Service
 from residency.planner import Plan
 from residency.server.app import App, Limits
 from residency.server.model import Model
-from residency.server.serving import address_of, listening_socket
+from residency.server.serving import bound_socket, listen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +32,14 @@ def running_server(plan: Plan, *, limits: Limits | None = None, queue_limit: int
     with Engine.open(plan) as engine, Service(engine, queue_limit=queue_limit) as service:
         model = Model.of(engine, names=("small",))
         app = App(service, model, plan, limits or Limits())
-        bound = listening_socket("127.0.0.1", 0)
+        bound = bound_socket("127.0.0.1", 0)
         server = uvicorn.Server(uvicorn.Config(app.application, log_config=None, lifespan="off"))
         thread = threading.Thread(target=server.run, args=([bound],))
         thread.start()
         try:
             while not server.started:
                 time.sleep(0.005)
-            yield Running(url=address_of(bound), service=service, engine=engine, app=app)
+            yield Running(url=listen(bound), service=service, engine=engine, app=app)
         finally:
             server.should_exit = True
             thread.join()

@@ -85,10 +85,10 @@ def command(
     from residency.server.app import App, Limits  # imported here: other verbs must not pay for a server
     from residency.server.logs import log_to_stderr
     from residency.server.model import Model
-    from residency.server.serving import address_of, listening_socket, serve
+    from residency.server.serving import bound_socket, listen, serve
 
     keys = api_keys or tuple(filter(None, os.environ.get(API_KEY_VARIABLE, "").split(",")))
-    bound = listening_socket(host, port)
+    bound = bound_socket(host, port)
     plan = serving_plan(model, asked, max_sequences)
     if plan_out is not None:
         save_plan(plan, plan_out)
@@ -102,7 +102,7 @@ def command(
         with Service(engine, queue_limit=queue, admission=admission) as service:
             served = Model.of(engine, names=names)
             app = App(service, served, plan, Limits(api_keys=keys, cors_origins=origins))
-            address = f"{address_of(bound)}/v1"
+            address = f"{listen(bound)}/v1"
             if as_json:
                 click.echo(json.dumps({"url": address, "model": names[0], "plan": to_data(plan)}))
             else:

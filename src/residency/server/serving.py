@@ -13,6 +13,7 @@ from residency.errors import UsageError
 from residency.server.app import App
 
 _KEEP_ALIVE_SECONDS = 30
+_BACKLOG = 2048  # connections that nobody has accepted yet
 _SWITCH_SECONDS = 0.0005  # how long the event loop may keep the interpreter from the thread that computes
 
 
@@ -28,7 +29,7 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def listening_socket(host: str, port: int) -> socket.socket:
+def bound_socket(host: str, port: int) -> socket.socket:
     """A bound socket; port 0 takes any that is free. UsageError where the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
@@ -42,8 +43,9 @@ def listening_socket(host: str, port: int) -> socket.socket:
     return bound
 
 
-def address_of(bound: socket.socket) -> str:
-    """As clients write it."""
+def listen(bound: socket.socket) -> str:
+    """Let clients connect, though they wait for their answers until `serve`. The address as they write it."""
+    bound.listen(_BACKLOG)
     host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -60,6 +62,7 @@ def serve(app: App, service: Service, bound: socket.socket, *, drain_seconds: fl
         access_log=False,
         lifespan="off",
         server_header=False,
+        backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=max(1, round(drain_seconds)),
     )

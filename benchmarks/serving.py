@@ -1,0 +1,252 @@
+"""Many clients of one server: residency's, or any that speaks OpenAI's completions and takes prompts of tokens.
+
+    python benchmarks/serving.py MODEL.gguf|http://HOST:PORT[/v1] [...] [--tasks together,prefix,static,beside]
+
+A MODEL is served by `residency serve` for the time of its measurement; a URL is asked as it is. Tables are printed, and
+results are written to benchmarks/results/<machine>/serving-<name>.json. A peer needs `ignore_eos`, or its answers may
+be shorter than asked for; it is told where they are. This client takes part of the same processors, from all alike.
+
+together: 16 requests of 256 + 128 tokens at once over one alone, in output tokens/s; and, where the server tells, the
+          share of the time that is not spent in kernels: scheduling, sampling and HTTP.
+prefix:   time to the first token of 16 prompts of 1,024 + 32 tokens one after another, those that begin alike beside
+          those that do not.
+static:   96 answers of 16 to 512 tokens (log-uniform, most are short): at once, and in groups of 16 that wait for their
+          last, which is static batching in the same engine.
+beside:   time to the first token of a short prompt that comes while one of 4,096 tokens is computed, in chunks.
+"""
+
+import argparse
+import asyncio
+import json
+import math
+import random
+import re
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from peers import HERE, machine
+from tasks import prompt_of
+
+TASKS = ("together", "prefix", "static", "beside")
+CLIENTS = 16
+CONTEXT_TOKENS = 4352
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """One answer, as a client saw it."""
+
+    first_seconds: float
+    seconds: float
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """A server that listens."""
+
+    name: str
+    url: str  # with /v1
+    model: str
+
+    async def ask(self, prompt: Sequence[int], max_tokens: int, *, after_seconds: float = 0.0) -> Timing:
+        """One streamed completion."""
+        await asyncio.sleep(after_seconds)
+        body = json.dumps(
+            {
+                "model": self.model,
+                "prompt": list(prompt),
+                "max_tokens": max_tokens,
+                "temperature": 0,
+                "ignore_eos": True,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            }
+        )
+        place = urlsplit(self.url)
+        started = time.perf_counter()
+        reader, writer = await asyncio.open_connection(place.hostname, place.port)
+        head = f"POST {place.path}/completions HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode())
+        first_seconds, data = math.inf, b""
+        while part := await reader.read(1 << 16):
+            data += part
+            if first_seconds == math.inf and b"data: {" in data:
+                first_seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        writer.close()
+        usage = re.findall(rb'"completion_tokens"\s*:\s*(\d+)', data)
+        if not usage:
+            raise SystemExit(f"{self.name} did not answer: {data[-300:].decode(errors='replace')}")
+        return Timing(first_seconds=first_seconds, seconds=seconds, tokens=int(usage[-1]))
+
+    async def ask_all(self, asked: Sequence[tuple[Sequence[int], int]]) -> list[Timing]:
+        """Several at once."""
+        return await asyncio.gather(*(self.ask(prompt, max_tokens) for prompt, max_tokens in asked))
+
+    def counts(self) -> dict[str, float]:
+        """What residency's /metrics counts; empty for another server."""
+        root = self.url.removesuffix("/v1")
+        try:
+            text = urllib.request.urlopen(f"{root}/metrics", timeout=5).read().decode()
+        except OSError:
+            return {}
+        return {name: float(value) for name, value in re.findall(r"^residency_(\w+) (\S+)$", text, re.MULTILINE)}
+
+
+async def together(server: Server, seed: int) -> dict[str, float]:
+    """See the top."""
+    prompts = [prompt_of(256, seed + client) for client in range(CLIENTS + 1)]
+    alone = await server.ask(prompts[-1], 128)
+    before, started = server.counts(), time.perf_counter()
+    all_of_them = await server.ask_all([(prompt, 128) for prompt in prompts[:-1]])
+    seconds, after = time.perf_counter() - started, server.counts()
+    one, many = alone.tokens / alone.seconds, sum(each.tokens for each in all_of_them) / seconds
+    found = {"one_tokens_per_second": one, "together_tokens_per_second": many, "together_over_one": many / one}
+    if "compute_seconds_total" in after:
+        kernels = after["compute_seconds_total"] - before["compute_seconds_total"]
+        found["share_outside_kernels"] = 1 - kernels / seconds
+    return found
+
+
+async def prefix(server: Server, seed: int) -> dict[str, float]:
+    """See the top."""
+    shared = prompt_of(1024, seed)
+    await server.ask([*shared, *prompt_of(32, seed + 1)], 1)
+    medians = {}
+    for name, begins in (
+        ("shared", [shared] * CLIENTS),
+        ("own", [prompt_of(1024, seed + 9 + i) for i in range(CLIENTS)]),
+    ):
+        times = [await server.ask([*begin, *prompt_of(32, seed + 100 + i)], 2) for i, begin in enumerate(begins)]
+        medians[name] = statistics.median(each.first_seconds for each in times)
+    return {
+        "own_prefix_first_token_seconds": medians["own"],
+        "shared_prefix_first_token_seconds": medians["shared"],
+        "own_over_shared": medians["own"] / medians["shared"],
+    }
+
+
+async def static(server: Server, seed: int) -> dict[str, float]:
+    """See the top."""
+    draw = random.Random(seed)
+    lengths = [round(math.exp(draw.uniform(math.log(16), math.log(512)))) for _ in range(6 * CLIENTS)]
+    asked = [(prompt_of(64, seed + i), length) for i, length in enumerate(lengths)]
+    started = time.perf_counter()
+    done = await server.ask_all(asked)
+    continuous_seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    for first in range(0, len(asked), CLIENTS):
+        await server.ask_all([(prompt[::-1], length) for prompt, length in asked[first : first + CLIENTS]])
+    static_seconds = time.perf_counter() - started
+    tokens = sum(each.tokens for each in done)
+    return {
+        "asked_tokens": sum(lengths),
+        "answered_tokens": tokens,
+        "continuous_tokens_per_second": tokens / continuous_seconds,
+        "static_tokens_per_second": tokens / static_seconds,
+        "continuous_over_static": static_seconds / continuous_seconds,
+    }
+
+
+async def beside(server: Server, seed: int) -> dict[str, float]:
+    """See the top. The chunk is the running plan's; for another server, 512 tokens."""
+    long_prompt = prompt_of(4096, seed)
+    alone = await server.ask(long_prompt, 1)
+    chunk_tokens = chunk_of(server)
+    chunk_seconds = alone.first_seconds * chunk_tokens / 4096
+    waits = []
+    for part in (0.2, 0.4, 0.6):
+        arrival_seconds = part * alone.first_seconds
+        _, short = await asyncio.gather(
+            server.ask(prompt_of(4096, seed + round(100 * part)), 1),
+            server.ask(prompt_of(16, seed + round(1000 * part)), 1, after_seconds=arrival_seconds),
+        )
+        waits.append(short.first_seconds)
+    return {
+        "long_prompt_first_token_seconds": alone.first_seconds,
+        "chunk_tokens": chunk_tokens,
+        "short_prompt_first_token_seconds": max(waits),
+        "short_prompt_chunks": max(waits) / chunk_seconds,
+    }
+
+
+def chunk_of(server: Server) -> int:
+    """Tokens that are computed in one step at most."""
+    try:
+        plan = urllib.request.urlopen(f"{server.url.removesuffix('/v1')}/plan", timeout=5).read()
+        return int(json.loads(plan)["chunk_tokens"])
+    except (OSError, ValueError, KeyError):
+        return 512
+
+
+@contextmanager
+def served(target: str, memory: str) -> Iterator[Server]:
+    """The server at a URL, or one of the model for the time of the block."""
+    if target.startswith("http"):
+        url = target.rstrip("/").removesuffix("/v1") + "/v1"
+        models = json.loads(urllib.request.urlopen(f"{url}/models", timeout=30).read())
+        yield Server(name=urlsplit(url).netloc.replace(":", "-"), url=url, model=models["data"][0]["id"])
+        return
+    command = [sys.executable, "-m", "residency", "serve", target, "--port", "0", "--json", "--memory", memory]
+    command += ["--context", str(CONTEXT_TOKENS), "--max-sequences", str(CLIENTS), "--queue", "256"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                raise SystemExit(f"{target} could not be served; try: {' '.join(command[2:])}")
+            ready = json.loads(line)
+            yield Server(name=Path(target).stem, url=ready["url"], model=ready["model"])
+        finally:
+            process.terminate()
+
+
+def measure(server: Server, tasks: Sequence[str], rounds: int) -> dict[str, Any]:
+    """The median of each figure over the rounds, and the rounds."""
+    asyncio.run(server.ask(prompt_of(16, 7), 8))
+    runs = []
+    for number in range(rounds):
+        found: dict[str, float] = {}
+        for task in tasks:
+            print(f"{server.name}: round {number + 1} of {rounds}, {task}", file=sys.stderr)
+            found |= asyncio.run(globals()[task](server, 1000 * (number + 1)))
+        runs.append(found)
+    return {"medians": {name: statistics.median(run[name] for run in runs) for name in runs[0]}, "runs": runs}
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="+", metavar="MODEL|URL")
+    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory", default="2GiB", help="budget of a MODEL's server")
+    asked = parser.parse_args()
+    tasks = asked.tasks.split(",")
+    if not set(tasks) <= set(TASKS) or asked.rounds < 1:
+        parser.error(f"--tasks takes some of {','.join(TASKS)}, and --rounds at least 1")
+    here = machine()
+    for target in asked.targets:
+        with served(target, asked.memory) as server:
+            result = measure(server, tasks, asked.rounds)
+        print(f"\n{server.name}, medians of {asked.rounds} rounds")
+        for name, value in result["medians"].items():
+            print(f"  {name.replace('_', ' '):36}{value:10.3f}")
+        folder = HERE / "results" / str(here["name"])
+        folder.mkdir(parents=True, exist_ok=True)
+        written = {"server": server.name, "machine": here, "clients": CLIENTS, **result}
+        (folder / f"serving-{server.name}.json").write_text(json.dumps(written, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
