@@ -59,6 +59,30 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {**SMALL, **EXPERTS, "n_routed_experts": 4, "head_dim": 16, "use_qk_norm": True, "n_group": 1, "topk_group": 1},
     ),
     "olmo2": ("olmo2", {**SMALL, "pad_token_id": 0}),
+    "olmo3": ("olmo3", {**SMALL, "pad_token_id": 0}),
+    "exaone4": ("exaone4", SMALL),
+    "cohere": ("cohere", {**SMALL, "pad_token_id": 0}),
+    "cohere2": ("cohere2", {**SMALL, "pad_token_id": 0}),
+    "seed_oss": ("seed_oss", {**SMALL, "head_dim": 16}),
+    "llama4_text": (
+        "llama4_text",
+        {**SMALL, "intermediate_size_mlp": 48, "num_local_experts": 4, "interleave_moe_layer_step": 2, "head_dim": 16},
+    ),
+    "olmoe": ("olmoe", {**SMALL, "num_experts": 4, "num_experts_per_tok": 2}),
+    "nemotron_h": (
+        "nemotron_h",
+        {
+            **{key: value for key, value in SMALL.items() if key != "num_hidden_layers"},
+            **EXPERTS,
+            "layers_block_type": ["mamba", "moe", "attention", "mlp"],
+            "mamba_num_heads": 4,
+            "mamba_head_dim": 16,
+            "n_groups": 2,
+            "n_routed_experts": 3,
+            "moe_shared_expert_intermediate_size": 40,
+            "head_dim": 16,
+        },
+    ),
     "starcoder2": ("starcoder2", SMALL),
     "gpt_oss": ("gpt_oss", {**SMALL, "num_local_experts": 4, "head_dim": 24}),
     "deepseek_v2": (
@@ -124,6 +148,28 @@ def test_a_configuration_gives_the_names_and_shapes_that_transformers_writes(nam
     ours = names_and_shapes(planned_spec(name, "config.json", saved(name, tmp_path)))
     written = {name: t.shape for name, t in read_safetensors(tmp_path / "model.safetensors").items()}
     assert {own_name(n): s for n, s in ours.items()} == {own_name(n): s for n, s in written.items()}
+
+
+VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+MULTIMODAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "gemma3": ({**SMALL, "head_dim": 24}, {**VISION, "image_size": 28, "patch_size": 14}),
+    "mistral3": ({**SMALL, "head_dim": 24, "model_type": "mistral"}, {**VISION, "head_dim": 16, "patch_size": 14}),
+    "llama4": (
+        {**SMALL, "intermediate_size_mlp": 48, "num_local_experts": 4, "head_dim": 16},
+        {**VISION, "image_size": 28, "vision_output_dim": 40, "projector_input_dim": 40, "projector_output_dim": 40},
+    ),
+}
+
+
+@pytest.mark.parametrize("model_type", MULTIMODAL)
+def test_a_multimodal_configuration_gives_the_towers_tensors_too(model_type: str, tmp_path: Path) -> None:
+    text, vision = MULTIMODAL[model_type]
+    config = transformers.AutoConfig.for_model(model_type, text_config=text, vision_config=vision)
+    transformers.AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    ours = names_and_shapes(planned_spec(model_type, "config.json", values))
+    written = {name: t.shape for name, t in read_safetensors(tmp_path / "model.safetensors").items()}
+    assert {n.replace("vision_tower.vision_model.", "vision_tower."): s for n, s in ours.items()} == written
 
 
 @pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "gpt2", "jamba", "gpt_oss", "falcon, the newer decoder"])
@@ -209,7 +255,7 @@ def test_a_configuration_without_a_number_format_is_counted_in_float32_and_says_
 
 
 def test_the_text_model_of_a_multimodal_one_is_counted_beside_its_tower() -> None:
-    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "image_size": 28, "patch_size": 14}
+    vision = {**VISION, "image_size": 28, "patch_size": 14, "vision_use_head": False}
     text = {**SMALL, "head_dim": 24, "model_type": "gemma3_text"}
     values = {"model_type": "gemma3", "dtype": "bfloat16", "text_config": text, "vision_config": vision}
     whole = planned_spec("model", "config.json", values)

@@ -13,7 +13,7 @@ from residency.models.planned import classic, dense, hybrid, recurrent, sparse
 from residency.models.planned.keys import refuse_unknown_structure
 from residency.models.planned.parts import Draft
 from residency.models.planned.quantized import Requantize, quantization
-from residency.models.planned.vision import pixtral, siglip
+from residency.models.planned.vision import llama4_vision, pixtral, siglip
 from residency.spec.model import LayerSpec, ModelSpec, TensorSpec
 
 ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
@@ -29,6 +29,11 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "smollm3": dense.smollm3,
     "glm4": dense.glm4,
     "olmo2": dense.olmo2,
+    "olmo3": dense.olmo3,
+    "exaone4": dense.exaone4,
+    "cohere": dense.cohere,
+    "cohere2": dense.cohere2,
+    "seed_oss": dense.seed_oss,
     "starcoder2": dense.starcoder2,
     "mixtral": sparse.mixtral,
     "qwen2_moe": sparse.qwen2_moe,
@@ -39,6 +44,8 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "kimi_k2": sparse.deepseek,
     "glm4_moe": sparse.glm4_moe,
     "granitemoe": sparse.granitemoe,
+    "llama4_text": sparse.llama4,
+    "olmoe": sparse.olmoe,
     "gpt2": classic.gpt2,
     "gpt_neox": classic.gpt_neox,
     "falcon": classic.falcon,
@@ -55,9 +62,14 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "falcon_h1": hybrid.falcon_h1,
     "lfm2": hybrid.lfm2,
     "qwen3_next": hybrid.qwen3_next,
+    "nemotron_h": hybrid.nemotron_h,
 }
 # Multimodal checkpoints: the text model inside, and what else they hold.
-MULTIMODAL = {"gemma3": ("gemma3_text", siglip), "mistral3": ("mistral", pixtral)}
+MULTIMODAL = {
+    "gemma3": ("gemma3_text", siglip),
+    "mistral3": ("mistral", pixtral),
+    "llama4": ("llama4_text", llama4_vision),
+}
 
 # What `transformers` assumes where a text_config is silent; multimodal Gemma configurations leave most of it out.
 TEXT_DEFAULTS = {
@@ -102,11 +114,13 @@ def planned_spec(name: str, source: str, values: Mapping[str, Any]) -> ModelSpec
 
 
 def _text_configuration(outer: Configuration, text_type: str) -> Configuration:
-    """A multimodal model's text_config, with the number format of the whole."""
+    """A multimodal model's text_config, with the number format and the tied head of the whole."""
     inner = outer.section("text_config")
     if not inner.says("model_type", text_type) and inner.has("model_type"):
         raise inner.unsupported("model_type")
     dtype = outer.text("dtype", outer.text("torch_dtype", "float32"))
+    if outer.has("tie_word_embeddings"):
+        inner = inner.with_changes(tie_word_embeddings=outer.flag("tie_word_embeddings", False))
     return inner if inner.has("dtype") or inner.has("torch_dtype") else inner.with_changes(dtype=dtype)
 
 

@@ -20,6 +20,17 @@ from residency.spec.model import MlpSpec
 
 Fill = Callable[[Block, int], None]
 
+# The norms before and after attention, and before and after the feed-forward network; "" for none.
+BEFORE = ("input_layernorm", "", "post_attention_layernorm", "")
+AFTER = ("", "post_attention_layernorm", "", "post_feedforward_layernorm")
+AROUND = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+PARALLEL = ("input_layernorm", "", "", "")
+
 
 def blocks(c: Configuration, fill: Fill, *, prefix: str = "model.layers.") -> list[Block]:
     """All layers, each filled by `fill`, which is given the block and its number."""
@@ -34,48 +45,51 @@ def blocks(c: Configuration, fill: Fill, *, prefix: str = "model.layers.") -> li
 def llama(c: Configuration) -> Draft:
     """Llama, Mistral, SmolLM, Granite: norms before attention and before the feed-forward network."""
     bias, mlp_bias = c.flag("attention_bias", False), c.flag("mlp_bias", False)
-    return _llama_like(c, [None] * len(layer_numbers(c)), bias=bias, out_bias=bias, mlp_bias=mlp_bias)
+    return _decoder(c, [None] * len(layer_numbers(c)), bias=bias, out_bias=bias, mlp_bias=mlp_bias)
 
 
 def mistral(c: Configuration) -> Draft:
     """Mistral: every layer slides where config.json has a window; 4096 where it is silent."""
-    return _llama_like(c, windows(c, slides=lambda number: True, default_tokens=4096))
+    return _decoder(c, windows(c, slides=lambda number: True, default_tokens=4096))
 
 
 def smollm3(c: Configuration) -> Draft:
     """SmolLM3: Llama that leaves out the rotation in some layers."""
     bias = c.flag("attention_bias", False)
-    return _llama_like(c, optional_windows(c), bias=bias, out_bias=bias, tied=True)
+    return _decoder(c, optional_windows(c), bias=bias, out_bias=bias, tied=True)
 
 
 def qwen2(c: Configuration) -> Draft:
     """Qwen2 and Qwen2.5: biases on queries, keys and values."""
-    return _llama_like(c, optional_windows(c), bias=True)
+    return _decoder(c, optional_windows(c), bias=True)
 
 
 def qwen3(c: Configuration) -> Draft:
     """Qwen3: norms on the heads of queries and keys."""
     bias = c.flag("attention_bias", False)
-    return _llama_like(c, optional_windows(c), bias=bias, out_bias=bias, qk_norm=True, head_dim=128)
+    return _decoder(c, optional_windows(c), bias=bias, out_bias=bias, qk_norm=True, head_dim=128)
 
 
 def gemma(c: Configuration) -> Draft:
     """Gemma: heads of their own width, the head tied."""
     bias = c.flag("attention_bias", False)
     none = [None] * len(layer_numbers(c))
-    return _llama_like(c, none, bias=bias, out_bias=bias, head_dim=256, tied=True)
+    return _decoder(c, none, bias=bias, out_bias=bias, head_dim=256, tied=True)
 
 
 def gemma2(c: Configuration) -> Draft:
     """Gemma 2: every other layer slides; norms before and after both parts."""
-    return _gemma(c, windows(c, slides=lambda number: number % 2 == 0, default_tokens=4096), qk_norm=False)
+    bias = c.flag("attention_bias", False)
+    sliding = windows(c, slides=lambda number: number % 2 == 0, default_tokens=4096)
+    return _decoder(c, sliding, norms=AROUND, bias=bias, out_bias=bias, head_dim=256, tied=True)
 
 
 def gemma3(c: Configuration) -> Draft:
     """Gemma 3's text model: every sixth layer sees the whole context."""
     pattern = c.integer("sliding_window_pattern", c.integer("_sliding_window_pattern", 6))
     sliding = windows(c, slides=lambda number: (number + 1) % pattern != 0, default_tokens=4096)
-    return _gemma(c, sliding, qk_norm=True)
+    bias = c.flag("attention_bias", False)
+    return _decoder(c, sliding, norms=AROUND, bias=bias, out_bias=bias, qk_norm=True, head_dim=256, tied=True)
 
 
 def phi3(c: Configuration) -> Draft:
@@ -119,20 +133,48 @@ def glm4(c: Configuration) -> Draft:
 
 def olmo2(c: Configuration) -> Draft:
     """OLMo 2: norms after attention and feed-forward network, and over all queries and all keys."""
-    heads = heads_of(c)
+    return _olmo(c, windows(c, slides=lambda number: False))
+
+
+def olmo3(c: Configuration) -> Draft:
+    """OLMo 3: every fourth layer sees the whole context."""
+    return _olmo(c, windows(c, slides=lambda number: (number + 1) % 4 != 0, default_tokens=4096))
+
+
+def exaone4(c: Configuration) -> Draft:
+    """EXAONE 4: norms after both parts and on heads; windows in most layers of the larger model."""
+    pattern = 0 if c.says("sliding_window_pattern", "LLLG") else c.integer("sliding_window_pattern", 0, least=0)
+    every = pattern or 4
+    sliding = windows(c, slides=lambda number: (number + 1) % every != 0)
+    return _decoder(c, sliding, norms=AFTER, qk_norm=True)
+
+
+def cohere(c: Configuration) -> Draft:
+    """Command R: attention and feed-forward network side by side behind one norm; the head is tied."""
+    if c.flag("use_qk_norm", False):
+        raise c.unsupported("use_qk_norm")
     bias = c.flag("attention_bias", False)
-    intermediate, activation = c.integer("intermediate_size"), activation_of(c)
-    sliding = windows(c, slides=lambda number: False)
+    none = [None] * len(layer_numbers(c))
+    return _decoder(c, none, norms=PARALLEL, bias=bias, out_bias=bias, tied=True)
 
-    def fill(b: Block, number: int) -> None:
-        grouped_attention(
-            b, heads, window_tokens=sliding[number], bias=bias, out_bias=bias, qk_norm=True, whole_norms=True
-        )
-        b.norm("post_attention_layernorm", heads.hidden)
-        gated_mlp(b, heads.hidden, intermediate, activation)
-        b.norm("post_feedforward_layernorm", heads.hidden)
 
-    return whole(c, blocks(c, fill))
+def cohere2(c: Configuration) -> Draft:
+    """Command A and R7B: every fourth layer sees the whole context."""
+    bias, pattern = c.flag("attention_bias", False), c.integer("sliding_window_pattern", 4)
+    sliding = windows(c, slides=lambda number: (number + 1) % pattern != 0, default_tokens=4096)
+    return _decoder(c, sliding, norms=PARALLEL, bias=bias, out_bias=bias, tied=True)
+
+
+def seed_oss(c: Configuration) -> Draft:
+    """Seed-OSS: biases on queries, keys and values."""
+    return _decoder(
+        c,
+        [None] * len(layer_numbers(c)),
+        bias=c.flag("attention_bias", True),
+        out_bias=c.flag("attention_out_bias", False),
+        mlp_bias=c.flag("mlp_bias", False),
+        head_dim=128,
+    )
 
 
 def starcoder2(c: Configuration) -> Draft:
@@ -150,41 +192,48 @@ def starcoder2(c: Configuration) -> Draft:
     return whole(c, blocks(c, fill), norm_bias=True, tied=True)
 
 
-def _llama_like(
+def _olmo(c: Configuration, sliding: Sequence[int | None]) -> Draft:
+    bias = c.flag("attention_bias", False)
+    return _decoder(c, sliding, norms=AFTER, bias=bias, out_bias=bias, qk_norm=True, whole_norms=True)
+
+
+def _decoder(
     c: Configuration,
     sliding: Sequence[int | None],
     *,
+    norms: tuple[str, str, str, str] = BEFORE,
     bias: bool = False,
     out_bias: bool = False,
     mlp_bias: bool = False,
     qk_norm: bool = False,
+    whole_norms: bool = False,
     head_dim: int | None = None,
     tied: bool = False,
 ) -> Draft:
+    """Attention with separate projections and a gated feed-forward network, with `norms` around the two."""
     heads = heads_of(c, head_dim=head_dim)
     key = "hidden_activation" if c.has("hidden_activation") else "hidden_act"
     intermediate, activation = c.integer("intermediate_size"), activation_of(c, key)
+    before_attention, after_attention, before_mlp, after_mlp = norms
 
     def fill(b: Block, number: int) -> None:
-        b.norm("input_layernorm", heads.hidden)
-        grouped_attention(b, heads, window_tokens=sliding[number], bias=bias, out_bias=out_bias, qk_norm=qk_norm)
-        b.norm("post_attention_layernorm", heads.hidden)
+        def norm(name: str) -> None:
+            if name:
+                b.norm(name, heads.hidden)
+
+        norm(before_attention)
+        grouped_attention(
+            b,
+            heads,
+            window_tokens=sliding[number],
+            bias=bias,
+            out_bias=out_bias,
+            qk_norm=qk_norm,
+            whole_norms=whole_norms,
+        )
+        norm(after_attention)
+        norm(before_mlp)
         gated_mlp(b, heads.hidden, intermediate, activation, bias=mlp_bias)
+        norm(after_mlp)
 
     return whole(c, blocks(c, fill), tied=tied)
-
-
-def _gemma(c: Configuration, sliding: list[int | None], *, qk_norm: bool) -> Draft:
-    heads, bias = heads_of(c, head_dim=256), c.flag("attention_bias", False)
-    intermediate = c.integer("intermediate_size")
-    activation = activation_of(c, "hidden_activation", "gelu_pytorch_tanh")
-
-    def fill(b: Block, number: int) -> None:
-        b.norm("input_layernorm", heads.hidden)
-        grouped_attention(b, heads, window_tokens=sliding[number], bias=bias, out_bias=bias, qk_norm=qk_norm)
-        b.norm("post_attention_layernorm", heads.hidden)
-        b.norm("pre_feedforward_layernorm", heads.hidden)
-        gated_mlp(b, heads.hidden, intermediate, activation)
-        b.norm("post_feedforward_layernorm", heads.hidden)
-
-    return whole(c, blocks(c, fill), tied=True)

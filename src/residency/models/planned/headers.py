@@ -11,7 +11,7 @@ from residency.spec.checkpoint import Checkpoint
 from residency.spec.model import LayerSpec, ModelSpec, SourceTensor, TensorSpec
 
 # What different savers put before a tensor's own name.
-_PREFIX = re.compile(r"^((transformer|model|language_model)\.)+")
+_PREFIX = re.compile(r"^((transformer|model|language_model)\.)+|(?<=^vision_tower\.)vision_model\.")
 # Tables that are computed from the configuration, and masks.
 _IGNORED = re.compile(r"(rotary_emb\.(inv_freq|cos_cached|sin_cached)|(attn|attention)\.(masked_)?bias)$")
 
@@ -98,4 +98,4 @@ def _with_tensors(layer: LayerSpec, tensors: list[TensorSpec]) -> LayerSpec:
 
 def _own(name: str) -> str:
     """A tensor's name without what savers put before it."""
-    return _PREFIX.sub("", name)
+    return _PREFIX.sub("", _PREFIX.sub("", name))

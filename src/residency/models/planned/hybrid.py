@@ -12,6 +12,7 @@ from residency.models.planned.parts import (
     gated_mlp,
     grouped_attention,
     heads_of,
+    plain_mlp,
     whole,
 )
 from residency.models.planned.recurrent import mamba2_mixer, mamba_mixer
@@ -178,6 +179,92 @@ def qwen3_next(c: Configuration) -> Draft:
     draft = whole(c, blocks(c, fill))
     draft.notes = ("the published checkpoint also holds a layer that predicts one token further; it is not counted",)
     return draft
+
+
+def nemotron_h(c: Configuration) -> Draft:
+    """Nemotron-H (arXiv 2504.03624): a layer is one of Mamba 2, attention, a feed-forward network or experts."""
+    kinds = _nemotron_kinds(c)
+    heads = heads_of(c, head_dim=128)
+    hidden, bias = heads.hidden, c.flag("mlp_bias", False)
+    activation = activation_of(c, "mlp_hidden_act", "relu2")
+
+    def fill(b: Block, number: int) -> None:
+        b.norm("norm", hidden)
+        if kinds[number] == "mamba":
+            mamba2_mixer(
+                b,
+                hidden,
+                heads=c.integer("mamba_num_heads", 128),
+                head_dim=c.integer("mamba_head_dim", 64),
+                groups=c.integer("n_groups", 8),
+                state=c.integer("ssm_state_size", 128),
+                kernel=c.integer("conv_kernel", 4),
+                bias=c.flag("use_bias", False),
+                conv_bias=c.flag("use_conv_bias", True),
+                prefix="mixer.",
+                state_format=F32 if c.says("mamba_ssm_cache_dtype", "float32") else None,
+            )
+        elif kinds[number] == FULL:
+            attention_bias = c.flag("attention_bias", False)
+            grouped_attention(b, heads, prefix="mixer.", bias=attention_bias, out_bias=attention_bias)
+        elif kinds[number] == "mlp":
+            names = ("mixer.up_proj", "mixer.down_proj")
+            plain_mlp(b, hidden, c.integer("intermediate_size"), activation, names=names, bias=bias)
+        else:
+            _nemotron_experts(c, b, hidden)
+
+    layers = blocks(c.with_changes(num_hidden_layers=len(kinds)), fill, prefix="backbone.layers.")
+    return whole(c, layers, embedding="backbone.embeddings", norm="backbone.norm_f")
+
+
+def _nemotron_kinds(c: Configuration) -> list[str]:
+    letters = {"M": "mamba", "*": FULL, "-": "mlp", "E": "moe"}
+    names = {"linear_attention": "mamba", "attention": FULL, **{kind: kind for kind in letters.values()}}
+    if c.has("layers_block_type"):
+        given: list[str] = c.strings("layers_block_type")
+        kinds = [names.get(each, "") for each in given]
+    else:
+        kinds = [letters.get(each, "") for each in c.text("hybrid_override_pattern", "")]
+    if not kinds or not all(kinds):
+        raise UnsupportedError(f"{c.source} lists layers that are none of {', '.join(names)}.")
+    if c.integer("num_hidden_layers", len(kinds)) != len(kinds):
+        raise c.unsupported("num_hidden_layers")
+    for key in ("intermediate_size", "mamba_num_heads", "mamba_head_dim", "n_groups", "ssm_state_size", "expand"):
+        c.integer(key, 1)
+    for key in (*MOE_KEYS, "mtp_layers_block_type", "moe_shared_expert_overlap", "num_nextn_predict_layers"):
+        c.has(key)
+    return kinds
+
+
+MOE_KEYS = (
+    "n_routed_experts",
+    "n_shared_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "moe_shared_expert_intermediate_size",
+)
+
+
+def _nemotron_experts(c: Configuration, b: Block, hidden: int) -> None:
+    if c.has("moe_latent_size"):
+        raise c.unsupported("moe_latent_size")
+    routed, per_token, intermediate = (c.integer(key) for key in (MOE_KEYS[0], MOE_KEYS[2], MOE_KEYS[3]))
+    shared = c.integer("moe_shared_expert_intermediate_size", 0, least=0)
+    b.mlp = MoeSpec(
+        num_experts=routed,
+        experts_per_token=per_token,
+        intermediate=intermediate,
+        activation="relu2",
+        shared_intermediate=shared,
+        gated=False,
+    )
+    b.matrix("mixer.gate", routed, hidden, "replicated", role="router")
+    b.add("mixer.gate.e_score_correction_bias", routed, role="router", format=F32)
+    b.matrix("mixer.experts.{}.up_proj", intermediate, hidden, role="expert", copies=routed)
+    b.matrix("mixer.experts.{}.down_proj", hidden, intermediate, "columns", role="expert", copies=routed)
+    if shared:
+        b.matrix("mixer.shared_experts.up_proj", shared, hidden)
+        b.matrix("mixer.shared_experts.down_proj", hidden, shared, "columns")
 
 
 def _delta_net(c: Configuration, b: Block, hidden: int) -> None:

@@ -17,8 +17,8 @@ STRUCTURE = frozenset(
     sparse ssm state states swa type types v value values vocab vocabulary width window""".split()
 )
 FACTORS = frozenset(
-    """coef coefficient drop dropout eps epsilon id ids implementation init initializer loss multiplier multipliers
-    pdrop prob probs scalar scale scaling softcap softcapping theta""".split()
+    """act activation coef coefficient drop dropout eps epsilon id ids implementation init initializer loss multiplier
+    multipliers pdrop prob probs scalar scale scaling softcap softcapping theta tuning""".split()
 )
 HARMLESS = frozenset(
     """attention_factor block_use_swiglu chunk_size chunk_size_feed_forward ep_size head_dim head_size_divisor

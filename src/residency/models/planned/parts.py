@@ -208,7 +208,7 @@ def gated_mlp(
 ) -> None:
     """gate_proj, up_proj and down_proj."""
     b.mlp = MlpSpec(intermediate=intermediate, activation=activation)
-    _gated(b, prefix, hidden, intermediate, bias=bias)
+    gated_matrices(b, prefix, hidden, intermediate, bias=bias)
 
 
 def plain_mlp(
@@ -233,12 +233,14 @@ def experts(
     """A router, experts that are listed one by one, and `shared`, a network that every token passes."""
     b.mlp = spec
     b.matrix(prefix + router, spec.num_experts, hidden, "replicated", role="router")
-    _gated(b, prefix + "experts.{}.", hidden, spec.intermediate, names=names, role="expert", copies=spec.num_experts)
+    gated_matrices(
+        b, prefix + "experts.{}.", hidden, spec.intermediate, names=names, role="expert", copies=spec.num_experts
+    )
     if shared is not None and spec.shared_intermediate:
-        _gated(b, f"{prefix}{shared}.", hidden, spec.shared_intermediate)
+        gated_matrices(b, f"{prefix}{shared}.", hidden, spec.shared_intermediate)
 
 
-def _gated(
+def gated_matrices(
     b: Block,
     prefix: str,
     hidden: int,
@@ -249,6 +251,7 @@ def _gated(
     role: Role = "matrix",
     copies: int = 1,
 ) -> None:
+    """The three matrices of a gated network, or of `copies` of it."""
     gate, up, down = (prefix + name for name in names)
     b.matrix(gate, intermediate, hidden, bias=bias, role=role, copies=copies)
     b.matrix(up, intermediate, hidden, bias=bias, role=role, copies=copies)

@@ -4,7 +4,7 @@ States are counted as the published implementations allocate them: the last inpu
 state proper, both in the model's number format; RWKV's accumulators in float32.
 """
 
-from residency.formats import F32
+from residency.formats import F32, Format
 from residency.models.configuration import Configuration
 from residency.models.planned.dense import blocks
 from residency.models.planned.parts import Block, Draft, whole
@@ -58,8 +58,9 @@ def mamba2_mixer(
     conv_bias: bool,
     prefix: str,
     normed: bool = True,
+    state_format: Format | None = None,
 ) -> None:
-    """A state-space layer with heads."""
+    """A state-space layer with heads; its state in the model's number format, unless another is given."""
     inner = heads * head_dim
     convolved = inner + 2 * groups * state
     b.mixer = RecurrentSpec(
@@ -67,7 +68,7 @@ def mamba2_mixer(
         recent_values=convolved * kernel,
         state_values=inner * state,
         recent_format=b.format,
-        state_format=b.format,
+        state_format=state_format or b.format,
     )
     for name in ("A_log", "D", "dt_bias"):
         b.add(f"{prefix}{name}", heads, role="other", split="rows")

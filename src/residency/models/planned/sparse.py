@@ -9,13 +9,15 @@ from residency.models.planned.parts import (
     Tensors,
     activation_of,
     experts,
+    gated_matrices,
     gated_mlp,
     grouped_attention,
     heads_of,
+    layer_numbers,
     number_format,
     whole,
 )
-from residency.models.planned.windows import optional_windows, windows
+from residency.models.planned.windows import FULL, layer_kinds, optional_windows, windows
 from residency.spec.model import LatentAttentionSpec, MoeSpec, TensorSpec
 
 
@@ -141,6 +143,61 @@ def glm4_moe(c: Configuration) -> Draft:
         draft.unused = _next_token_layer(c, fill, len(layers))
         draft.notes = ("the checkpoint's layer that predicts one token further is not loaded unless it drafts",)
     return draft
+
+
+def llama4(c: Configuration) -> Draft:
+    """Llama 4's text model: three of four layers attend to chunks; experts in every, or every other, layer."""
+    heads, bias = heads_of(c, head_dim=128), c.flag("attention_bias", False)
+    hidden, intermediate = heads.hidden, c.integer("intermediate_size")
+    count, step = c.integer("num_local_experts"), c.integer("interleave_moe_layer_step", 1)
+    moe = MoeSpec(
+        num_experts=count,
+        experts_per_token=c.integer("num_experts_per_tok", 1),
+        intermediate=intermediate,
+        activation=activation_of(c),
+        shared_intermediate=intermediate,
+    )
+    routed = c.integers("moe_layers") or range(step - 1, c.integer("num_hidden_layers"), step)
+    chunked = "chunked_attention"
+    by_rule = c.integers("no_rope_layers") or [int((number + 1) % 4 != 0) for number in layer_numbers(c)]
+    kinds = layer_kinds(c, by_rule=lambda number: chunked if by_rule[number] else FULL, known=(FULL, chunked))
+    chunk = c.integer("attention_chunk_size", 8192)
+
+    def fill(b: Block, number: int) -> None:
+        b.norm("input_layernorm", hidden)
+        grouped_attention(b, heads, window_tokens=chunk if kinds[number] == chunked else None, bias=bias, out_bias=bias)
+        b.norm("post_attention_layernorm", hidden)
+        if number not in routed:
+            gated_mlp(b, hidden, c.integer("intermediate_size_mlp"), moe.activation, prefix="feed_forward.")
+            return
+        b.mlp = moe
+        b.matrix("feed_forward.router", count, hidden, "replicated", role="router")
+        b.add("feed_forward.experts.gate_up_proj", count, hidden, 2 * intermediate, role="expert", split="rows")
+        b.add("feed_forward.experts.down_proj", count, intermediate, hidden, role="expert", split="columns")
+        gated_matrices(b, "feed_forward.shared_expert.", hidden, intermediate)
+
+    c.integer("intermediate_size_mlp", intermediate)
+    c.flag("use_qk_norm", True)  # a norm without weights
+    return whole(c, blocks(c, fill))
+
+
+def olmoe(c: Configuration) -> Draft:
+    """OLMoE: many small experts, norms over all queries and all keys."""
+    heads, bias = heads_of(c), c.flag("attention_bias", False)
+    moe = MoeSpec(
+        num_experts=c.integer("num_experts", c.integer("num_local_experts", 64)),
+        experts_per_token=c.integer("num_experts_per_tok", 8),
+        intermediate=c.integer("intermediate_size"),
+        activation=activation_of(c),
+    )
+
+    def fill(b: Block, number: int) -> None:
+        b.norm("input_layernorm", heads.hidden)
+        grouped_attention(b, heads, bias=bias, out_bias=bias, qk_norm=True, whole_norms=True)
+        b.norm("post_attention_layernorm", heads.hidden)
+        experts(b, heads.hidden, moe)
+
+    return whole(c, blocks(c, fill))
 
 
 def granitemoe(c: Configuration) -> Draft:

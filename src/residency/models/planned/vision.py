@@ -26,10 +26,23 @@ def siglip(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
     _with_bias(layers, "mlp.fc1", (intermediate, width), copies)
     _with_bias(layers, "mlp.fc2", (width, intermediate), copies)
     _with_bias(around, "post_layernorm", (width,), 1)
+    if v.flag("vision_use_head", True):
+        _attention_pooling(around, width, intermediate)
     projector = Tensors(prefix="multi_modal_projector.", format=around.format)
     projector.add("mm_input_projection_weight", width, hidden, role="vision")
     projector.add("mm_soft_emb_norm.weight", width, role="vision")
     return (*around.found, *layers.found, *projector.found)
+
+
+def _attention_pooling(around: Tensors, width: int, intermediate: int) -> None:
+    """SigLIP's head: one query that attends to all patches."""
+    around.add("head.probe", 1, 1, width, role="vision")
+    around.add("head.attention.in_proj_weight", 3 * width, width, role="vision")
+    around.add("head.attention.in_proj_bias", 3 * width, role="vision")
+    _with_bias(around, "head.attention.out_proj", (width, width), 1)
+    _with_bias(around, "head.layernorm", (width,), 1)
+    _with_bias(around, "head.mlp.fc1", (intermediate, width), 1)
+    _with_bias(around, "head.mlp.fc2", (width, intermediate), 1)
 
 
 def pixtral(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
@@ -58,6 +71,34 @@ def pixtral(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
         projector.add(f"{name}.weight", hidden, columns, role="vision")
         if bias:
             projector.add(f"{name}.bias", hidden, role="vision")
+    return (*around.found, *layers.found, *projector.found)
+
+
+def llama4_vision(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
+    """Llama 4's: patches as one matrix, a class token, a projection that shuffles pixels."""
+    v = c.section("vision_config")
+    width, intermediate = v.integer("hidden_size", 768), v.integer("intermediate_size", 5632)
+    patch, channels = v.integer("patch_size", 14), v.integer("num_channels", 3)
+    between, after = v.integer("projector_input_dim", 4096), v.integer("projector_output_dim", 4096)
+    around = Tensors(prefix="vision_model.", format=number_format(c))
+    around.add("class_embedding", width, role="vision")
+    patches = (v.integer("image_size", 448) // patch) ** 2
+    around.add("positional_embedding_vlm", patches + 1, width, role="vision")
+    around.add("patch_embedding.linear.weight", width, channels * patch**2, role="vision")
+    for name in ("layernorm_pre", "layernorm_post"):
+        _with_bias(around, name, (width,), 1)
+    around.add("vision_adapter.mlp.fc1.weight", between, intermediate, role="vision")
+    around.add("vision_adapter.mlp.fc2.weight", after, between, role="vision")
+    copies = v.integer("num_hidden_layers", 34)
+    layers = Tensors(prefix="vision_model.model.layers.{}.", format=around.format)
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        _with_bias(layers, name, (width,), copies)
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        _with_bias(layers, f"self_attn.{name}", (width, width), copies)
+    _with_bias(layers, "mlp.fc1", (intermediate, width), copies)
+    _with_bias(layers, "mlp.fc2", (width, intermediate), copies)
+    projector = Tensors(prefix="multi_modal_projector.", format=around.format)
+    projector.add("linear_1.weight", hidden, v.integer("vision_output_dim", 4096), role="vision")
     return (*around.found, *layers.found, *projector.found)
 
 
