@@ -10,6 +10,7 @@ import pytest
 from residency.engine.generation import GenerationOptions
 from residency.engine.loop import Loop
 from residency.engine.sampler import Sampling
+from residency.engine.swap import SwapSpace
 from residency.scheduler import Admission
 from support.engines import plan_of
 from support.gguf_files import write_gguf
@@ -29,7 +30,12 @@ def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def loop_of(
-    path: Path, *, max_sequences: int = 4, num_pages: int | None = None, admission: Admission = "optimistic"
+    path: Path,
+    *,
+    max_sequences: int = 4,
+    num_pages: int | None = None,
+    admission: Admission = "optimistic",
+    swap: SwapSpace | None = None,
 ) -> Iterator[Loop]:
     """Contexts of 256 tokens; `num_pages` for all sequences together in place of a whole context for each."""
     plan = plan_of(path, context_tokens=256, chunk_tokens=32, max_sequences=max_sequences)
@@ -47,7 +53,7 @@ def loop_of(
             oversubscribe=True,
             budget_bytes=budget_bytes,
         )
-    with loop_on(path, plan, admission=admission) as loop:
+    with loop_on(path, plan, admission=admission, swap=swap) as loop:
         yield loop
 
 
@@ -87,6 +93,20 @@ def test_few_pages_change_no_token(path: Path, admission: Admission) -> None:
         events = events_until_idle(loop)
         assert (loop.counts().preemptions > 0) == (admission == "optimistic")
     assert [answers(events, request)[0] for request in requests] == alone
+
+
+@pytest.mark.parametrize("model", ["path", "windowed"])
+def test_what_waited_in_a_file_changes_no_token(model: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    path = request.getfixturevalue(model)
+    prompts = random_prompts(8)
+    with loop_of(path, max_sequences=8) as loop:
+        alone = [one_answer(loop, prompt, options(30)) for prompt in prompts]
+    swap = SwapSpace(folder=tmp_path, num_bytes=64 << 20, bytes_per_second=1e12)
+    with loop_of(path, max_sequences=8, num_pages=20, swap=swap) as loop:
+        requests = [loop.submit(prompt, options(30)) for prompt in prompts]
+        events = events_until_idle(loop)
+        assert loop.counts().swapped_pages > 0
+    assert [answers(events, each)[0] for each in requests] == alone
 
 
 @pytest.mark.parametrize("model", ["path", "windowed"])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from residency.errors import BudgetError, ContextError, UsageError
-from residency.ledger import KvPages, PageGroup
-from residency.scheduler import Batch, BatchEntry, Request, Scheduler
+from residency.ledger import KvPages, PageCopy, PageGroup
+from residency.scheduler import Batch, BatchEntry, Request, Scheduler, SwapCost
 
 PAGE_TOKENS = 4
 BEGINNINGS = ([0] * 20, [0] * 9 + [1] * 15, [1, 0] * 12)
@@ -37,9 +37,12 @@ class Cache:
     """What the pages of each group hold."""
 
     slots: dict[tuple[int, int], dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    next_tier: dict[tuple[int, int], dict[int, tuple[int, ...]]] = field(default_factory=dict)
 
-    def copy(self, group: int, source: int, target: int) -> None:
-        self.slots[group, target] = dict(self.slots.get((group, source), {}))
+    def copy(self, copy: PageCopy) -> None:
+        sources = self.next_tier if copy.way == "in" else self.slots
+        targets = self.next_tier if copy.way == "out" else self.slots
+        targets[copy.group, copy.target] = dict(sources.get((copy.group, copy.source), {}))
 
     def write(self, group: int, page: int, token: int, tokens: tuple[int, ...]) -> None:
         self.slots.setdefault((group, page), {})[token % PAGE_TOKENS] = tokens
@@ -56,12 +59,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         chunk=st.integers(1, 12),
         sequences=st.integers(1, 4),
         guaranteed=st.booleans(),
+        slots=st.integers(0, 12),
     )
     def begin(
-        self, num_pages: int, window_pages: int, window: int, chunk: int, sequences: int, guaranteed: bool
+        self, num_pages: int, window_pages: int, window: int, chunk: int, sequences: int, guaranteed: bool, slots: int
     ) -> None:
         self.windows = (None, window)
-        groups = [PageGroup(num_pages=num_pages), PageGroup(num_pages=window_pages, window_tokens=window)]
+        groups = [
+            PageGroup(num_pages=num_pages, num_slots=slots),
+            PageGroup(num_pages=window_pages, window_tokens=window, num_slots=slots),
+        ]
         self.pages = KvPages(groups, page_tokens=PAGE_TOKENS)
         self.chunk, self.sequences, self.guaranteed = chunk, sequences, guaranteed
         self.scheduler = Scheduler(
@@ -70,6 +77,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_sequences=sequences,
             context_tokens=40,
             admission="guaranteed" if guaranteed else "optimistic",
+            swap=SwapCost(prefill_tokens_per_second=1.0, copy_bytes_per_second=3.0, page_bytes=(1, 1)),
         )
         self.live: dict[int, Live] = {}
         self.cache = Cache()
@@ -143,7 +151,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def write(self, batch: Batch) -> None:
         """Copies, then keys and values of all tokens: a page that two write to is found out here or when read."""
         for copy in batch.copies:
-            self.cache.copy(copy.group, copy.source, copy.target)
+            self.cache.copy(copy)
         written: set[tuple[int, int, int]] = set()
         for entry in batch.entries:
             live = self.live[entry.request_id]
@@ -209,7 +217,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 break
             self.compute(ended=set())
         assert not self.live
-        assert all(pool.num_used == 0 for pool in self.pages.pools)
+        assert all(pool.num_used == 0 for pool in (*self.pages.pools, *self.pages.slots))
 
 
 TestSchedulerByRandomOperations = SchedulerMachine.TestCase

@@ -1,12 +1,13 @@
 """A loop on a small model, and requests followed to their ends."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from residency.engine.executor import CpuExecutor
 from residency.engine.generation import TokenEvent
 from residency.engine.loop import Loop
+from residency.engine.swap import SwapSpace
 from residency.models.specs import model_spec
 from residency.planner import Plan
 from residency.scheduler import Admission
@@ -19,14 +20,23 @@ NOBODY: frozenset[int] = frozenset()
 
 @contextmanager
 def loop_on(
-    path: Path, plan: Plan, *, eos_ids: frozenset[int] = NOBODY, admission: Admission = "optimistic"
+    path: Path,
+    plan: Plan,
+    *,
+    eos_ids: frozenset[int] = NOBODY,
+    admission: Admission = "optimistic",
+    swap: SwapSpace | None = None,
 ) -> Iterator[Loop]:
     """A loop on the model at `path`; closed afterwards."""
     spec = model_spec(open_checkpoint(path))
     folder = ensure_store(spec, plan.model_fingerprint)
     with Weights(spec, folder) as weights, CpuExecutor(plan, spec, weights) as executor:
         weight_read_bytes = read_bytes_per_token(spec)
-        yield Loop(plan, executor, eos_ids=eos_ids, weight_read_bytes=weight_read_bytes, admission=admission)
+        loop = Loop(
+            plan, executor, eos_ids=eos_ids, weight_read_bytes=weight_read_bytes, admission=admission, swap=swap
+        )
+        with closing(loop):
+            yield loop
 
 
 def events_until_idle(loop: Loop) -> list[TokenEvent]:

@@ -14,6 +14,7 @@ from residency.engine.loop import Loop
 from residency.engine.planning import open_planned
 from residency.engine.report import Bandwidth, Report, Seconds
 from residency.engine.sampler import Sampling
+from residency.engine.swap import SwapSpace
 from residency.engine.text import ChatTemplate, StreamDecoder, Tokenizer, load_chat_template, load_tokenizer
 from residency.errors import ContextError, UsageError
 from residency.ledger import Ledger, MemoryClass
@@ -75,7 +76,7 @@ class Engine:
             self._loop = self.new_loop()
             self._opened = opened.pop_all()
 
-    def new_loop(self, admission: Admission = "optimistic") -> Loop:
+    def new_loop(self, admission: Admission = "optimistic", swap: SwapSpace | None = None) -> Loop:
         """A loop with nothing to do yet. One at a time: all use the same pages."""
         return Loop(
             self.plan,
@@ -83,6 +84,7 @@ class Engine:
             eos_ids=self.tokenizer.eos_ids,
             weight_read_bytes=read_bytes_per_token(self._spec),
             admission=admission,
+            swap=swap,
         )
 
     def __enter__(self) -> "Engine":

@@ -1,6 +1,6 @@
 """The loop's device: arrays, the recorded step and the threads that replay it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -10,12 +10,13 @@ import numpy.typing as npt
 from residency.engine.arena import Arena, activation_arena, resident_bytes
 from residency.engine.inputs import StepInputs
 from residency.engine.stamps import LaunchTime, StampedStep
+from residency.engine.swap import SwapFile
 from residency.engine.workers import Workers
 from residency.kernels.embed import embed
 from residency.kernels.library import Library
 from residency.kernels.recorder import Recorder
 from residency.kernels.rotary import LayerPages
-from residency.ledger import KvPages
+from residency.ledger import KvPages, PageCopy
 from residency.models.layers import Parts
 from residency.models.registry import forward_of
 from residency.planner.plan import Plan
@@ -84,11 +85,23 @@ class CpuExecutor:
         Returns the logits (rows, vocabulary) of the entries that need them, in order, or with `every_logit` of all
         tokens; a view that the next step overwrites.
         """
-        self._copy_pages(batch)
         self._start(tokens)
         rows = self._inputs.write(batch, pages, every_logit=every_logit)
         self._workers.run(self._program)
         return self._logits[: len(rows), : self._vocabulary]
+
+    def copy_pages(self, copies: Iterable[PageCopy], swap: SwapFile | None = None) -> None:
+        """Make a batch's copies, which come before it is computed. Those out and in need the file that they go to."""
+        for copy in copies:
+            pages_LPB = self._kv_pages[copy.group]  # layers, pages, bytes
+            if copy.way == "within":
+                pages_LPB[:, copy.target] = pages_LPB[:, copy.source]
+            else:
+                assert swap is not None, "nothing is swapped by a scheduler that has no slots"
+                if copy.way == "out":
+                    swap.write(pages_LPB[:, copy.source], group=copy.group, slot=copy.target)
+                else:
+                    swap.read(pages_LPB[:, copy.target], group=copy.group, slot=copy.source)
 
     def profile(
         self, batch: Batch, pages: KvPages, tokens: npt.NDArray[np.int64], *, repeats: int
@@ -107,11 +120,6 @@ class CpuExecutor:
         self._token_ids[: len(tokens)] = tokens
         if self._hidden is not None:
             self._weights.embed(tokens, self._hidden[: len(tokens)])
-
-    def _copy_pages(self, batch: Batch) -> None:
-        for copy in batch.copies:
-            pages_LPB = self._kv_pages[copy.group]  # layers, pages, bytes
-            pages_LPB[:, copy.target] = pages_LPB[:, copy.source]
 
     def _layer_pages(self) -> list[LayerPages]:
         layers: dict[int, LayerPages] = {}

@@ -12,6 +12,7 @@ from residency.engine.executor import CpuExecutor
 from residency.engine.generation import FinishReason, GenerationOptions, TokenEvent, TokenLogprob
 from residency.engine.metrics import LoopCounts
 from residency.engine.sampler import FloatArray, Sampler, allowed_by, likeliest, log_probabilities
+from residency.engine.swap import SwapFile, SwapSpace
 from residency.ledger import KvPages
 from residency.ledger.kv import PageGroup
 from residency.planner.plan import Plan
@@ -80,12 +81,18 @@ class Loop:
         eos_ids: frozenset[int],
         weight_read_bytes: int,
         admission: Admission = "optimistic",
+        swap: SwapSpace | None = None,
     ) -> None:
+        """With `swap`, what is preempted may wait in a file; StoreError where that cannot be made."""
         self._plan = plan
         self._executor = executor
         self._eos_ids = eos_ids
         self._weight_read_bytes = weight_read_bytes
-        groups = [PageGroup(num_pages=g.num_pages, window_tokens=g.window_tokens) for g in plan.kv_groups]
+        slots = [0] * len(plan.kv_groups) if swap is None else swap.slots(plan)
+        groups = [
+            PageGroup(num_pages=group.num_pages, window_tokens=group.window_tokens, num_slots=num_slots)
+            for group, num_slots in zip(plan.kv_groups, slots, strict=True)
+        ]
         self._pages = KvPages(groups, page_tokens=plan.page_tokens)
         self._scheduler = Scheduler(
             self._pages,
@@ -93,12 +100,19 @@ class Loop:
             max_sequences=plan.max_sequences,
             context_tokens=plan.context_tokens,
             admission=admission,
+            swap=None if swap is None else swap.cost(plan),
         )
+        self._swap_file = None if swap is None else SwapFile(plan, swap)
         self._answers: dict[int, _Answer] = {}  # by the number that the scheduler knows
         self._sequences: dict[int, list[int]] = {}  # those numbers of each request
         self._next_request = self._next_sequence = 0
         self._totals: Counter[str] = Counter()
         self.compute_seconds = 0.0  # of all steps, in kernels
+
+    def close(self) -> None:
+        """Give the swap file back, where there is one."""
+        if self._swap_file is not None:
+            self._swap_file.close()
 
     @property
     def has_work(self) -> bool:
@@ -207,12 +221,14 @@ class Loop:
             ]
         )
         started = time.perf_counter()
+        self._executor.copy_pages(batch.copies, self._swap_file)
         logits = self._executor.compute(batch, self._pages, tokens)
         self.compute_seconds += time.perf_counter() - started
         self._totals.update(
             steps=1,
             computed_tokens=batch.num_tokens,
             preemptions=len(batch.preempted),
+            swapped_pages=sum(copy.way == "out" for copy in batch.copies),
             read_bytes=self._read_bytes(batch),
         )
         return logits

@@ -16,6 +16,7 @@ class LoopCounts:
     kv_used_bytes: int = 0  # of the pages that somebody holds
     kv_tokens: int = 0  # of the sequences that hold pages, a shared one counted for each
     preemptions: int = 0  # of all time, as are those below
+    swapped_pages: int = 0  # copied out
     prompt_tokens: int = 0  # of prompts whose computation began
     prefix_hit_tokens: int = 0  # of those, the ones that were shared and not computed
     computed_tokens: int = 0  # of all steps, those computed again after a preemption included

@@ -11,6 +11,7 @@ from types import TracebackType
 from residency.engine.engine import Engine
 from residency.engine.generation import FinishReason, GenerationOptions, TokenEvent
 from residency.engine.metrics import ServiceMetrics
+from residency.engine.swap import SwapSpace
 from residency.errors import QueueFullError, ServiceError, UsageError
 from residency.scheduler import Admission
 
@@ -57,14 +58,17 @@ class Service:
         *,
         queue_limit: int = 64,
         admission: Admission = "optimistic",
+        swap: SwapSpace | None = None,
     ) -> None:
-        """`queue_limit`: answers that may be open beyond those that the plan lets run at one time."""
+        """`queue_limit`: answers that may be open beyond those that the plan lets run at one time; `admission`: see
+        Scheduler; `swap`: where what is preempted may wait.
+        """
         if queue_limit < 0:
             raise UsageError(f"a queue cannot hold {queue_limit} requests; give 0 or more.")
         self._engine = engine
         self._queue_limit = queue_limit
         self._most_open = engine.plan.max_sequences + queue_limit
-        self._loop = engine.new_loop(admission)
+        self._loop = engine.new_loop(admission, swap)
         self._changed = threading.Condition()  # guards what follows
         self._open: dict[int, _Open] = {}
         self._submitted: list[_Open] = []
@@ -206,6 +210,8 @@ class Service:
             with self._changed:
                 self._failure = error
             self._end_all(list(self._open), "error", f"the service has failed: {error}")
+        finally:
+            self._loop.close()
 
     def _take_orders(self) -> bool:
         """Wait until there is something to do, and take in what was submitted and cancelled; False at the end."""

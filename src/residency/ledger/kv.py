@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
+from typing import Literal
 
 from residency.errors import BudgetError
 from residency.ledger.pages import PagePool
@@ -20,15 +21,27 @@ class PageGroup:
 
     num_pages: int
     window_tokens: int | None = None
+    num_slots: int = 0  # pages that the next tier has room for
 
 
 @dataclass(frozen=True, kw_only=True)
 class PageCopy:
-    """What a page holds in all layers of a group, wanted in another page before anything is written there."""
+    """What a page holds in all layers of a group, wanted elsewhere before anything is written there: in another page,
+    or "out" in a slot of the next tier; or what a slot holds, wanted "in" a page.
+    """
 
     group: int
     source: int
     target: int
+    way: Literal["within", "out", "in"] = "within"
+
+
+@dataclass(frozen=True)
+class _SwappedTable:
+    """A sequence's table whose pages lie in slots."""
+
+    first_page: int
+    slots: Sequence[int]
 
 
 @dataclass
@@ -54,7 +67,9 @@ class KvPages:
         self._pools = tuple(
             PagePool(group.num_pages, forgotten=partial(self._forget, index)) for index, group in enumerate(groups)
         )
+        self._slots = tuple(PagePool(group.num_slots) for group in groups)
         self._tables: dict[int, tuple[SequencePages, ...]] = {}
+        self._swapped: dict[int, tuple[_SwappedTable, ...]] = {}
         self._prefixes: dict[int, _Prefix] = {}
 
     @property
@@ -66,6 +81,11 @@ class KvPages:
     def pools(self) -> Sequence[PagePool]:
         """One pool per group, to be counted, not to be taken from."""
         return self._pools
+
+    @property
+    def slots(self) -> Sequence[PagePool]:
+        """One pool of the next tier's slots per group, to be counted."""
+        return self._slots
 
     @property
     def sequences(self) -> Mapping[int, Sequence[SequencePages]]:
@@ -132,6 +152,56 @@ class KvPages:
         prefix = self._prefixes.get(sequence)
         if page_key is not None and prefix is not None:
             self._prefixes[twin] = _Prefix(page_key, prefix.node, prefix.num_pages)
+
+    def swap_out(self, sequence: int, *, computed_tokens: int) -> Sequence[PageCopy]:
+        """Give back all pages of a sequence, what was computed going to slots; the copies to be made, in this order.
+
+        BudgetError, and nothing changed, where slots are missing.
+        """
+        tables = self._tables[sequence]
+        num_pages = -(-computed_tokens // self._page_tokens)
+        held = [table.pages[: num_pages - table.first_page] for table in tables]
+        if any(len(pages) > pool.num_free for pages, pool in zip(held, self._slots, strict=True)):
+            raise BudgetError(f"the next tier has too few slots for {computed_tokens} tokens.")
+        swapped, copies = [], []
+        for group, (table, pages, pool) in enumerate(zip(tables, held, self._slots, strict=True)):
+            slots = pool.take(len(pages))
+            swapped.append(_SwappedTable(table.first_page, slots))
+            copies += [
+                PageCopy(group=group, source=page, target=slot, way="out")
+                for page, slot in zip(pages, slots, strict=True)
+            ]
+        self.free(sequence)
+        self._swapped[sequence] = tuple(swapped)
+        return copies
+
+    def swap_in(self, sequence: int, *, page_key: PageKey | None = None) -> Sequence[PageCopy]:
+        """Bring back a sequence that was swapped out; the copies to be made, in this order.
+
+        BudgetError, and nothing changed, where pages are missing.
+        """
+        swapped = self._swapped[sequence]
+        if any(len(table.slots) > pool.num_free for table, pool in zip(swapped, self._pools, strict=True)):
+            raise BudgetError("the KV cache has too few free pages for what was swapped out.")
+        copies = []
+        self._tables[sequence] = self._new_tables()
+        for group, (table, back) in enumerate(zip(self._tables[sequence], swapped, strict=True)):
+            table.adopt((), first_page=back.first_page)
+            pages = table.grow((back.first_page + len(back.slots)) * self._page_tokens)
+            copies += [
+                PageCopy(group=group, source=slot, target=page, way="in")
+                for slot, page in zip(back.slots, pages, strict=True)
+            ]
+        self.drop_swapped(sequence)
+        if page_key is not None:
+            self._prefixes[sequence] = _Prefix(page_key, self._tree.root)
+        return copies
+
+    def drop_swapped(self, sequence: int) -> None:
+        """Give back the slots of a sequence that was swapped out; KeyError for one that was not."""
+        for table, pool in zip(self._swapped.pop(sequence), self._slots, strict=True):
+            for slot in table.slots:
+                pool.release(slot)
 
     def can_extend(self, sequence: int, *, start_token: int, num_tokens: int) -> bool:
         """Whether `extend` would find its pages."""

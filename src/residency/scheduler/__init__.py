@@ -3,5 +3,6 @@
 from residency.scheduler.batch import Batch, BatchEntry
 from residency.scheduler.request import Request
 from residency.scheduler.scheduler import Admission, Scheduler
+from residency.scheduler.swap import SwapCost
 
-__all__ = ["Admission", "Batch", "BatchEntry", "Request", "Scheduler"]
+__all__ = ["Admission", "Batch", "BatchEntry", "Request", "Scheduler", "SwapCost"]

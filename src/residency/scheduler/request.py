@@ -32,6 +32,7 @@ class Progress:
     computed_tokens: int = 0  # known tokens whose keys and values are in the cache
     cached_tokens: int = 0  # of the prompt's, those that others had computed
     num_answers: int = field(init=False)  # sequences that it is, or will be
+    is_swapped: bool = False  # whether what was computed waits in the next tier
 
     def __post_init__(self) -> None:
         self.known_tokens = self.request.prompt_tokens

@@ -13,6 +13,7 @@ from residency.ledger import KvPages, PageCopy
 from residency.scheduler.batch import Batch, BatchEntry
 from residency.scheduler.request import Progress, Request
 from residency.scheduler.share import shares_of_prompts
+from residency.scheduler.swap import SwapCost
 
 Admission = Literal["guaranteed", "optimistic"]
 
@@ -24,7 +25,8 @@ class Scheduler:
     The request that is first in order advances in every step, so all end.
 
     Admission: "optimistic" starts a request when the pages of what it has so far are free, and preempts the last in
-    order when pages run out; "guaranteed" starts it when the most that it may ever need is free as well, so that
+    order when pages run out: it computes its tokens again later, or its pages wait in the next tier where `swap` says
+    that this is quicker. "guaranteed" starts it when the most that it may ever need is free as well, so that
     nothing is ever preempted.
     """
 
@@ -36,6 +38,7 @@ class Scheduler:
         max_sequences: int,
         context_tokens: int,
         admission: Admission = "optimistic",
+        swap: SwapCost | None = None,
     ) -> None:
         if chunk_tokens < 1 or max_sequences < 1:
             raise ValueError("a step has at least one token of one sequence")
@@ -44,6 +47,7 @@ class Scheduler:
         self._max_sequences = max_sequences
         self._context_tokens = context_tokens
         self._admission = admission
+        self._swap = swap
         self._num_arrived = 0
         self._waiting: list[Progress] = []
         self._running: list[Progress] = []
@@ -56,7 +60,7 @@ class Scheduler:
 
     @property
     def waiting(self) -> Sequence[int]:
-        """Requests without pages, in the order in which they will run."""
+        """Requests that hold no pages, in the order in which they will run."""
         return tuple(progress.request.request_id for progress in self._waiting)
 
     @property
@@ -115,7 +119,7 @@ class Scheduler:
         for progress in decoding:
             self._put(progress, 1, step)
         if not step.preempted:
-            self._admit()
+            self._admit(step)
         prompts = [each for each in self._running if each not in decoding]
         for progress, num_tokens in self._shares(prompts, step.free_tokens):
             self._put(progress, num_tokens, step)
@@ -161,18 +165,24 @@ class Scheduler:
                     self._leave(progress)
                 else:
                     self._waiting.remove(progress)
+                    if progress.is_swapped:
+                        self._pages.drop_swapped(request_id)
                 return
         raise KeyError(request_id)
 
-    def _admit(self) -> None:
+    def _admit(self, step: "_Step") -> None:
         """Start waiting requests in order, up to the first that does not find its seats or its pages."""
         while self._waiting and self._has_room_for(self._waiting[0]):
             progress = self._waiting.pop(0)
             request = progress.request
-            found_tokens = self._pages.begin(
-                request.request_id, known_tokens=progress.known_tokens, page_key=request.page_key
-            )
-            self._found(progress, found_tokens)
+            if progress.is_swapped:
+                progress.is_swapped = False
+                step.copies += self._pages.swap_in(request.request_id, page_key=request.page_key)
+            else:
+                found_tokens = self._pages.begin(
+                    request.request_id, known_tokens=progress.known_tokens, page_key=request.page_key
+                )
+                self._found(progress, found_tokens)
             self._running.append(progress)
             self._running.sort(key=lambda each: each.order)
 
@@ -187,7 +197,7 @@ class Scheduler:
         return self._pages.has_room_for(
             progress.known_tokens,
             chunk_tokens=self._chunk_tokens,
-            page_key=progress.request.page_key,
+            page_key=None if progress.is_swapped else progress.request.page_key,
             promised=self._promised(),
         )
 
@@ -248,10 +258,7 @@ class Scheduler:
             last = self._running[-1]
             if last is progress:
                 return
-            self._leave(last)
-            last.restart()
-            self._wait(last)
-            step.preempt(last.request.request_id)
+            self._preempt(last, step)
         step.copies += self._pages.extend(request_id, start_token=start_token, num_tokens=num_tokens)
         step.put(
             BatchEntry(
@@ -263,6 +270,24 @@ class Scheduler:
                 cached_tokens=progress.cached_tokens,
             )
         )
+
+    def _preempt(self, progress: Progress, step: "_Step") -> None:
+        """Take a request's pages: it waits, swapped out where that pays and there is room, and else to begin anew."""
+        request_id = progress.request.request_id
+        if self._swap is not None and self._can_swap(progress, self._swap):
+            step.copies += self._pages.swap_out(request_id, computed_tokens=progress.computed_tokens)
+            progress.is_swapped = True
+        else:
+            self._pages.free(request_id)
+            progress.restart()
+        self._running.remove(progress)
+        self._wait(progress)
+        step.preempt(request_id)
+
+    def _can_swap(self, progress: Progress, cost: SwapCost) -> bool:
+        held_pages = [len(table.pages) for table in self._pages.sequences[progress.request.request_id]]
+        has_slots = all(pages <= pool.num_free for pages, pool in zip(held_pages, self._pages.slots, strict=True))
+        return has_slots and cost.pays(computed_tokens=progress.computed_tokens, held_pages=held_pages)
 
     def _fork(self, progress: Progress, requests: Sequence[Request]) -> list[Progress]:
         if not requests:
