@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from residency.errors import FileError
-from residency.models.specs import named_spec
-from residency.spec import LatentAttentionSpec, ModelSpec, MoeSpec
+from residency.models.specs import described_spec, named_spec
+from residency.spec import LatentAttentionSpec, ModelSpec, MoeSpec, open_checkpoint
 
 HIDDEN, VOCABULARY = 64, 96
 
@@ -104,3 +104,9 @@ def test_a_window_is_in_the_layers_where_the_architecture_has_it(
 def test_a_file_that_says_nothing_of_its_heads_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"does not say phi2\.attention\.head_count"):
         planned(tmp_path, "phi2", {}, [{**ATTENDS, **MLP}])
+
+
+def test_a_file_that_cannot_be_run_is_described_all_the_same(tmp_path: Path) -> None:
+    block: Block = {"ssm_in.weight": (256, 64), "ssm_conv1d.weight": (128, 4), "ssm_out.weight": (64, 128)}
+    planned(tmp_path, "mamba", {"ssm.state_size": 16, "ssm.inner_size": 128}, [block])
+    assert described_spec(open_checkpoint(tmp_path / "model.gguf")).architecture == "mamba"

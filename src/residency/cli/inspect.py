@@ -10,7 +10,7 @@ from residency.cli.options import json_option, model_argument
 from residency.cli.tables import columns, paragraph
 from residency.engine.text import load_chat_template
 from residency.engine.text.library import read_json
-from residency.models.specs import model_spec
+from residency.models.specs import described_spec
 from residency.spec.checkpoint import Checkpoint
 from residency.spec.layout import read_bytes_per_token
 from residency.spec.model import ModelSpec
@@ -31,7 +31,7 @@ def command(model: str, as_json: bool) -> None:
       residency inspect model.gguf --json
     """
     checkpoint = open_checkpoint(resolve(model))
-    facts = facts_of(checkpoint, model_spec(checkpoint))
+    facts = facts_of(checkpoint, described_spec(checkpoint))
     click.echo(json.dumps(facts, ensure_ascii=False) if as_json else in_words(facts))
 
 
@@ -43,12 +43,7 @@ def facts_of(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, Any]:
         held = formats.setdefault(name, {"format": name, "tensors": 0, "bytes": 0})
         held["tensors"] += 1
         held["bytes"] += tensor.num_bytes
-    windows: dict[int | None, dict[str, Any]] = {}
-    for layer in spec.layers:
-        window = layer.grouped_attention.window_tokens
-        group = windows.setdefault(window, {"window_tokens": window, "layers": 0, "bytes_per_token": 0})
-        group["layers"] += 1
-        group["bytes_per_token"] += layer.state().bytes_per_token
+    states = spec.states()
     return {
         "name": spec.name,
         "path": str(checkpoint.path),
@@ -60,8 +55,13 @@ def facts_of(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, Any]:
         "tensors": sorted(formats.values(), key=lambda held: -int(held["bytes"])),
         "tensor_bytes": sum(held["bytes"] for held in formats.values()),
         "file_bytes": checkpoint.file_bytes,
-        "kv_bytes_per_token": sum(group["bytes_per_token"] for group in windows.values()),
-        "kv_groups": list(windows.values()),
+        "kv_bytes_per_token": sum(state.bytes_per_token for state in states),
+        "kv_groups": [
+            {"window_tokens": each.max_tokens, "layers": each.layers, "bytes_per_token": each.bytes_per_token}
+            for each in states
+            if each.bytes_per_token
+        ],
+        "fixed_state_bytes": sum(state.fixed_bytes for state in states),
         "read_bytes_per_token": read_bytes_per_token(spec),
         "max_context_tokens": spec.max_context_tokens,
         "vocabulary": spec.vocabulary,
@@ -104,6 +104,8 @@ def _kept(facts: dict[str, Any]) -> list[str]:
         lines.append(
             f"keeps {binary_bytes(group['bytes_per_token'])} of keys and values in {group['layers']} layers {reach}"
         )
+    if facts["fixed_state_bytes"]:
+        lines.append(f"a sequence of any length keeps {binary_bytes(facts['fixed_state_bytes'])} of recurrent state")
     return lines
 
 

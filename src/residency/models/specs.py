@@ -16,7 +16,16 @@ from residency.spec.model import ModelSpec
 from residency.spec.requantize import requantized
 from residency.spec.safetensors import CONFIG, read_configuration, read_safetensors_folder
 
-__all__ = ["KnownModel", "architecture_folder", "is_known", "known_models", "model_spec", "named_spec", "requantized"]
+__all__ = [
+    "KnownModel",
+    "architecture_folder",
+    "described_spec",
+    "is_known",
+    "known_models",
+    "model_spec",
+    "named_spec",
+    "requantized",
+]
 
 FOLDERS = {
     "llama": "llama",
@@ -47,6 +56,14 @@ def model_spec(checkpoint: Checkpoint) -> ModelSpec:
     return cast(Callable[[Checkpoint], ModelSpec], module.model_spec)(checkpoint)
 
 
+def described_spec(checkpoint: Checkpoint) -> ModelSpec:
+    """The model in `checkpoint`, whether it can be run here or only planned."""
+    try:
+        return model_spec(checkpoint)
+    except UnsupportedError:
+        return _planned(checkpoint)
+
+
 def named_spec(model: str | Path) -> ModelSpec:
     """The model to be planned that `model` names: a GGUF file, a folder with config.json and perhaps safetensors, or
     a published model. FileError, UnsupportedError or FetchError say what is wrong, or which name is near.
@@ -55,15 +72,19 @@ def named_spec(model: str | Path) -> ModelSpec:
     if path.is_dir():
         return _folder_spec(path)
     if path.is_file():
-        return gguf_spec(read_gguf(path))
+        return _planned(read_gguf(path))
     if path.suffix in (".gguf", ".json", ".safetensors") or str(model).startswith(("/", "./", "../", "~")):
         raise FileError(f"there is no file or folder {model}; give a GGUF file, or a folder with config.json.")
     return published_spec(str(model))
 
 
 def _folder_spec(folder: Path) -> ModelSpec:
-    name = folder.resolve().name
-    planned = planned_spec(name, str(folder / CONFIG), read_configuration(folder))
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.safetensors.index.json")):
-        return planned
-    return from_headers(planned, read_safetensors_folder(folder))
+    if any(folder.glob("*.safetensors")) or any(folder.glob("*.safetensors.index.json")):
+        return _planned(read_safetensors_folder(folder))
+    return planned_spec(folder.resolve().name, str(folder / CONFIG), read_configuration(folder))
+
+
+def _planned(checkpoint: Checkpoint) -> ModelSpec:
+    if checkpoint.kind == "gguf":
+        return gguf_spec(checkpoint)
+    return from_headers(planned_spec(checkpoint.name, str(checkpoint.path / CONFIG), checkpoint.config), checkpoint)

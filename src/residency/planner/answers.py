@@ -33,7 +33,8 @@ class ModelFigures:
     format: str
     parameters: int
     active_parameters: int  # in one token
-    weight_bytes: int  # of the whole checkpoint
+    weight_bytes: int  # of all tensors that are loaded
+    checkpoint_bytes: int  # of all tensors of the published files, with those that nothing loads
     read_bytes_per_token: int
     max_context_tokens: int
     states: tuple[StateSpec, ...]  # of one sequence, summed over `layers`, before any sharing among devices

@@ -11,6 +11,7 @@ from residency.planner.answers import (
     PlacementFigures,
 )
 from residency.planner.deployment import Deployment, Question
+from residency.planner.engines import can_run
 from residency.planner.placing import DeviceBytes
 from residency.planner.search import Answer
 from residency.planner.serving import Phase, ServingForecast
@@ -63,6 +64,7 @@ def model_figures(model: ModelSpec, kv: KvFormat) -> ModelFigures:
         parameters=model.parameters,
         active_parameters=model.active_parameters,
         weight_bytes=model.weight_bytes,
+        checkpoint_bytes=model.checkpoint_bytes,
         read_bytes_per_token=model.read_bytes_per_token,
         max_context_tokens=model.max_context_tokens,
         states=model.states(kv),
@@ -235,8 +237,12 @@ def _origins(question: Question, deployment: Deployment) -> dict[str, Origin]:
         )
     )
     counted = dict(engine.origins)
-    if "H100" not in device.name and counted["runtime"].origin == "measured" and engine.name != "residency":
+    known_machine = question.machine.measured_unix_seconds is not None or "H100" in device.name
+    if counted["runtime"].origin == "measured" and not known_machine:
         counted["runtime"] = Origin(origin="extrapolated", how=counted["runtime"].how)
+    if counted["activations"].origin == "exact" and not can_run(deployment.model):
+        how = "shapes of the step's arrays; the engine cannot run this model yet"
+        counted["activations"] = Origin(origin="modelled", how=how)
     if deployment.choice.quant is not None:
         how = f"every tensor's shape, matrices in {deployment.choice.quant}"
         counted["weights"] = Origin(origin="modelled", how=how)
