@@ -130,19 +130,28 @@ def _training(answer: AnswerRecord) -> list[str]:
 
 
 def _changes(answer: AnswerRecord) -> list[Sequence[str]]:
+    if answer.training is not None:
+        return [
+            ("OPTION", "FREES", "FITS"),
+            *((c.option, binary_bytes(c.freed_bytes), _room(c)) for c in answer.changes),
+        ]
     rows: list[Sequence[str]] = [("OPTION", "FREES", "FITS", "SEQUENCES", "TOKENS/S", "PERPLEXITY")]
     for change in answer.changes[:_MOST_CHANGES]:
         rows.append(
             (
                 change.option,
                 binary_bytes(change.freed_bytes),
-                "yes" if change.fits else f"-{binary_bytes(change.missing_bytes)}",
+                _room(change),
                 f"{change.max_concurrency:.1f}",
                 speed(change.decode_tokens_per_second) if change.decode_tokens_per_second else "",
                 f"+{change.perplexity_rise:.1%}",
             )
         )
     return rows
+
+
+def _room(change: ChangeFigures) -> str:
+    return "yes" if change.fits else f"-{binary_bytes(change.missing_bytes)}"
 
 
 def _origins(answer: AnswerRecord) -> list[str]:

@@ -30,6 +30,7 @@ class AskedTraining:
     zero: int | None = None
     lora: int | None = None
     qlora: int | None = None
+    loss_chunks: int | None = None
     offload: bool | None = None
 
     def given(self) -> dict[str, object]:
@@ -45,6 +46,7 @@ _OPTIONS = (
     click.option("--zero", type=int, metavar="STAGE", help="What data-parallel devices share: 0 to 3 (3 is FSDP)."),
     click.option("--lora", type=int, metavar="RANK", help="Train adapters of this rank beside frozen matrices."),
     click.option("--qlora", type=int, metavar="RANK", help="The same beside matrices in NF4."),
+    click.option("--loss-chunks", type=int, metavar="N", help="Parts in which the loss takes the tokens (default: 1)."),
     click.option("--offload/--no-offload", default=None, help="Keep optimizer states in RAM."),
 )
 
@@ -55,7 +57,9 @@ def training_options(function: F) -> F:
     def command(*arguments: Any, train: bool, **options: Any) -> Any:
         trained = AskedTraining(**{each.name: options.pop(each.name) for each in fields(AskedTraining)})
         if not train and trained.given():
-            raise UsageError(f"--{next(iter(trained.given()))} is of a training run; give --train as well.")
+            raise UsageError(
+                f"--{next(iter(trained.given())).replace('_', '-')} is of a training run; give --train as well."
+            )
         return function(*arguments, trained=trained if train else None, **options)
 
     command.__doc__ = function.__doc__
@@ -98,6 +102,7 @@ def _options(spec: ModelSpec, machine: Machine, asked: Asked, trained: AskedTrai
         data_parallel=max(1, _device(machine).count // (tensor * pipeline)),
         zero_stage=trained.zero or 0,
         lora=_lora(trained),
+        loss_chunks=1 if trained.loss_chunks is None else trained.loss_chunks,
         offload_optimizer=bool(trained.offload),
     )
 

@@ -194,7 +194,7 @@ def default_choice(question: Question) -> Choice:
             raise UsageError(f"{degree} {name} cannot be; give at least 1.")
     tensor, pipeline = question.tensor_parallel, question.pipeline_parallel
     if tensor is None:
-        most = count // (pipeline or 1)
+        most = _quickly_joined(question) // (pipeline or 1)
         tensor = next(ranks for ranks in range(most, 0, -1) if most % ranks == 0 and can_share(question.model, ranks))
     if pipeline is None:
         pipeline = min(count // tensor, len(question.model.layers)) if question.tensor_parallel is None else 1
@@ -211,6 +211,15 @@ def default_choice(question: Question) -> Choice:
         may_spill=question.may_spill,
         attention=question.attention,
     )
+
+
+def _quickly_joined(question: Question) -> int:
+    """How many devices the fastest link joins, of those that there are: ranks exchange much in every layer."""
+    device = question.device
+    if device.count == 1:
+        return 1
+    fastest = question.machine.peer_link(device, 2)
+    return max(size for size in range(1, min(device.count, fastest.joins) + 1) if device.count % size == 0)
 
 
 def can_share(model: ModelSpec, ranks: int) -> bool:

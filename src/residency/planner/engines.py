@@ -7,14 +7,14 @@ in 0.18.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from residency.errors import UnsupportedError, UsageError
+from residency.errors import UsageError
 from residency.hardware import Device
 from residency.planner import vllm
 from residency.planner.answers import Origin
 from residency.planner.buffers import activation_buffers
 from residency.planner.graph import StepShape, peak_bytes
 from residency.planner.plan import PAGE_TOKENS
-from residency.spec.model import ModelSpec
+from residency.spec.model import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
 
 MIB = 1024**2
 
@@ -26,7 +26,7 @@ class Engine:
     name: str
     utilisation: float  # the part of a device's memory that the engine plans with
     page_tokens: int
-    embedding_on_host: bool  # a table of which a step reads few rows is left in the host's memory
+    leaves_embedding: Callable[[Device], bool]  # a table of which a step reads few rows is not in device memory
     chunk_tokens: Callable[[Device], int]  # most tokens of one step
     warms_up: bool  # with a step of that size, whatever is asked for
     sequences: Callable[[Device, int], int]  # most sequences of one step, of so many that are asked for
@@ -67,18 +67,26 @@ def _llama_cpp_activations(model: ModelSpec, shape: StepShape) -> int:
     return max(logits, arrays)
 
 
+def can_run(model: ModelSpec) -> bool:
+    """Whether residency's own engine has a forward pass for such layers."""
+    return all(isinstance(layer.attention, AttentionSpec) and _is_plain(layer) for layer in model.layers)
+
+
+def _is_plain(layer: LayerSpec) -> bool:
+    return layer.mixer is None and isinstance(layer.mlp, MlpSpec) and layer.mlp.gated
+
+
 def _residency_activations(model: ModelSpec, shape: StepShape) -> int:
     """The engine's own buffers; of a model that it cannot run yet, the same step's arrays in float32."""
-    try:
-        buffers = activation_buffers(
-            model,
-            chunk_tokens=shape.tokens,
-            max_sequences=shape.sequences,
-            max_context_tokens=shape.context_tokens,
-            threads=1,
-        )
-    except UnsupportedError:
+    if not can_run(model):
         return peak_bytes(model, replace(shape, dtype="float32"))
+    buffers = activation_buffers(
+        model,
+        chunk_tokens=shape.tokens,
+        max_sequences=shape.sequences,
+        max_context_tokens=shape.context_tokens,
+        threads=1,
+    )
     return sum(buffer.num_bytes for buffer in buffers)
 
 
@@ -91,7 +99,7 @@ ENGINES = {
             name="vllm-0.19",
             utilisation=0.95,
             page_tokens=16,
-            embedding_on_host=False,
+            leaves_embedding=lambda device: False,
             chunk_tokens=lambda device: 8192 if vllm.is_large(device) else 2048,
             warms_up=True,
             sequences=lambda device, asked: max(asked, 1024 if vllm.is_large(device) else 256),
@@ -115,7 +123,7 @@ ENGINES = {
             name="llama.cpp",
             utilisation=1.0,
             page_tokens=1,
-            embedding_on_host=True,
+            leaves_embedding=lambda device: device.kind == "gpu",
             chunk_tokens=lambda device: 512,
             warms_up=False,
             sequences=lambda device, asked: asked,
@@ -134,7 +142,7 @@ ENGINES = {
             name="residency",
             utilisation=0.9,
             page_tokens=PAGE_TOKENS,
-            embedding_on_host=False,
+            leaves_embedding=lambda device: True,
             chunk_tokens=lambda device: 128,
             warms_up=False,
             sequences=lambda device, asked: asked,
@@ -143,7 +151,9 @@ ENGINES = {
             runtime=lambda device, ranks: 118 * MIB,
             graphs=lambda model, ranks: 0,
             origins={
-                "weights": Origin(origin="exact", how="every tensor"),
+                "weights": Origin(
+                    origin="exact", how="every tensor; of an untied embedding, rows are read from the file"
+                ),
                 "budget_bytes": Origin(origin="assumed", how="nine tenths of what is available"),
                 "activations": Origin(origin="exact", how="the buffers of the engine's own step"),
                 "runtime": Origin(origin="measured", how="interpreter and compiled kernels, see docs/performance.md"),

@@ -165,8 +165,8 @@ def stage_models(model: ModelSpec, stages: int) -> tuple[ModelSpec, ...]:
 def stage_weights(model: ModelSpec, choice: Choice, *, device: Device, engine: Engine) -> tuple[StageWeights, ...]:
     """The weights of each pipeline stage on each of its ranks. UsageError where heads or layers cannot be shared."""
     stages = stage_models(model, choice.pipeline_parallel)
-    on_host = engine.embedding_on_host and device.kind == "gpu"
-    return tuple(_weights(stage, index, model, choice, engine, on_host) for index, stage in enumerate(stages))
+    is_left = engine.leaves_embedding(device)
+    return tuple(_weights(stage, index, model, choice, engine, is_left) for index, stage in enumerate(stages))
 
 
 def stage_states(model: ModelSpec, choice: Choice) -> tuple[tuple[StateSpec, ...], ...]:
@@ -232,14 +232,14 @@ def sequence_bytes(states: tuple[StateSpec, ...], tokens: int, *, page_tokens: i
 
 
 def _weights(
-    stage: ModelSpec, index: int, model: ModelSpec, choice: Choice, engine: Engine, embedding_on_host: bool
+    stage: ModelSpec, index: int, model: ModelSpec, choice: Choice, engine: Engine, embedding_is_left: bool
 ) -> StageWeights:
     ranks = choice.tensor_parallel
     is_last = index == choice.pipeline_parallel - 1
     layers = sum(layer_rank_bytes(layer, ranks) for layer in stage.layers)
     experts = sum(t.num_bytes for layer in stage.layers for t in layer.tensors if t.role == "expert") // ranks
     beside = rank_bytes(replace(model, layers=()), ranks) - _absent_bytes(
-        model, index, is_last, ranks, embedding_on_host
+        model, index, is_last, ranks, embedding_is_left
     )
     return StageWeights(
         beside_bytes=beside + engine.held(stage, ranks), layer_bytes=layers - experts, expert_bytes=experts
@@ -265,10 +265,10 @@ def _placed(
     )
 
 
-def _absent_bytes(model: ModelSpec, index: int, is_last: bool, ranks: int, embedding_on_host: bool) -> int:
+def _absent_bytes(model: ModelSpec, index: int, is_last: bool, ranks: int, embedding_is_left: bool) -> int:
     """Of what stands beside the layers, what this stage does not hold: it looks tokens up, or it scores them."""
     absent = 0
-    if (index > 0 or embedding_on_host) and not (model.tied and is_last):
+    if (index > 0 or embedding_is_left) and not (model.tied and is_last):
         absent += rank_tensor_bytes(model.embedding, ranks)
     if not is_last and model.head is not None:
         absent += rank_tensor_bytes(model.head, ranks)

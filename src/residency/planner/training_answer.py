@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from residency.errors import ResidencyError, UsageError
 from residency.hardware import Device, Machine
@@ -14,7 +15,8 @@ from residency.planner.answers import (
     TrainingFigures,
 )
 from residency.planner.recording import model_figures
-from residency.planner.training import TrainingMemory, TrainingOptions, plan_training
+from residency.planner.training import TrainingMemory, TrainingOptions, fit_training, plan_training
+from residency.planner.training.fitting import LOSS_CHUNKS
 from residency.spec.model import ModelSpec
 from residency.spec.state import KV_F16
 from residency.units import binary_bytes
@@ -40,7 +42,6 @@ def training_record(
     memory = plan_training(model, options)
     devices = _devices(memory, options, device, budget)
     missing = sum(each.missing_bytes for each in devices)
-    changes = tuple(_changes(model, options, memory, budget))
     return AnswerRecord(
         model=model_figures(model, KV_F16),
         machine=machine.name,
@@ -55,8 +56,8 @@ def training_record(
         training=_figures(memory),
         bottleneck=f"the {memory.fullest.peak_phase.name} needs {binary_bytes(memory.peak)} on the fullest device",
         reasons=_reasons(options),
-        nearest=next((change for change in changes if change.fits), None) if missing else None,
-        changes=changes,
+        nearest=_nearest(model, options, budget) if missing else None,
+        changes=tuple(_changes(model, options, memory, budget)),
         weighed=1,
         optimal=True,
         origins=_origins(memory),
@@ -130,44 +131,64 @@ def _reasons(options: TrainingOptions) -> tuple[str, ...]:
     return tuple(reasons)
 
 
+def _nearest(model: ModelSpec, options: TrainingOptions, budget_bytes: int) -> ChangeFigures | None:
+    """The cheapest options that make it fit; None where none do."""
+    found = fit_training(model, options, device_bytes=budget_bytes - RUNTIME_BYTES)
+    if not found.fits:
+        return None
+    return _change(_written(options, found.options), options, plan_training(model, options), found.memory, budget_bytes)
+
+
 def _changes(
     model: ModelSpec, options: TrainingOptions, memory: TrainingMemory, budget_bytes: int
 ) -> Iterator[ChangeFigures]:
     """What one option more would free: those that cost least time first."""
-    for option, changed in _alternatives(options):
+    for changed in _alternatives(options):
         try:
-            then = plan_training(model, changed)
+            then = plan_training(model, replace(options, **changed))
         except ResidencyError:
             continue  # two things that do not go together
-        missing = max(0, then.peak + RUNTIME_BYTES - budget_bytes)
-        yield ChangeFigures(
-            option=option,
-            fits=not missing,
-            missing_bytes=missing * changed.devices,
-            freed_bytes=max(0, memory.peak - then.peak) * changed.devices,
-            max_concurrency=float(changed.batch_sequences),
-            decode_tokens_per_second=0.0,
-            perplexity_rise=0.0,
-        )
+        yield _change(_written(options, then.options), options, memory, then, budget_bytes)
 
 
-def _alternatives(options: TrainingOptions) -> Iterator[tuple[str, TrainingOptions]]:
+def _change(
+    option: str, options: TrainingOptions, memory: TrainingMemory, then: TrainingMemory, budget_bytes: int
+) -> ChangeFigures:
+    missing = max(0, then.peak + RUNTIME_BYTES - budget_bytes)
+    return ChangeFigures(
+        option=option,
+        fits=not missing,
+        missing_bytes=missing * options.devices,
+        freed_bytes=max(0, memory.peak - then.peak) * options.devices,
+        max_concurrency=float(options.batch_sequences),
+        decode_tokens_per_second=0.0,
+        perplexity_rise=0.0,
+    )
+
+
+def _alternatives(options: TrainingOptions) -> Iterator[dict[str, Any]]:
     if options.data_parallel > 1:
-        for stage in range(options.zero_stage + 1, 4):
-            yield f"--zero {stage}", replace(options, zero_stage=stage)
-    sharded = replace(options, zero_stage=3) if options.data_parallel > 1 else options
-    prefix = "--zero 3 " if sharded.zero_stage != options.zero_stage else ""
+        yield from ({"zero_stage": stage} for stage in range(options.zero_stage + 1, 4))
+    if options.loss_chunks == 1:
+        yield {"loss_chunks": LOSS_CHUNKS}
     if options.recomputation != "full":
-        yield "--recompute full", replace(options, recomputation="full")
-        if prefix:
-            yield f"{prefix}--recompute full", replace(sharded, recomputation="full")
+        yield {"recomputation": "full"}
     if options.optimizer == "adamw" and options.lora is None:
-        yield "--optimizer adam8bit", replace(options, optimizer="adam8bit")
+        yield {"optimizer": "adam8bit"}
     if not options.offload_optimizer:
-        yield "--offload", replace(options, offload_optimizer=True)
-        if options.recomputation != "full":
-            both = replace(sharded, offload_optimizer=True, recomputation="full")
-            yield f"{prefix}--offload --recompute full", both
+        yield {"offload_optimizer": True}
+
+
+def _written(asked: TrainingOptions, taken: TrainingOptions) -> str:
+    """The options of the command line that lead from one to the other."""
+    words = {
+        "zero_stage": f"--zero {taken.zero_stage}",
+        "loss_chunks": f"--loss-chunks {taken.loss_chunks}",
+        "recomputation": f"--recompute {taken.recomputation}",
+        "optimizer": f"--optimizer {taken.optimizer}",
+        "offload_optimizer": "--offload",
+    }
+    return " ".join(text for name, text in words.items() if getattr(asked, name) != getattr(taken, name))
 
 
 def _origins(memory: TrainingMemory) -> dict[str, Origin]:
