@@ -15,6 +15,18 @@ PYTHIA_BUFFERS = {
     "Q4_1": (1604.83, 76.76),
 }
 
+# Bytes of the files of bartowski/Meta-Llama-3.1-8B-Instruct-GGUF: their tensors, and a header of one size.
+LLAMA_FILES = {
+    "Q8_0": 8_540_775_840,
+    "Q6_K": 6_596_011_424,
+    "Q5_K_M": 5_732_992_416,
+    "Q4_K_M": 4_920_739_232,
+    "Q4_K_S": 4_692_673_952,
+    "Q3_K_M": 4_018_922_912,
+    "Q2_K": 3_179_136_416,
+}
+LLAMA_HEADER_BYTES = 7_841_184  # the vocabulary, and Llama 3's divisors of frequencies
+
 # vLLM 0.19.0 on H100-80GB, GiB of the pool and tokens in it: jgchn/llm-d-planner, results_raw.csv.
 KV_POOLS = [
     ("Llama-3.1-8B", 1, "F16", 58.11, 476_016),
@@ -52,6 +64,12 @@ def test_pythia_has_the_model_buffers_that_llama_cpp_prints(label: str) -> None:
 def test_llama_3_1_8b_in_q4_k_m_has_the_model_buffer_that_llama_cpp_prints() -> None:
     model = requantized(named_spec("llama-3.1-8b"), "Q4_K_M")
     assert (model.weight_bytes // MIB, model.embedding.num_bytes // MIB) == (4685, 281)
+
+
+@pytest.mark.parametrize("label", LLAMA_FILES)
+def test_llama_3_1_8b_has_the_bytes_of_its_published_gguf_files(label: str) -> None:
+    model = requantized(named_spec("llama-3.1-8b"), label)
+    assert model.weight_bytes + LLAMA_HEADER_BYTES == LLAMA_FILES[label]
 
 
 @pytest.mark.parametrize(("name", "ranks", "kv", "pool_gib", "tokens"), KV_POOLS)

@@ -1,12 +1,15 @@
 """A configuration alone says which tensors the checkpoint holds: compared with what `transformers` writes."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from residency.errors import UnsupportedError
+from residency.models.planned import ARCHITECTURES as PLANNED
+from residency.models.planned import MULTIMODAL as SEEING
 from residency.models.planned import planned_spec
 from residency.models.planned.headers import parts_of
 from residency.models.specs import model_spec, named_spec
@@ -262,3 +265,12 @@ def test_the_text_model_of_a_multimodal_one_is_counted_beside_its_tower() -> Non
     alone = planned_spec("model", "config.json", {**text, "dtype": "bfloat16"})
     assert whole.parameters - alone.parameters == sum(t.num_values for t in whole.others if t.role == "vision")
     assert whole.read_bytes_per_token == alone.read_bytes_per_token
+
+
+def test_the_reference_lists_every_architecture() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "models.md").read_text(encoding="utf-8")
+    table = page.split("## Architectures")[1].split("##")[0]
+    assert set(re.findall(r"`([a-z0-9_]+)`", table.replace("`model_type`", ""))) - {"num_kv_shared_layers"} == {
+        *PLANNED,
+        *SEEING,
+    }

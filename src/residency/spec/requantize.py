@@ -12,7 +12,7 @@ from dataclasses import replace
 from residency.errors import UsageError
 from residency.formats import BF16, COUNTED_FORMATS, F8_E4M3, F16, F32, I8, MXFP4, Format
 from residency.formats.schemes import awq, by_channel, by_tile, gptq, grouped_int4, nf4, nvfp4
-from residency.spec.model import ModelSpec, TensorSpec
+from residency.spec.model import ModelSpec, MoeSpec, TensorSpec
 
 _SERVING: dict[str, Callable[[], Format]] = {
     "int8": lambda: by_channel(I8, scales=BF16),
@@ -46,6 +46,7 @@ _GGML = (
 LABELS = (*_PLAIN, *_SERVING, *_GGML)
 
 _VALUES = re.compile(r"(v_proj|attn_v)\.weight$")
+_KEYS = re.compile(r"(k_proj|attn_k)\.weight$")
 _JOINT = re.compile(r"(qkv_proj|query_key_value|c_attn|attn_qkv)\.weight$")
 _OUTPUT = re.compile(r"(o_proj|out_proj|attention\.dense|self_attn\.dense|attn\.c_proj|attn_output)\.weight$")
 _DOWN = re.compile(r"(down_proj|\.w2|dense_4h_to_h|fc2|mlp\.c_proj|feed_forward\.value|ffn_down(_exps)?)(\.weight)?$")
@@ -106,7 +107,9 @@ class _Choice:
         base = label.upper().removeprefix("GGUF-").removesuffix("_M").removesuffix("_S")
         self._base = COUNTED_FORMATS[base]
         self._layers = len(model.layers)
-        self._experts = any(tensor.role == "expert" for tensor in model.layers[0].tensors) if model.layers else False
+        experts = [layer.mlp.num_experts for layer in model.layers if isinstance(layer.mlp, MoeSpec)]
+        self._has_8_experts = 8 in experts
+        self._shares_8_heads = self._layers == 80 and model.architecture in ("llama", "qwen2")  # what it knows as 70B
         attending = [number for number, layer in enumerate(model.layers) if layer.attention is not None]
         self._turn = {number: turn for turn, number in enumerate(attending)}
 
@@ -124,19 +127,31 @@ class _Choice:
 
     def _named(self, tensor: TensorSpec, layer: int | None) -> str:
         if layer is None:
-            last = tensor.role == "head" or self._model.tied
-            return "Q6_K" if last and self._base.name not in ("Q8_0", "F16") else self._base.name
+            if self._base.name in ("Q8_0", "F16") or not (tensor.role == "head" or self._model.tied):
+                return self._base.name
+            odd = tensor.shape[-1] % self._base.block_values != 0
+            return "Q8_0" if odd or self._model.architecture == "falcon" else "Q6_K"
         if _VALUES.search(tensor.name):
             return self._values(layer)
         if _DOWN.search(tensor.name):
             return self._down(layer)
+        if self._has_8_experts and _KEYS.search(tensor.name):
+            return "Q8_0"
         if _OUTPUT.search(tensor.name):
+            if self._has_8_experts and self._base.name in ("Q2_K", "Q3_K", "Q4_K"):
+                return "Q5_K"
             return {"q2_k": "Q3_K", "q3_k_m": "Q4_K"}.get(self._label, self._base.name)
         if _JOINT.search(tensor.name):
             return {"q3_k_m": "Q4_K", "q4_k_m": "Q5_K", "q5_k_m": "Q6_K"}.get(self._label, self._base.name)
         return self._base.name
 
     def _values(self, layer: int) -> str:
+        if self._has_8_experts:
+            return "Q8_0"
+        chosen = self._own_values(layer)
+        return "Q5_K" if self._shares_8_heads and chosen in ("Q3_K", "Q4_K") else chosen
+
+    def _own_values(self, layer: int) -> str:
         turn, label = self._turn.get(layer, 0), self._label
         if label in ("q4_k_m", "q5_k_m") and _more_bits(turn, len(self._turn)):
             return "Q6_K"

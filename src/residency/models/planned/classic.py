@@ -9,7 +9,6 @@ from residency.models.planned.dense import blocks
 from residency.models.planned.parts import (
     Block,
     Draft,
-    Heads,
     Tensors,
     activation_of,
     heads_of,
@@ -17,7 +16,7 @@ from residency.models.planned.parts import (
     plain_mlp,
     whole,
 )
-from residency.spec.model import MlpSpec
+from residency.spec.model import MlpSpec, Split
 
 
 def gpt2(c: Configuration) -> Draft:
@@ -89,7 +88,7 @@ def falcon(c: Configuration) -> Draft:
     all_heads = c.integer("num_attention_heads")
     several = c.integer("num_kv_heads", all_heads)
     kv_heads = several if new or not multi_query else 1
-    heads: Heads = heads_of(c, num_kv_heads=kv_heads)
+    heads = heads_of(c, num_kv_heads=kv_heads)
     hidden = heads.hidden
     intermediate = c.integer("ffn_hidden_size", 4 * hidden)
     activation = activation_of(c, "activation", "gelu")
@@ -174,7 +173,7 @@ def phi(c: Configuration) -> Draft:
     return whole(c, blocks(c, fill), norm="model.final_layernorm", norm_bias=True, head_bias=True)
 
 
-def _stored_transposed(b: Block, name: str, rows: int, columns: int, split: str = "rows") -> None:
+def _stored_transposed(b: Block, name: str, rows: int, columns: int, split: Split = "rows") -> None:
     """A matrix whose inputs are outermost in the file."""
-    b.add(f"{name}.weight", columns, rows, role="matrix", split="columns" if split == "columns" else "rows")
+    b.add(f"{name}.weight", columns, rows, role="matrix", split=split)
     b.add(f"{name}.bias", rows, role="bias", split="replicated" if split == "columns" else "rows")

@@ -2,7 +2,7 @@
 
 from residency.formats import F32
 from residency.models.configuration import Configuration
-from residency.models.planned.dense import blocks
+from residency.models.planned.dense import Fill, blocks
 from residency.models.planned.parts import (
     Block,
     Draft,
@@ -279,9 +279,8 @@ def _latent_attention(b: Block, hidden: int, spec: LatentAttentionSpec, *, bias:
     b.matrix("self_attn.o_proj", hidden, spec.num_heads * spec.value_dim, "columns", bias=bias)
 
 
-def _next_token_layer(c: Configuration, fill: object, number: int) -> tuple[TensorSpec, ...]:
+def _next_token_layer(c: Configuration, fill: Fill, number: int) -> tuple[TensorSpec, ...]:
     """DeepSeek-V3's multi-token prediction: one more layer, with an embedding and a head of its own."""
-    assert callable(fill)
     hidden, vocabulary = c.integer("hidden_size"), c.integer("vocab_size")
     b = Block(prefix=f"model.layers.{number}.", format=number_format(c))
     fill(b, number)
