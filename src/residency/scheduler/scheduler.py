@@ -15,9 +15,9 @@ from residency.scheduler.request import Progress, Request
 from residency.scheduler.share import shares_of_prompts
 from residency.scheduler.swap import SwapCost
 
-# What optimistic admission leaves to each request that runs. On a mixed workload with pages for about half of the demand,
-# 41% of all tokens are computed again after preemptions with 0, 9% with 2, and 4% with 4, which starts requests so late
-# that the whole takes no less time.
+# What optimistic admission leaves to each request that runs. On a mixed workload with pages for about half of the
+# demand, 41% of all tokens are computed again after preemptions with 0, 9% with 2, and 4% with 4, which starts requests
+# so late that the whole takes no less time.
 _PAGES_TO_GO_ON = 2
 
 Admission = Literal["guaranteed", "optimistic"]
