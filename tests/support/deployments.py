@@ -33,7 +33,7 @@ def asked(
     return Question(
         model=spec,
         machine=machine,
-        engine=engine_named(engine) if engine else default_engine(machine.compute_devices()[0], spec),
+        engine=engine_named(engine) if engine else default_engine(machine.compute_devices()[0], spec.format_label),
         load=load,
         kv=kv_format_named(kv) if kv else None,
         **others,

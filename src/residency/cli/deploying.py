@@ -105,7 +105,8 @@ def deployed(model: str, machine: Machine, asked: Asked) -> AnswerRecord:
 def question_of(spec: ModelSpec, machine: Machine, asked: Asked) -> Question:
     """The options as a question."""
     device = machine.compute_devices()[0]
-    engine = engine_named(asked.engine) if asked.engine else default_engine(device, spec)
+    quant = None if asked.quant is None else _SHORT_NAMES.get(asked.quant.lower(), asked.quant)
+    engine = engine_named(asked.engine) if asked.engine else default_engine(device, quant or spec.format_label)
     if engine.name == "residency" and machine.runtime_bytes is not None:
         measured_bytes = machine.runtime_bytes
         engine = replace(engine, runtime=lambda device, ranks: measured_bytes)
@@ -119,7 +120,7 @@ def question_of(spec: ModelSpec, machine: Machine, asked: Asked) -> Question:
         machine=machine,
         engine=engine,
         load=load_of(spec, asked),
-        quant=None if asked.quant is None else _SHORT_NAMES.get(asked.quant.lower(), asked.quant),
+        quant=quant,
         kv=None if asked.kv is None else kv_format_named(asked.kv),
         tensor_parallel=asked.tp,
         pipeline_parallel=asked.pp,

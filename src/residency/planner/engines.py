@@ -48,11 +48,11 @@ def engine_named(name: str) -> Engine:
     return ENGINES[name]
 
 
-def default_engine(device: Device, model: ModelSpec) -> Engine:
+def default_engine(device: Device, format_label: str) -> Engine:
     """residency on a processor, llama.cpp for its own formats and for unified memory, else vLLM."""
     if device.kind == "cpu":
         return ENGINES["residency"]
-    is_gguf = model.format_label.startswith("Q") and "_" in model.format_label
+    is_gguf = format_label.upper().startswith(("Q", "IQ")) and "_" in format_label
     return ENGINES["llama.cpp" if is_gguf or device.kind == "unified" else "vllm-0.19"]
 
 

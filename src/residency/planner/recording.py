@@ -1,5 +1,6 @@
 """From an answer, full of objects, to its record: figures, reasons and where each figure comes from."""
 
+from residency.hardware import Device
 from residency.planner.answers import (
     AnswerRecord,
     ChangeFigures,
@@ -225,17 +226,6 @@ def _reasons(answer: Answer) -> tuple[str, ...]:
 
 def _origins(question: Question, deployment: Deployment) -> dict[str, Origin]:
     engine, device = question.engine, question.device
-    fitted = any(name in device.name for name in _FITTED_DEVICES)
-    measured = device.kind == "cpu" and all(figure.origin == "measured" for figure in device.figures.values())
-    speed = (
-        Origin(origin="modelled", how="roofline by operator over rates that were measured here")
-        if measured
-        else Origin(origin="modelled", how="roofline by operator; efficiencies fitted to runs on A100 and H100")
-        if fitted
-        else Origin(
-            origin="extrapolated", how="roofline by operator over listed rates, with A100's and H100's efficiencies"
-        )
-    )
     counted = dict(engine.origins)
     known_machine = question.machine.measured_unix_seconds is not None or "H100" in device.name
     if counted["runtime"].origin == "measured" and not known_machine:
@@ -253,6 +243,19 @@ def _origins(question: Question, deployment: Deployment) -> dict[str, Origin]:
         "kv_cache": Origin(
             origin="exact", how=f"bytes a token and fixed bytes, in pages of {engine.page_tokens} tokens"
         ),
-        "forecast": speed,
+        "forecast": _speed_origin(device),
         "perplexity_rise": Origin(origin="extrapolated", how="measured on Llama 3 8B by llama.cpp, or assumed"),
     }
+
+
+def _speed_origin(device: Device) -> Origin:
+    assumed = [name for name, figure in device.figures.items() if figure.origin == "assumed"]
+    if device.kind == "cpu":
+        how = "roofline of a whole step" + (
+            f", assumed are {', '.join(assumed)}" if assumed else ", all rates measured"
+        )
+        return Origin(origin="extrapolated" if assumed else "modelled", how=how)
+    if any(name in device.name for name in _FITTED_DEVICES):
+        return Origin(origin="modelled", how="roofline by operator; efficiencies fitted to runs on A100 and H100")
+    how = "roofline by operator over listed rates, with A100's and H100's efficiencies"
+    return Origin(origin="extrapolated", how=how)

@@ -204,12 +204,12 @@ def _changes(deployer: Deployer, deployment: Deployment) -> Iterator[Change]:
     options += [(f"--quant {label}", replace(choice, quant=label)) for label in _smaller(deployer, choice.quant)]
     if not choice.may_spill and not deployment.fits:
         options.append(("--spill", replace(choice, may_spill=True)))
-    changes = [Change(option=option, deployment=each) for option, each in _tried(deployer, options)]
+    changes = [Change(option=option, deployment=each) for option, each in _tried(deployer, options, deployment.load)]
     yield from sorted(
         (change for change in changes if _buys(change.deployment, deployment)),
         key=lambda change: change.deployment.loss,
     )
-    yield from _more_devices(deployer, choice)
+    yield from _more_devices(deployer, deployment)
 
 
 def _buys(changed: Deployment, deployment: Deployment) -> bool:
@@ -219,22 +219,23 @@ def _buys(changed: Deployment, deployment: Deployment) -> bool:
     return changed.placement.num_bytes < deployment.placement.num_bytes or changed.fits > deployment.fits
 
 
-def _tried(deployer: Deployer, options: list[tuple[str, Choice]]) -> Iterator[tuple[str, Deployment]]:
+def _tried(deployer: Deployer, options: list[tuple[str, Choice]], load: Load) -> Iterator[tuple[str, Deployment]]:
     for option, choice in options:
         try:
-            yield option, deployer.weigh(choice)
+            yield option, deployer.weigh(choice, load)
         except (UsageError, MachineError, ModelError):
             continue
 
 
-def _more_devices(deployer: Deployer, choice: Choice) -> Iterator[Change]:
-    machine = deployer.question.machine
+def _more_devices(deployer: Deployer, deployment: Deployment) -> Iterator[Change]:
+    machine, choice = deployer.question.machine, deployment.choice
     if not machine.devices:
         return
     first = machine.devices[0]
     wider = replace(machine, devices=(replace(first, count=2 * first.count), *machine.devices[1:]))
     try:
-        doubled = deployer.weigh(replace(choice, tensor_parallel=2 * choice.tensor_parallel), machine=wider)
+        choice = replace(choice, tensor_parallel=2 * choice.tensor_parallel)
+        doubled = deployer.weigh(choice, deployment.load, machine=wider)
     except (UsageError, MachineError, ModelError):
         return
     yield Change(option=f"--on {2 * first.count}x{first.name}", deployment=doubled)
