@@ -219,6 +219,13 @@ def test_a_logit_mask_that_fails_ends_its_own_answer_alone(path: Path) -> None:
     assert len(answers(events, other)[0]) == 12
 
 
+def test_a_logit_mask_that_allows_nothing_is_an_error(path: Path) -> None:
+    with loop_of(path) as loop:
+        loop.submit(PROMPT, options(logit_mask=lambda tokens: np.zeros(10, np.int32)))
+        (event,) = events_until_idle(loop)
+    assert (event.finish_reason, event.error) == ("error", "the logit mask allows no token.")
+
+
 def test_log_probabilities_come_with_the_likeliest_tokens_and_theirs(path: Path) -> None:
     with loop_of(path) as loop:
         loop.submit(PROMPT, options(4, logprobs=3))

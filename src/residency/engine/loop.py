@@ -13,6 +13,7 @@ from residency.engine.generation import FinishReason, GenerationOptions, TokenEv
 from residency.engine.metrics import LoopCounts
 from residency.engine.sampler import FloatArray, Sampler, allowed_by, likeliest, log_probabilities
 from residency.engine.swap import SwapFile, SwapSpace
+from residency.errors import UsageError
 from residency.ledger import KvPages
 from residency.ledger.kv import PageGroup
 from residency.planner.plan import Plan
@@ -34,14 +35,25 @@ class _Answer:
     cached_tokens: int = 0
 
     def sample(self, logits: FloatArray) -> int:
-        """The next token, which is known from now on. Whatever the logit mask raises."""
+        """The next token, which is known from now on. UsageError where the logit mask fails or allows none."""
         known = self.tokens[: self.known_tokens]
-        mask = self.options.logit_mask
-        allowed = None if mask is None else allowed_by(mask(known[self.prompt_tokens :].tolist()), len(logits))
-        token = self.sampler.sample(logits, known, prompt_tokens=self.prompt_tokens, allowed=allowed)
+        token = self.sampler.sample(
+            logits, known, prompt_tokens=self.prompt_tokens, allowed=self._allowed(known, len(logits))
+        )
         self.tokens[self.known_tokens] = token
         self.known_tokens += 1
         return token
+
+    def _allowed(self, known: npt.NDArray[np.int64], vocabulary: int) -> npt.NDArray[np.bool_] | None:
+        if self.options.logit_mask is None:
+            return None
+        try:
+            allowed = allowed_by(self.options.logit_mask(known[self.prompt_tokens :].tolist()), vocabulary)
+        except Exception as error:  # it is the caller's code
+            raise UsageError(f"the logit mask failed: {error}") from error
+        if not allowed.any():
+            raise UsageError("the logit mask allows no token.")
+        return allowed
 
     def page_key(self, page: int) -> Hashable:
         """The tokens of a page, how many of them were sampled, and for the first page the salt.
@@ -246,11 +258,11 @@ class Loop:
             del self._sequences[request_id]
 
     def _sampled(self, answer: _Answer, logits: FloatArray) -> TokenEvent:
-        """The answer's next token; its end where a logit mask fails."""
+        """The answer's next token, or its end where none can be sampled."""
         try:
             token = answer.sample(logits)
-        except Exception as error:  # the mask is the caller's code: one request's fault ends no other
-            return _end(answer, "error", f"the logit mask failed: {error}")
+        except Exception as error:  # one answer's fault ends no other
+            return _end(answer, "error", str(error))
         at_eos = token in self._eos_ids and not answer.options.ignore_eos
         at_length = answer.known_tokens == len(answer.tokens)
         logprob: float | None = None

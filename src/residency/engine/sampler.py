@@ -184,4 +184,5 @@ def _heaviest(weights: FloatArray, goal: float) -> IntArray:
 def _drawn(weights: FloatArray, part: float) -> int:
     """The place where the running sum passes `part` of the whole."""
     totals = np.cumsum(weights, dtype=np.float64)
-    return int(np.searchsorted(totals, part * totals[-1], side="right"))
+    passed = min(part * totals[-1], np.nextafter(totals[-1], 0.0))  # a product may be rounded up to the whole
+    return int(np.searchsorted(totals, passed, side="right"))
