@@ -4,12 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from support.cgroups import entering, memory_cgroup
 from support.real_models import real_model, wikitext
 
 PERPLEXITY = [
@@ -17,39 +16,18 @@ PERPLEXITY = [
     pytest.param("qwen2.5-coder-0.5b", 36.383, marks=pytest.mark.slow),
     pytest.param("qwen2.5-coder-1.5b", 15.356, marks=pytest.mark.slow),
 ]
-CGROUPS = (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))
 
 
 def residency(*words: str, cgroup: Path | None = None) -> "subprocess.CompletedProcess[str]":
     """Run the command line, inside a cgroup if one is given."""
-    enter = (lambda: (cgroup / "cgroup.procs").write_text(str(os.getpid()))) if cgroup else None
     return subprocess.run(
         [sys.executable, "-m", "residency", *words],
         capture_output=True,
         text=True,
         check=False,
-        preexec_fn=enter,
+        preexec_fn=entering(cgroup),
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-
-
-@contextmanager
-def memory_cgroup(limit_bytes: int) -> Iterator[Path]:
-    """A memory cgroup of exactly that size, version 1 or 2; a skip where none can be made."""
-    root = next((each for each in CGROUPS if (each / "cgroup.procs").exists()), CGROUPS[1])
-    group = root / f"residency-test-{os.getpid()}"
-    try:
-        group.mkdir()
-    except OSError as error:
-        pytest.skip(f"no memory cgroup can be made here: {error}")
-    try:
-        limit = next(group / name for name in ("memory.limit_in_bytes", "memory.max") if (group / name).exists())
-        limit.write_text(str(limit_bytes))
-        yield group
-    except (OSError, StopIteration) as error:
-        pytest.skip(f"memory cgroups have no limits here: {error}")
-    finally:
-        group.rmdir()
 
 
 def test_smollm2_knows_a_capital() -> None:

@@ -17,6 +17,7 @@ from residency.engine.service import Service
 from residency.errors import UsageError
 from residency.planner import Plan
 from residency.planner.explain import explain
+from residency.planner.memory import DEFAULT_CONTEXT_TOKENS
 from residency.records import to_data
 
 SERVE_FOOTPRINT = "residency.server.footprint"
@@ -121,9 +122,13 @@ def require_server() -> None:
 
 def serving_plan(model: str, asked: PlanOptions, max_sequences: int) -> Plan:
     """The plan of a server, whose process takes more than a run's. Does first what only a first run does."""
+    from residency.server.intake import body_bytes_for
+
     prepare_first(model, asked)
+    longest_body = body_bytes_for(asked.context_tokens or DEFAULT_CONTEXT_TOKENS)
+    footprint = f"{SERVE_FOOTPRINT} {longest_body}"
     with Progress() as progress:
-        return planned(model, asked, progress, max_sequences=max_sequences, footprint=SERVE_FOOTPRINT)
+        return planned(model, asked, progress, max_sequences=max_sequences, footprint=footprint)
 
 
 def name_of(model: str) -> str:

@@ -61,11 +61,12 @@ def runtime_bytes(checkpoint: Checkpoint | None = None, *, program: str = RUN_FO
     """Resident bytes of a process without weights: the peak of one that does nothing else.
 
     With a checkpoint, of one that also holds its headers and tokenizer; measured once and kept in the cache folder.
-    `program`: the module that does what is measured and prints the bytes. MachineError if that process fails.
+    `program`: the module that does what is measured and prints the bytes; words after it are told to it after the
+    model. MachineError if that process fails.
     """
     if checkpoint is None:
         return _footprint(program, [])
-    kept_at = cache_folder() / "runtimes" / f"{checkpoint.fingerprint[:32]}-{__version__}-{program}"
+    kept_at = cache_folder() / "runtimes" / f"{checkpoint.fingerprint[:32]}-{__version__}-{program.replace(' ', '-')}"
     with suppress(OSError, ValueError):
         return int(kept_at.read_text())
     _footprint(program, [str(checkpoint.path)])  # makes what is kept of the tokenizer, whose making must not be counted
@@ -77,7 +78,8 @@ def runtime_bytes(checkpoint: Checkpoint | None = None, *, program: str = RUN_FO
 
 
 def _footprint(program: str, arguments: list[str]) -> int:
-    command = [sys.executable, "-m", program, *arguments]
+    module, *more = program.split()
+    command = [sys.executable, "-m", module, *arguments, *more]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
     if finished.returncode:
         last = (finished.stderr.strip().splitlines() or ["no message"])[-1]

@@ -20,7 +20,7 @@ from residency.planner import Plan
 from residency.records import to_data
 from residency.server.desk import ENDPOINTS, Desk
 from residency.server.gate import Gate
-from residency.server.intake import Intake
+from residency.server.intake import Intake, body_bytes_for
 from residency.server.metrics import CONTENT_TYPE, Metrics
 from residency.server.model import Model
 from residency.server.openapi import document
@@ -49,7 +49,7 @@ class App:
         self._plan = plan
         self._metrics = Metrics(plan, service.metrics)
         self._desk = Desk(service, model, self._metrics)
-        self._intake = Intake(body_bytes=limits.body_bytes or Intake.body_bytes_for(plan.context_tokens))
+        self._intake = Intake(body_bytes=limits.body_bytes or body_bytes_for(plan.context_tokens))
         self._started = int(time.time())
         self.is_ending = False  # set it when the server takes no more requests
         self.application = Starlette(

@@ -1,7 +1,7 @@
-"""How much memory a serving process takes beside weights. Run: `python -m residency.server.footprint [MODEL]`.
+"""How much memory a serving process takes beside weights: `python -m residency.server.footprint [MODEL [BODY_BYTES]]`.
 
-Does what a server does, with a service that computes nothing: imports, tokenizer, chat template, a JSON schema, a
-stream with log probabilities. Prints the peak of its resident bytes, and what open requests may take on top of it.
+Does what a server does, with a service that computes nothing: imports, tokenizer, chat template, a JSON schema, the
+longest body that it takes. Prints the peak of its resident bytes, and what open requests may take on top of it.
 """
 
 import asyncio
@@ -9,6 +9,8 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
+from string import ascii_lowercase
 
 import numpy as np
 
@@ -24,7 +26,7 @@ from residency.engine.workers import Workers
 from residency.kernels.library import Library
 from residency.models.specs import model_spec
 from residency.server.desk import Desk
-from residency.server.intake import OPEN_BODIES_BYTES
+from residency.server.intake import OPEN_BODIES_BYTES, body_bytes_for
 from residency.server.model import Model
 from residency.server.openapi import document
 from residency.server.streams import json_bytes
@@ -39,7 +41,8 @@ def main() -> None:
     """Print the bytes."""
     with Workers(Library(DRIVERS), threads=2):
         if len(sys.argv) > 1:
-            asyncio.run(_answer(Path(sys.argv[1])))
+            body_bytes = int(sys.argv[2]) if len(sys.argv) > 2 else body_bytes_for(_CONTEXT_TOKENS)
+            asyncio.run(_answer(Path(sys.argv[1]), body_bytes))
         print(peak_resident_bytes() + BYTES_PER_BODY_BYTE * OPEN_BODIES_BYTES)
 
 
@@ -73,7 +76,7 @@ class _Silent:
     def cancel(self, request_id: int) -> None: ...
 
 
-async def _answer(path: Path) -> None:
+async def _answer(path: Path, body_bytes: int) -> None:
     checkpoint = open_checkpoint(path)
     spec, tokenizer = model_spec(checkpoint), load_tokenizer(checkpoint)
     model = Model(
@@ -84,6 +87,7 @@ async def _answer(path: Path) -> None:
         context_tokens=_CONTEXT_TOKENS,
     )
     desk = Desk(_Silent(min(tokenizer.eos_ids, default=0), spec.vocabulary), model, Unobserved())
+    await model.prompts.of_text("".join(Random(0).choices(ascii_lowercase, k=body_bytes)))  # one word takes most
     text = "Why does memory bandwidth limit a language model? " * 32
     prompt = {"model": "model", "prompt": text, "temperature": 1, "top_p": 0.9}
     await (await desk.job("/v1/completions", json.dumps(prompt), {})).whole(desk.generator)

@@ -19,7 +19,7 @@ ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 # What a schema of a stranger may cost: a lexer's state takes 1 to 2 kB; fuel is spent at 50,000 (when compiling) and
 # 14,000 (at each token) a millisecond (llguidance's documentation of LLParserLimits).
-_MAX_LEXER_STATES = 5_000
+_MAX_LEXER_STATES = 2_000
 _COMPILE_FUEL = 1_000_000
 _STEP_FUEL = 100_000
 _MAX_SYMBOLS = 50_000
@@ -85,6 +85,7 @@ class Constraint:
     def __init__(self, matcher: "LLMatcher", vocabulary: int) -> None:
         self._matcher = matcher
         self._num_consumed = 0
+        self.failure: Refused | None = None  # why the answer could not go on
         self._mask = np.zeros(-(-vocabulary // 32), np.int32)
 
     def __call__(self, answer: Sequence[int]) -> npt.NDArray[np.int32]:
@@ -98,7 +99,8 @@ class Constraint:
         if not self._matcher.is_error():
             self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         if self._matcher.is_error():
-            raise _refused(self._matcher.get_error())
+            self.failure = _refused(self._matcher.get_error())
+            raise self.failure
         return self._mask
 
     def copy(self) -> "Constraint":

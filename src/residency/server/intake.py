@@ -8,9 +8,14 @@ from starlette.requests import ClientDisconnect, Request
 from residency.server.problems import Problem, Refused
 from residency.units import binary_bytes
 
-BASE_BODY_BYTES = 128 << 10
-BODY_BYTES_PER_CONTEXT_TOKEN = 16  # a token as a number and a comma takes at most eight, as text seldom more than ten
+_BASE_BYTES = 64 << 10  # what is no prompt: options, a schema
+_BYTES_PER_CONTEXT_TOKEN = 8  # a token as text seldom takes more, nor as a number and a comma
 OPEN_BODIES_BYTES = 1 << 20  # of all requests that have not been answered, but always room for one
+
+
+def body_bytes_for(context_tokens: int) -> int:
+    """Bytes of a body at most: a bound that hardly a prompt which fits into the context meets."""
+    return _BASE_BYTES + _BYTES_PER_CONTEXT_TOKEN * context_tokens
 
 
 class Intake:
@@ -21,11 +26,6 @@ class Intake:
         self._body_bytes = body_bytes
         self._open_limit = max(open_bytes, body_bytes)
         self._open_bytes = 0
-
-    @staticmethod
-    def body_bytes_for(context_tokens: int) -> int:
-        """A bound that no prompt which fits into the context meets."""
-        return BASE_BODY_BYTES + BODY_BYTES_PER_CONTEXT_TOKEN * context_tokens
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
@@ -69,4 +69,4 @@ _TOO_MUCH = Problem(
     retry_after_seconds=1,
 )
 
-__all__ = ["BASE_BODY_BYTES", "OPEN_BODIES_BYTES", "ClientDisconnect", "Intake"]
+__all__ = ["OPEN_BODIES_BYTES", "ClientDisconnect", "Intake", "body_bytes_for"]

@@ -7,12 +7,13 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from residency.engine.generation import GenerationOptions, LogitMask
+from residency.engine.generation import GenerationOptions, LogitMask, TokenEvent
 from residency.engine.sampler import Sampling
 from residency.errors import ContextError
 from residency.server.choices import Choices, Delta, Submission
-from residency.server.generation import Generator
+from residency.server.generation import Generation, Generator
 from residency.server.grammar import Constraint
+from residency.server.problems import Refused
 from residency.server.requests import GenerationRequest
 from residency.server.watch import Watch
 
@@ -68,9 +69,19 @@ class Job:
         with self.watch:
             async with generator.started(self.choices.submissions) as generation:
                 while not self.choices.have_ended:
-                    deltas = self.choices.take(await generation.events())
+                    deltas = self.choices.take(await self._events(generation))
                     self.watch.saw(self.choices.usage, deltas)
                     yield deltas
+
+    async def _events(self, generation: Generation) -> list[tuple[int, TokenEvent]]:
+        """See Generation; a schema that became too complex is the client's fault and refused as such."""
+        try:
+            return await generation.events()
+        except Refused:
+            for _, options in self.choices.submissions:
+                if isinstance(options.logit_mask, Constraint) and options.logit_mask.failure is not None:
+                    raise options.logit_mask.failure from None
+            raise
 
 
 def generation_options(
@@ -99,9 +110,12 @@ def generation_options(
 
 
 def with_masks(tokens: Sequence[int], options: GenerationOptions, constraint: Constraint | None) -> list[Submission]:
-    """One submission of all answers; or, where each answer has a mask of its own, one for each."""
+    """One submission of all answers; or, where each answer has a mask of its own, one for each. A mask says itself
+    where the answer ends.
+    """
     if constraint is None:
         return [(tokens, options)]
+    options = replace(options, ignore_eos=False)
     submissions = []
     for answer in range(options.num_answers):
         sampling = options.sampling

@@ -1,6 +1,7 @@
 """Listens: uvicorn around the application, with an end that finishes what was begun."""
 
 import asyncio
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ _SWITCH_SECONDS = 0.0005  # how long the event loop may keep the interpreter fro
 
 
 class _Server(uvicorn.Server):
-    """Says when it ends."""
+    """Ends as it was asked to, where uvicorn would then die of the signal; a second Ctrl-C ends at once."""
 
     def __init__(self, config: uvicorn.Config, *, on_end: Callable[[], None]) -> None:
         super().__init__(config)
@@ -26,7 +27,8 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         self._on_end()
-        super().handle_exit(sig, frame)
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
