@@ -9,6 +9,7 @@ from typing import Any
 
 from residency.errors import FileError, UnsupportedError
 from residency.formats import F32
+from residency.models.configuration import LARGEST_INTEGER
 from residency.models.planned.parts import MAX_LAYERS
 from residency.spec.checkpoint import Checkpoint
 from residency.spec.model import (
@@ -98,10 +99,9 @@ class _Metadata:
             value = value[layer]
         if value is None:
             raise FileError(f"{self.checkpoint.path} does not say {name}; fetch the model again.")
-        try:
-            return int(value)
-        except (TypeError, ValueError) as error:
-            raise FileError(f"{self.checkpoint.path} says {name} is {str(value)[:40]!r}, no number.") from error
+        if isinstance(value, bool | str) or not hasattr(value, "__int__") or not 0 <= int(value) <= LARGEST_INTEGER:
+            raise FileError(f"{self.checkpoint.path} says {name} is {str(value)[:40]!r}, no number of that kind.")
+        return int(value)
 
     def slides(self, layer: int) -> bool:
         """Whether a layer has the window: by a pattern of flags, or by a period."""
@@ -109,7 +109,8 @@ class _Metadata:
         if hasattr(pattern, "__len__") and not isinstance(pattern, str):
             return bool(pattern[layer]) if layer < len(pattern) else False
         period = _WINDOW_PERIODS.get(self.checkpoint.architecture, 0)
-        period = int(pattern) if pattern is not None else period
+        if pattern is not None:
+            period = self.number("attention.sliding_window_pattern")
         return period == 0 or (layer + 1) % period != 0
 
 
@@ -176,12 +177,12 @@ def _attention(
 def _mixer(metadata: _Metadata, number: int, shapes: Mapping[str, tuple[int, ...]]) -> RecurrentSpec | None:
     """States as llama.cpp keeps them: in float32, of the short convolution one input less than its width."""
     if "ssm_conv1d.weight" in shapes:
-        channels, width = shapes["ssm_conv1d.weight"]
+        channels, width = _extents(metadata, shapes, "ssm_conv1d.weight", 2)
         state = metadata.number("ssm.state_size") * metadata.number("ssm.inner_size")
         kind = "mamba2" if len(shapes.get("ssm_a", ())) == 1 or "ssm_norm.weight" in shapes else "mamba"
         return _recurrent(kind, channels * (width - 1), state)
     if "shortconv.conv.weight" in shapes:
-        channels, width = shapes["shortconv.conv.weight"]
+        channels, width = _extents(metadata, shapes, "shortconv.conv.weight", 2)
         return _recurrent("convolution", channels * (width - 1), 0)
     if any(name.startswith("time_mix_") for name in shapes):
         hidden, head = metadata.number("embedding_length"), metadata.number("wkv.head_size")
@@ -198,16 +199,24 @@ def _recurrent(kind: Any, recent_values: int, state_values: int) -> RecurrentSpe
 def _mlp(metadata: _Metadata, number: int, shapes: Mapping[str, tuple[int, ...]]) -> MlpSpec | MoeSpec | None:
     gated = bool({"ffn_gate.weight", "ffn_gate_exps.weight"} & shapes.keys())
     if "ffn_up_exps.weight" in shapes:
-        num_experts, intermediate, _ = shapes["ffn_up_exps.weight"]
+        num_experts, intermediate, _ = _extents(metadata, shapes, "ffn_up_exps.weight", 3)
         shared = shapes.get("ffn_up_shexp.weight", (0,))[0]
         return MoeSpec(
             num_experts=num_experts,
-            experts_per_token=metadata.number("expert_used_count"),
+            experts_per_token=min(num_experts, metadata.number("expert_used_count")),
             intermediate=intermediate,
             activation="silu",
             shared_intermediate=shared,
             gated=gated,
         )
-    if "ffn_up.weight" not in shapes:
+    if "ffn_down.weight" not in shapes:
         return None
     return MlpSpec(intermediate=shapes["ffn_down.weight"][-1], activation="silu", gated=gated)
+
+
+def _extents(metadata: _Metadata, shapes: Mapping[str, tuple[int, ...]], name: str, count: int) -> tuple[int, ...]:
+    if len(shapes[name]) != count:
+        raise FileError(
+            f"{metadata.checkpoint.path} holds {name} of shape {shapes[name]}, which has not {count} dimensions."
+        )
+    return shapes[name]

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable
 
-from residency.errors import UnsupportedError
+from residency.errors import FileError, UnsupportedError
 from residency.formats import BF16, F8_E4M3, F16, F32, I8, Format
 from residency.formats.schemes import (
     Scheme,
@@ -47,7 +47,7 @@ def quantization(c: Configuration) -> Requantize:
 
 def _where(scheme: Scheme, method: str, spared: Iterable[str]) -> Requantize:
     """Matrices and experts of the layers, but for those that the configuration spares."""
-    patterns = [re.compile(each.removeprefix("re:")) if each.startswith("re:") else each for each in spared]
+    patterns = [_pattern(each) for each in spared]
     roles = ("expert",) if method == "mxfp4" else ("matrix", "expert")
 
     def is_spared(name: str) -> bool:
@@ -67,6 +67,18 @@ def _where(scheme: Scheme, method: str, spared: Iterable[str]) -> Requantize:
         return scheme
 
     return format_of
+
+
+def _pattern(text: str) -> re.Pattern[str] | str:
+    """A name, or after "re:" a regular expression."""
+    if not text.startswith("re:"):
+        return text
+    try:
+        return re.compile(text.removeprefix("re:"))
+    except re.error as error:
+        raise FileError(
+            f"quantization_config spares {text[:60]!r}, which is no regular expression: {error}."
+        ) from error
 
 
 def _spared(q: Configuration) -> list[str]:
@@ -97,7 +109,10 @@ def _awq(c: Configuration, q: Configuration) -> Scheme:
 def _fp8(c: Configuration, q: Configuration) -> Scheme:
     """DeepSeek-V3's scales are float32, those of Qwen3 bfloat16, as their published files show."""
     if q.has("weight_block_size"):
-        rows, columns = q.integers("weight_block_size")
+        tile = q.integers("weight_block_size")
+        if len(tile) != 2 or not all(tile):
+            raise q.unsupported("weight_block_size")
+        rows, columns = tile
         scales = F32 if c.architecture.startswith(("deepseek", "kimi", "glm")) else BF16
         return by_tile(rows_of_tile=rows, columns_of_tile=columns, scales=scales)
     static = q.text("activation_scheme", "dynamic") == "static"
