@@ -91,3 +91,8 @@ def test_naive_attention_writes_scores_that_grow_with_the_context() -> None:
 def test_a_budget_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match="a budget of 0 bytes"):
         replace(asked("Llama-3.1-8B", "H100-80GB"), budget_bytes=0)
+
+
+def test_only_the_last_stage_samples() -> None:
+    first, last = told("Llama-3.1-8B", "2xH100-80GB", tensor_parallel=1, pipeline_parallel=2).devices
+    assert first.activations < last.activations

@@ -59,8 +59,8 @@ def default_engine(device: Device, format_label: str) -> Engine:
 def _llama_cpp_activations(model: ModelSpec, shape: StepShape) -> int:
     """The larger of all logits of a micro-batch beside the hidden state, and of attention: scores in float32 where
     they are written whole, the mask, and the arrays of a layer."""
-    logits = shape.tokens * (model.vocabulary + model.hidden) * 4
-    arrays = peak_bytes(model, replace(shape, attention="flash", dtype="float32", sequences=1))
+    logits = shape.tokens * (model.vocabulary + model.hidden) * 4 if shape.has_head else 0
+    arrays = peak_bytes(model, replace(shape, attention="flash", dtype="float32", has_head=False))
     if shape.attention == "naive":
         heads = max((layer.attention.num_heads for layer in model.layers if layer.attention), default=0)
         arrays = shape.tokens * (4 * shape.context_tokens * (heads + 1) + 4 * 4 * model.hidden)

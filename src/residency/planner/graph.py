@@ -22,6 +22,7 @@ class StepShape:
     context_tokens: int
     tensor_parallel: int = 1
     attention: AttentionKind = "flash"
+    has_head: bool = True  # the last pipeline stage computes logits
     dtype: str = "float16"
 
 
@@ -43,13 +44,14 @@ def logit_array(model: ModelSpec, shape: StepShape) -> Buffer:
 def peak_bytes(model: ModelSpec, shape: StepShape) -> int:
     """Bytes that live at once at most: the carried arrays with the largest layer's, or with the logits."""
     carried = sum(buffer.num_bytes for buffer in carried_arrays(model, shape))
+    logits = logit_array(model, shape).num_bytes if shape.has_head else 0
     alike = {(layer.attention, layer.mixer, layer.mlp): layer for layer in model.layers}
     in_layers = max(
         sum(buffer.num_bytes for buffer in part)
         for layer in alike.values()
         for part in layer_arrays(model, layer, shape).values()
     )
-    return carried + max(in_layers, logit_array(model, shape).num_bytes)
+    return carried + max(in_layers, logits)
 
 
 def score_bytes(*, heads: int, query_tokens: int, key_tokens: int, sequences: int = 1, dtype: str = "float16") -> int:

@@ -122,7 +122,7 @@ class DeviceBytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where the bytes of one replica lie. `spilled` is of the fullest device; RAM and disk hold it for all."""
+    """Where the bytes of one replica lie. `spilled` is of one rank; RAM and disk hold it for all."""
 
     devices: tuple[DeviceBytes, ...]  # those of one replica
     spilled: Spilled
@@ -187,13 +187,14 @@ def stage_rest(
         tensor_parallel=ranks,
         attention=choice.attention,
     )
+    last = choice.pipeline_parallel - 1
     return tuple(
         StageRest(
-            activation_bytes=engine.activations(stage, shape),
+            activation_bytes=engine.activations(stage, replace(shape, has_head=index == last)),
             runtime_bytes=engine.runtime(device, ranks * choice.pipeline_parallel),
             graphs_bytes=engine.graphs(stage, ranks),
         )
-        for stage in stage_models(model, choice.pipeline_parallel)
+        for index, stage in enumerate(stage_models(model, choice.pipeline_parallel))
     )
 
 
@@ -238,11 +239,11 @@ def _weights(
     is_last = index == choice.pipeline_parallel - 1
     layers = sum(layer_rank_bytes(layer, ranks) for layer in stage.layers)
     experts = sum(t.num_bytes for layer in stage.layers for t in layer.tensors if t.role == "expert") // ranks
-    beside = rank_bytes(replace(model, layers=()), ranks) - _absent_bytes(
-        model, index, is_last, ranks, embedding_is_left
-    )
+    absent = _absent_bytes(model, index, is_last, ranks, embedding_is_left)
     return StageWeights(
-        beside_bytes=beside + engine.held(stage, ranks), layer_bytes=layers - experts, expert_bytes=experts
+        beside_bytes=rank_bytes(replace(model, layers=()), ranks) - absent + engine.held(stage, ranks),
+        layer_bytes=layers - experts,
+        expert_bytes=experts,
     )
 
 
@@ -292,12 +293,12 @@ def _spill(
     machine: Machine,
     device: Device,
 ) -> Placement:
-    """Move what does not fit to RAM, and what RAM cannot take to disk, experts first."""
+    """Move what does not fit to a replica's share of RAM, and what that cannot take to disk, experts first."""
     ranks = choice.tensor_parallel
     is_shared = device.kind in ("cpu", "unified")  # then RAM is the device's own memory
-    ram_left = 0 if is_shared else int(machine.tier("ram").available_bytes * OTHER_TIERS_PART)
+    ram_left = 0 if is_shared else int(machine.tier("ram").available_bytes * OTHER_TIERS_PART) // choice.replicas
     disk = next((tier for tier in machine.tiers if tier.kind == "disk"), None)
-    disk_left = int(disk.available_bytes * OTHER_TIERS_PART) if disk else 0
+    disk_left = int(disk.available_bytes * OTHER_TIERS_PART) // choice.replicas if disk else 0
     devices: list[DeviceBytes] = []
     total = Spilled()
     fullest = Spilled()

@@ -104,9 +104,9 @@ def _placement(deployment: Deployment, chunk_tokens: int, forecast: ServingForec
         prompt_tokens=load.prompt_tokens,
         concurrency=load.concurrency,
         chunk_tokens=chunk_tokens,
-        ram_bytes=placement.ram_bytes,
-        disk_bytes=placement.disk_bytes,
-        ram_cache_bytes=placement.ram_cache_bytes,
+        ram_bytes=choice.replicas * placement.ram_bytes,
+        disk_bytes=choice.replicas * placement.disk_bytes,
+        ram_cache_bytes=choice.replicas * placement.ram_cache_bytes,
         perplexity_rise=deployment.loss,
         drafted_tokens=forecast.drafted_tokens,
     )

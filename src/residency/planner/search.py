@@ -136,21 +136,24 @@ def _batches(deployer: Deployer, choice: Choice) -> Iterator[Deployment]:
         yield found
 
 
-def _is_good(deployment: Deployment, question: Question) -> bool:
-    return question.goal == "quality" or deployment.loss <= GREATEST_LOSS or question.quant is not None
-
-
 def _best(weighed: list[Deployment], question: Question) -> Deployment | None:
     """Of those that fit and serve the goal about as well as any, the one that loses least quality, then the one with
-    the fewest devices."""
-    merits = [(_merit(each, question), each) for each in weighed if each.fits and _is_good(each, question)]
-    if not merits:
-        return None
-    most = max(merit for merit, _ in merits)
+    the fewest devices and stages. Of those that lose equally little, if that is the goal, the quickest."""
+    fitting = [each for each in weighed if each.fits]
+    if question.goal == "quality":
+        return max(fitting, key=lambda each: (-each.loss, each.tokens_per_second), default=None)
+    if question.quant is None:
+        fitting = [each for each in fitting if each.loss <= GREATEST_LOSS]
+    merits = [(_merit(each, question), each) for each in fitting]
+    most = max((merit for merit, _ in merits), default=0.0)
     near = [pair for pair in merits if pair[0] >= most - _ABOUT * abs(most)]
-    return max(
-        near, key=lambda pair: (-pair[1].loss, -pair[1].choice.num_devices, -pair[1].choice.pipeline_parallel, pair[0])
-    )[1]
+    return max(near, key=_thrift, default=(0.0, None))[1]
+
+
+def _thrift(pair: tuple[float, Deployment]) -> tuple[float, ...]:
+    merit, deployment = pair
+    choice = deployment.choice
+    return -deployment.loss, -choice.num_devices, -choice.pipeline_parallel, merit
 
 
 def _merit(deployment: Deployment, question: Question) -> float:
@@ -158,8 +161,6 @@ def _merit(deployment: Deployment, question: Question) -> float:
     forecast, load = deployment.forecast, deployment.load
     assert forecast is not None
     match question.goal:
-        case "quality":
-            return -deployment.loss
         case "latency":
             token_seconds = _sequences(deployment) / forecast.decode_tokens_per_second
             return -(forecast.time_to_first_token_seconds_together + load.answer_tokens * token_seconds)

@@ -39,8 +39,8 @@ def activation_bytes(model: ModelSpec, shape: StepShape) -> int:
     """The larger of a forward step and of sampling for all sequences: logits in 16 bits and three float32 copies of
     them, beside three arrays of hidden states."""
     vocabulary = -(-model.vocabulary // VOCABULARY_PADDING) * VOCABULARY_PADDING
-    sampling = shape.sequences * vocabulary * (2 + 3 * 4) + 3 * shape.tokens * model.hidden * 2
-    return max(sampling, peak_bytes(model, replace(shape, sequences=1)))
+    sampled = shape.sequences * vocabulary * (2 + 3 * 4) if shape.has_head else 0
+    return max(sampled + 3 * shape.tokens * model.hidden * 2, peak_bytes(model, replace(shape, has_head=False)))
 
 
 def runtime_bytes(device: Device, ranks: int) -> int:
