@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import click
 
-from residency.cli.deploying import Asked, deployed, deployment_options, is_model, machine_of
-from residency.cli.options import complete_model, json_option
+from residency.cli.deploying import Asked, complete_known, deployed, deployment_options, is_model, machine_of
+from residency.cli.options import json_option
 from residency.cli.progress import Progress
 from residency.cli.tables import columns
 from residency.errors import MachineError, UsageError
@@ -20,7 +20,7 @@ _HEAD = ("MODEL", "MACHINE", "FORMAT", "FITS", "WEIGHTS", "SEQUENCES", "TOKENS/S
 
 
 @click.command("compare")
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True, shell_complete=complete_model)
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True, shell_complete=complete_known)
 @click.option("--on", "machines", multiple=True, metavar="MACHINE", help="Machines: --on A B, or --on A --on B.")
 @deployment_options
 @json_option

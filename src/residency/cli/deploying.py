@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
+from click.shell_completion import CompletionItem
 
 from residency.cli.options import memory_bytes
 from residency.cli.planned import measured_machine
@@ -13,7 +14,7 @@ from residency.cli.progress import Progress
 from residency.errors import BudgetError, ContextError, UsageError
 from residency.hardware import Device, Machine
 from residency.hardware.written import parse_machine
-from residency.models.specs import is_known, named_spec
+from residency.models.specs import is_known, known_models, named_spec
 from residency.planner.answers import AnswerRecord
 from residency.planner.deployment import Goal, Question
 from residency.planner.engines import ENGINES, default_engine, engine_named
@@ -23,7 +24,7 @@ from residency.planner.recording import record
 from residency.planner.search import answer
 from residency.spec.model import ModelSpec
 from residency.spec.state import KV_FORMATS, kv_format_named
-from residency.store.fetch import find
+from residency.store.fetch import CATALOG, find
 from residency.units import binary_bytes
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -55,6 +56,13 @@ class Asked:
     def given(self) -> dict[str, object]:
         """What was asked for, by the options' names."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+
+
+def complete_known(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """For shells: the known models' names that contain what is written, else files."""
+    names = (*CATALOG, *(model.name for model in known_models()))
+    items = [CompletionItem(name) for name in names if incomplete.lower() in name.lower()]
+    return items or [CompletionItem(incomplete, type="file")]
 
 
 _OPTIONS = (

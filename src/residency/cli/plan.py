@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
-from residency.cli.deploying import Asked, deployed, deployment_options, machine_of, spec_of
+from residency.cli.deploying import Asked, complete_known, deployed, deployment_options, machine_of, spec_of
 from residency.cli.local import is_local, local_answer, local_data, local_plan
-from residency.cli.options import complete_model, json_option
+from residency.cli.options import json_option
 from residency.cli.planned import is_plan_file, save_plan, write_whole
 from residency.cli.progress import Progress
 from residency.cli.tables import columns
@@ -22,7 +22,7 @@ from residency.units import count
 
 
 @click.command("plan")
-@click.argument("model", metavar="[MODEL]", required=False, shell_complete=complete_model)
+@click.argument("model", metavar="[MODEL]", required=False, shell_complete=complete_known)
 @click.option("--on", metavar="MACHINE", help="2xH100-80GB, a name of `residency machines`, a TOML file, or this.")
 @deployment_options
 @training_options

@@ -143,6 +143,7 @@ class TrainingFigures:
     master_weights: int = 0  # float32 copies that the optimizer steps
     temporary: int = 0  # at the peak: gradients of activations, what is recomputed or gathered
     ram: int = 0  # offloaded, for each device
+    published_activations: int | None = None  # of all layers, by the formula of arXiv 2205.05198, for comparison
     arithmetic: tuple[str, ...] = ()
 
 

@@ -192,7 +192,7 @@ def _bottleneck(question: Question, deployment: Deployment, forecast: ServingFor
         f"starting the kernels of {len(deployment.model.layers)} layers": taken.overhead,
         f"exchanges among {deployment.choice.tensor_parallel * deployment.choice.pipeline_parallel} "
         f"of {device.name}": taken.exchange,
-        "bringing weights from other tiers": taken.transfer,
+        "bringing what lies in other tiers": taken.transfer,
     }
     largest = max(causes, key=lambda cause: causes[cause])
     return f"{largest} takes {seconds(causes[largest])} of a step's {seconds(taken.total)}"
@@ -202,6 +202,8 @@ def _reasons(answer: Answer) -> tuple[str, ...]:
     question, choice, placement = answer.question, answer.deployment.choice, answer.deployment.placement
     ranks = choice.tensor_parallel
     reasons = []
+    if len(kinds := question.machine.compute_devices()) > 1:
+        reasons.append(f"of {len(kinds)} kinds of devices the first, {question.device.name}, holds the model")
     if ranks > 1:
         reasons.append(f"each matrix is shared by {ranks} devices, which then read it {ranks} times as fast")
     if choice.pipeline_parallel > 1:
@@ -239,6 +241,7 @@ def _origins(question: Question, deployment: Deployment) -> dict[str, Origin]:
     if question.budget_bytes is not None:
         counted["budget_bytes"] = Origin(origin="exact", how="as asked for")
     return {
+        "model": Origin(origin="exact", how="shapes and formats, from the configuration or from the files' headers"),
         **counted,
         "kv_cache": Origin(
             origin="exact", how=f"bytes a token and fixed bytes, in pages of {engine.page_tokens} tokens"

@@ -101,6 +101,7 @@ def _figures(memory: TrainingMemory) -> TrainingFigures:
         master_weights=memory.master_weights,
         temporary=fullest.peak_phase.temporary,
         ram=fullest.ram,
+        published_activations=memory.published_activations,
         arithmetic=tuple(lines[:_MOST_ARITHMETIC]),
     )
 
