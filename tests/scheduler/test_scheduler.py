@@ -82,6 +82,25 @@ def test_a_smaller_priority_runs_sooner() -> None:
     assert one.running == (2,)
 
 
+def test_a_more_urgent_request_takes_the_seat_of_the_last() -> None:
+    one = scheduler(max_sequences=2)
+    for request_id, priority in ((1, 1), (2, 1)):
+        one.add(request(request_id, priority=priority))
+    one.commit(one.schedule())
+    one.add(request(3, priority=0))
+    assert one.schedule().preempted == (2,)
+    assert one.running == (3, 1)
+
+
+def test_what_was_guaranteed_its_pages_keeps_its_seat_before_the_more_urgent() -> None:
+    one = scheduler(max_sequences=1, admission="guaranteed")
+    one.add(request(1, priority=1))
+    one.commit(one.schedule())
+    one.add(request(2, priority=0))
+    one.schedule()
+    assert one.running == (1,)
+
+
 def test_without_pages_the_last_request_gives_up_its_own_and_begins_anew() -> None:
     one = scheduler(num_pages=8, chunk_tokens=16)
     one.add(request(1, prompt_tokens=4, wanted_tokens=28))

@@ -30,9 +30,9 @@ class Scheduler:
     The request that is first in order advances in every step, so all end.
 
     Admission: "optimistic" starts a request when the pages of what it has so far are free, and preempts the last in
-    order when pages run out: it computes its tokens again later, or its pages wait in the next tier where `swap` says
-    that this is quicker. "guaranteed" starts it when the most that it may ever need is free as well, so that
-    nothing is ever preempted.
+    order when pages run out or a more urgent one finds no room: its tokens are computed again later, or its pages wait
+    in the next tier where `swap` says that this is quicker. "guaranteed" starts a request when the most that it may
+    ever need is free as well, so that nothing is ever preempted.
     """
 
     def __init__(
@@ -177,7 +177,12 @@ class Scheduler:
 
     def _admit(self, step: "_Step") -> None:
         """Start waiting requests in order, up to the first that does not find its seats or its pages."""
-        while self._waiting and self._has_room_for(self._waiting[0]):
+        while self._waiting:
+            if not self._has_room_for(self._waiting[0]):
+                if not self._may_overtake(self._waiting[0]):
+                    return
+                self._preempt(self._running[-1], step)
+                continue
             progress = self._waiting.pop(0)
             request = progress.request
             if progress.is_swapped:
@@ -190,6 +195,12 @@ class Scheduler:
                 self._found(progress, found_tokens)
             self._running.append(progress)
             self._running.sort(key=lambda each: each.order)
+
+    def _may_overtake(self, progress: Progress) -> bool:
+        """Whether the last that runs is less urgent than `progress`, and not promised that it can stay."""
+        if self._admission == "guaranteed" or not self._running:
+            return False
+        return progress.request.priority < self._running[-1].request.priority
 
     def _has_room_for(self, progress: Progress) -> bool:
         seats = sum(each.num_answers for each in self._running) + progress.num_answers
