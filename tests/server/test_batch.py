@@ -29,9 +29,8 @@ def write(path: Path, lines: list[Any]) -> Path:
 
 @pytest.fixture
 def model(server: Running) -> Iterator[Model]:
-    opened = Model.of(server.engine, names=("small",))
-    yield opened
-    opened.close()
+    with Model.of(server.engine, names=("small",)) as opened:
+        yield opened
 
 
 def run(server: Running, model: Model, requests: Path, results: Path) -> Tally:

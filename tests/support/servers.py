@@ -29,8 +29,11 @@ class Running:
 @contextmanager
 def running_server(plan: Plan, *, limits: Limits | None = None, queue_limit: int = 64) -> Iterator[Running]:
     """Serves `plan` as the model "small" until the block is left."""
-    with Engine.open(plan) as engine, Service(engine, queue_limit=queue_limit) as service:
-        model = Model.of(engine, names=("small",))
+    with (
+        Engine.open(plan) as engine,
+        Service(engine, queue_limit=queue_limit) as service,
+        Model.of(engine, names=("small",)) as model,
+    ):
         app = App(service, model, plan, limits or Limits())
         bound = bound_socket("127.0.0.1", 0)
         server = uvicorn.Server(uvicorn.Config(app.application, log_config=None, lifespan="off"))
@@ -43,4 +46,3 @@ def running_server(plan: Plan, *, limits: Limits | None = None, queue_limit: int
         finally:
             server.should_exit = True
             thread.join()
-            model.close()

@@ -42,7 +42,7 @@ def command(
     requests: Path,
     results: Path,
     asked: PlanOptions,
-    max_sequences: int,
+    max_sequences: int | None,
     admission: Admission,
     names: tuple[str, ...],
     as_json: bool,
@@ -77,8 +77,8 @@ def command(
             Progress() as progress,
             Engine.open(plan, progress=progress) as engine,
             Service(engine, queue_limit=_MOST_QUEUED, admission=admission) as service,
+            Model.of(engine, names=(name_of(model), *names)) as served,
         ):
-            served = Model.of(engine, names=(name_of(model), *names))
             batch = Batch(
                 desk=Desk(service, served, Unobserved()),
                 results=kept,
@@ -87,7 +87,6 @@ def command(
                 progress=lambda tally: progress("answering", tally.done, tally.total),
             )
             asyncio.run(batch.run(read_batch(requests)))
-            served.close()
     elapsed = time.perf_counter() - started
     if as_json:
         figures = {"total": tally.total, "answered": tally.done - before, "failed": tally.failed}

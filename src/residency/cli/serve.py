@@ -22,16 +22,15 @@ from residency.records import to_data
 
 SERVE_FOOTPRINT = "residency.server.footprint"
 API_KEY_VARIABLE = "RESIDENCY_API_KEY"
+DEFAULT_SEQUENCES = 16
 Admission = Literal["guaranteed", "optimistic"]
 _M_ARENA_MAX = -8  # of mallopt(3)
 
 max_sequences_option = click.option(
     "--max-sequences",
     type=click.IntRange(min=1),
-    default=16,
-    show_default=True,
     metavar="N",
-    help="Answers that are computed side by side.",
+    help=f"Answers that are computed side by side.  [default: {DEFAULT_SEQUENCES}]",
 )
 admission_option = click.option(
     "--admission",
@@ -59,7 +58,7 @@ admission_option = click.option(
 def command(
     model: str,
     asked: PlanOptions,
-    max_sequences: int,
+    max_sequences: int | None,
     admission: Admission,
     host: str,
     port: int,
@@ -89,19 +88,22 @@ def command(
     from residency.server.serving import bound_socket, listen, serve
 
     keys = api_keys or tuple(filter(None, os.environ.get(API_KEY_VARIABLE, "").split(",")))
-    bound = bound_socket(host, port)
-    plan = serving_plan(model, asked, max_sequences)
-    if plan_out is not None:
-        save_plan(plan, plan_out)
-    if not as_json:
-        click.echo(explain(plan))
-    few_arenas()
-    log_to_stderr()
     names = names or (name_of(model),)
-    with Progress() as progress, Engine.open(plan, progress=progress) as engine:
-        progress.close()
-        with Service(engine, queue_limit=queue, admission=admission) as service:
-            served = Model.of(engine, names=names)
+    with bound_socket(host, port) as bound:
+        plan = serving_plan(model, asked, max_sequences)
+        if plan_out is not None:
+            save_plan(plan, plan_out)
+        if not as_json:
+            click.echo(explain(plan))
+        few_arenas()
+        log_to_stderr()
+        with (
+            Progress() as progress,
+            Engine.open(plan, progress=progress) as engine,
+            Service(engine, queue_limit=queue, admission=admission) as service,
+            Model.of(engine, names=names) as served,
+        ):
+            progress.close()
             app = App(service, served, plan, Limits(api_keys=keys, cors_origins=origins))
             address = f"{listen(bound)}/v1"
             if as_json:
@@ -109,7 +111,6 @@ def command(
             else:
                 click.echo(f"serves {names[0]} at {address} · {plan.max_sequences} sequences · admission {admission}")
             serve(app, service, bound, drain_seconds=drain)
-            served.close()
 
 
 def require_server() -> None:
@@ -120,15 +121,17 @@ def require_server() -> None:
         raise UsageError(f"{error.name} is missing; install it with: pip install 'residency[serve]'.") from error
 
 
-def serving_plan(model: str, asked: PlanOptions, max_sequences: int) -> Plan:
+def serving_plan(model: str, asked: PlanOptions, max_sequences: int | None) -> Plan:
     """The plan of a server, whose process takes more than a run's. Does first what only a first run does."""
+    if max_sequences is not None and is_plan_file(model):
+        raise UsageError(f"{model} is a plan and has decided --max-sequences; leave it away, or plan anew.")
     from residency.server.intake import body_bytes_for
 
     prepare_first(model, asked)
     longest_body = body_bytes_for(asked.context_tokens or DEFAULT_CONTEXT_TOKENS)
     footprint = f"{SERVE_FOOTPRINT} {longest_body}"
     with Progress() as progress:
-        return planned(model, asked, progress, max_sequences=max_sequences, footprint=footprint)
+        return planned(model, asked, progress, max_sequences=max_sequences or DEFAULT_SEQUENCES, footprint=footprint)
 
 
 def name_of(model: str) -> str:

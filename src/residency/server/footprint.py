@@ -79,27 +79,26 @@ class _Silent:
 async def _answer(path: Path, body_bytes: int) -> None:
     checkpoint = open_checkpoint(path)
     spec, tokenizer = model_spec(checkpoint), load_tokenizer(checkpoint)
-    model = Model(
+    with Model(
         names=("model",),
         tokenizer=tokenizer,
         template=load_chat_template(checkpoint),
         vocabulary=spec.vocabulary,
         context_tokens=_CONTEXT_TOKENS,
-    )
-    desk = Desk(_Silent(min(tokenizer.eos_ids, default=0), spec.vocabulary), model, Unobserved())
-    await model.prompts.of_text("".join(Random(0).choices(ascii_lowercase, k=body_bytes)))  # one word takes most
-    text = "Why does memory bandwidth limit a language model? " * 32
-    prompt = {"model": "model", "prompt": text, "temperature": 1, "top_p": 0.9}
-    await (await desk.job("/v1/completions", json.dumps(prompt), {})).whole(desk.generator)
-    if tokenizer.eos_ids:
-        await model.compiled({"type": "object"})
-    if model.prompts.template is not None:
-        chat = {"model": "model", "messages": [{"role": "user", "content": text}], "stream": True}
-        job = await desk.job("/v1/chat/completions", json.dumps(chat), {})
-        async for objects in job.chunks(desk.generator):
-            json_bytes(objects)
+    ) as model:
+        desk = Desk(_Silent(min(tokenizer.eos_ids, default=0), spec.vocabulary), model, Unobserved())
+        await model.prompts.of_text("".join(Random(0).choices(ascii_lowercase, k=body_bytes)))  # one word takes most
+        text = "Why does memory bandwidth limit a language model? " * 32
+        prompt = {"model": "model", "prompt": text, "temperature": 1, "top_p": 0.9}
+        await (await desk.job("/v1/completions", json.dumps(prompt), {})).whole(desk.generator)
+        if tokenizer.eos_ids:
+            await model.compiled({"type": "object"})
+        if model.prompts.template is not None:
+            chat = {"model": "model", "messages": [{"role": "user", "content": text}], "stream": True}
+            job = await desk.job("/v1/chat/completions", json.dumps(chat), {})
+            async for objects in job.chunks(desk.generator):
+                json_bytes(objects)
     json_bytes(document())
-    model.close()
 
 
 if __name__ == "__main__":

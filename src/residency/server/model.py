@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
 from typing import Any
 
 from residency.engine.engine import Engine
@@ -14,7 +15,7 @@ from residency.server.tools import tool_format
 
 
 class Model:
-    """Use it in one event loop, and close it at the end."""
+    """Use it in one event loop, and in a `with` statement."""
 
     def __init__(
         self,
@@ -43,6 +44,14 @@ class Model:
             vocabulary=engine.vocabulary,
             context_tokens=engine.plan.context_tokens,
         )
+
+    def __enter__(self) -> "Model":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def require_name(self, name: str | None) -> None:
         """Refused unless it is one of the model's."""
