@@ -124,6 +124,8 @@ def test_without_a_model_the_known_ones_are_listed(residency: Residency) -> None
         (["--on", "H100-80GB", "--context", "0"], "--context cannot be 0"),
         (["--on", "H100-80GB", "--context", "200000"], "is 68928 more than Llama-3.1-8B has"),
         (["--on", "H100-80GB", "--concurrency", "-1"], "--concurrency cannot be -1"),
+        (["--on", "H100-80GB", "--concurrency", "1000001"], "no machine answers more than 1000000 at once"),
+        (["--on", "H100-80GB", "--train", "--memory", "0GB"], "a budget of 0 bytes"),
         (["--on", "H100-80GB", "--context", "100", "--prompt", "101"], "longer than a context"),
         (["--on", "8xH100-80GB", "--tp", "3"], "32 attention heads, which 3 ranks cannot share"),
         (["--on", "2xH100-80GB", "--tp", "4"], "need 4 devices"),

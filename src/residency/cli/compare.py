@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import click
 
 from residency.cli.deploying import Asked, complete_known, deployed, deployment_options, is_model, machine_of
+from residency.cli.machines import complete_machine
 from residency.cli.options import json_option
 from residency.cli.progress import Progress
 from residency.cli.tables import columns
@@ -21,7 +22,14 @@ _HEAD = ("MODEL", "MACHINE", "FORMAT", "FITS", "WEIGHTS", "SEQUENCES", "TOKENS/S
 
 @click.command("compare")
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True, shell_complete=complete_known)
-@click.option("--on", "machines", multiple=True, metavar="MACHINE", help="Machines: --on A B, or --on A --on B.")
+@click.option(
+    "--on",
+    "machines",
+    multiple=True,
+    metavar="MACHINE",
+    shell_complete=complete_machine,
+    help="Machines: --on A B, or --on A --on B.",
+)
 @deployment_options
 @json_option
 def command(models: tuple[str, ...], machines: tuple[str, ...], asked: Asked, as_json: bool) -> None:

@@ -29,6 +29,7 @@ from residency.units import binary_bytes
 
 F = TypeVar("F", bound=Callable[..., Any])
 _SHORT_NAMES = {"int4": "int4-g128", "q4": "q4_k_m", "q8": "q8_0"}
+MAX_CONCURRENCY = 1_000_000
 DEFAULT_CONTEXT_TOKENS = 8192  # of a machine elsewhere, where the model has as many
 
 
@@ -150,6 +151,10 @@ def load_of(spec: ModelSpec, asked: Asked) -> Load:
     for name, number in (("context", context), ("concurrency", concurrency), ("prompt", prompt)):
         if number < 1:
             raise UsageError(f"--{name} cannot be {number}; give at least 1.")
+    if concurrency > MAX_CONCURRENCY:
+        raise UsageError(
+            f"--concurrency cannot be {concurrency}; no machine answers more than {MAX_CONCURRENCY} at once."
+        )
     if context > spec.max_context_tokens:
         raise ContextError(
             f"a context of {context} tokens is {context - spec.max_context_tokens} more than {spec.name} has; "
@@ -161,7 +166,9 @@ def load_of(spec: ModelSpec, asked: Asked) -> Load:
 
 
 def budget_of(device: Device, asked: Asked) -> int | None:
-    """The budget of each device. BudgetError where the device has less memory."""
+    """The budget of each device. BudgetError where the device has less memory, UsageError for none at all."""
+    if asked.memory == 0:
+        raise UsageError("a budget of 0 bytes holds nothing; give --memory an amount such as 24GiB.")
     if asked.memory is not None and asked.memory > device.usable_bytes:
         raise BudgetError(
             f"a budget of {binary_bytes(asked.memory)} is more than the {binary_bytes(device.usable_bytes)} that "

@@ -7,6 +7,7 @@ import click
 
 from residency.cli.deploying import Asked, complete_known, deployed, deployment_options, machine_of, spec_of
 from residency.cli.local import is_local, local_answer, local_data, local_plan
+from residency.cli.machines import complete_machine
 from residency.cli.options import json_option
 from residency.cli.planned import is_plan_file, save_plan, write_whole
 from residency.cli.progress import Progress
@@ -23,7 +24,12 @@ from residency.units import count
 
 @click.command("plan")
 @click.argument("model", metavar="[MODEL]", required=False, shell_complete=complete_known)
-@click.option("--on", metavar="MACHINE", help="2xH100-80GB, a name of `residency machines`, a TOML file, or this.")
+@click.option(
+    "--on",
+    metavar="MACHINE",
+    shell_complete=complete_machine,
+    help="2xH100-80GB, a name of `residency machines`, a TOML file, or this.",
+)
 @deployment_options
 @training_options
 @click.option("--threads", type=int, metavar="N", help="Threads of this machine's processor (default: all allowed).")
