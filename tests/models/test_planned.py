@@ -53,6 +53,19 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("gemma", {**SMALL, "head_dim": 24}),
     "gemma2": ("gemma2", {**SMALL, "head_dim": 24}),
     "gemma3_text": ("gemma3_text", {**SMALL, "head_dim": 24}),
+    "gemma3n_text": (
+        "gemma3n_text",
+        {
+            **SMALL,
+            "num_hidden_layers": 6,
+            "head_dim": 16,
+            "vocab_size_per_layer_input": 90,
+            "hidden_size_per_layer_input": 16,
+            "num_kv_shared_layers": 2,
+            "laurel_rank": 8,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+        },
+    ),
     "granite": ("granite", SMALL),
     "granitemoe": ("granitemoe", {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "smollm3": ("smollm3", {**SMALL, "pad_token_id": 0}),
@@ -265,6 +278,12 @@ def test_the_text_model_of_a_multimodal_one_is_counted_beside_its_tower() -> Non
     alone = planned_spec("model", "config.json", {**text, "dtype": "bfloat16"})
     assert whole.parameters - alone.parameters == sum(t.num_values for t in whole.others if t.role == "vision")
     assert whole.read_bytes_per_token == alone.read_bytes_per_token
+
+
+def test_layers_that_share_keys_and_values_keep_none() -> None:
+    _, changes = MODELS["gemma3n_text"]
+    values = {"model_type": "gemma3n_text", "dtype": "bfloat16", **changes}
+    assert sum(state.layers for state in planned_spec("model", "config.json", values).states()) == 6 - 2
 
 
 def test_the_reference_lists_every_architecture() -> None:

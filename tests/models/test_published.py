@@ -16,6 +16,8 @@ PARAMETERS = {
     "meta-llama/Meta-Llama-3-8B": 8_030_261_248,
     "meta-llama/Llama-3.1-70B": 70_553_706_496,
     "meta-llama/Llama-3.1-405B": 405_853_388_800,
+    "meta-llama/Llama-4-Scout-17B-16E-Instruct": 108_641_793_536,
+    "meta-llama/Llama-4-Maverick-17B-128E-Instruct": 401_583_781_376,
     "meta-llama/Llama-3.2-1B": 1_235_814_400,
     "meta-llama/Llama-3.2-3B": 3_212_749_824,
     "codellama/CodeLlama-34b-hf": 33_743_970_304,
@@ -127,6 +129,13 @@ def test_deepseek_v3_is_671_billion_and_its_checkpoint_holds_684_5_with_the_laye
     model = published_spec("deepseek-v3")
     with_draft = model.parameters + sum(tensor.num_values for tensor in model.unused)
     assert [round(each / 1e9, 1) for each in (model.parameters, with_draft)] == [671.0, 684.5]
+
+
+@pytest.mark.parametrize(("name", "all_parameters"), [("gemma-3n-e2b", 5_439_438_272), ("gemma-3n-e4b", 7_849_978_192)])
+def test_gemma_3n_is_its_text_model_without_the_same_towers_of_both_sizes(name: str, all_parameters: int) -> None:
+    model = published_spec(name)
+    published = model.parameters + sum(tensor.num_values for tensor in model.unused)
+    assert all_parameters - published == 983_281_504
 
 
 @pytest.mark.parametrize("known", known_models(), ids=lambda known: str(known.name))

@@ -123,6 +123,11 @@ class Configuration:
         self._asked.add(key)
         return bool(self._values.get(key) == value)
 
+    def is_list(self, key: str) -> bool:
+        """Whether the key holds a list, where others hold a number."""
+        self._asked.add(key)
+        return isinstance(self._values.get(key), list)
+
     def keys(self) -> list[str]:
         """All keys, in their order."""
         return list(self._values)

@@ -9,11 +9,11 @@ from typing import Any
 
 from residency.errors import FileError, UnsupportedError
 from residency.models.configuration import Configuration
-from residency.models.planned import classic, dense, hybrid, recurrent, sparse
+from residency.models.planned import classic, dense, gemma3n, hybrid, recurrent, sparse
 from residency.models.planned.keys import refuse_unknown_structure
 from residency.models.planned.parts import Draft
 from residency.models.planned.quantized import Requantize, quantization
-from residency.models.planned.vision import llama4_vision, pixtral, siglip
+from residency.models.planned.vision import llama4_vision, pixtral, siglip, uncounted
 from residency.spec.model import LayerSpec, ModelSpec, TensorSpec
 
 ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
@@ -24,6 +24,7 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "gemma": dense.gemma,
     "gemma2": dense.gemma2,
     "gemma3_text": dense.gemma3,
+    "gemma3n_text": gemma3n.gemma3n,
     "phi3": dense.phi3,
     "granite": dense.llama,
     "smollm3": dense.smollm3,
@@ -69,6 +70,7 @@ MULTIMODAL = {
     "gemma3": ("gemma3_text", siglip),
     "mistral3": ("mistral", pixtral),
     "llama4": ("llama4_text", llama4_vision),
+    "gemma3n": ("gemma3n_text", uncounted),
 }
 
 # What `transformers` assumes where a text_config is silent; multimodal Gemma configurations leave most of it out.

@@ -7,6 +7,7 @@ word of structure is refused, unless its value is off or another word says that 
 from collections.abc import Mapping
 from typing import Any
 
+from residency.errors import UnsupportedError
 from residency.models.configuration import Configuration
 
 STRUCTURE = frozenset(
@@ -37,7 +38,10 @@ def refuse_unknown_structure(c: Configuration) -> None:
     """UnsupportedError for the first key that looks as if it changed memory and that nothing here has asked for."""
     for key, value in sorted(c.unasked().items()):
         if looks_structural(key) and not _off(value):
-            raise c.unsupported(key)
+            raise UnsupportedError(
+                f"{c.source} sets {key[:80]} to {repr(value)[:80]}, which {c.architecture} models here do not have and "
+                "which may change what they need; take the key out if it changes neither a shape nor a state."
+            )
 
 
 def looks_structural(key: str) -> bool:

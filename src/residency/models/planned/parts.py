@@ -129,7 +129,12 @@ class Heads:
         return self.num_kv_heads * self.head_dim
 
     def attention(
-        self, window_tokens: int | None = None, *, bias: bool = False, qk_norm: bool = False
+        self,
+        window_tokens: int | None = None,
+        *,
+        bias: bool = False,
+        qk_norm: bool = False,
+        shares_kv: bool = False,
     ) -> AttentionSpec:
         """What such heads do and keep."""
         return AttentionSpec(
@@ -140,6 +145,7 @@ class Heads:
             window_tokens=window_tokens,
             bias=bias,
             qk_norm=qk_norm,
+            shares_kv=shares_kv,
         )
 
 

@@ -34,6 +34,13 @@ def siglip(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
     return (*around.found, *layers.found, *projector.found)
 
 
+def uncounted(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
+    """Nothing: of a model whose notes say that its towers are left out."""
+    for key in ("audio_config", "vision_config", "vision_soft_tokens_per_image", "audio_soft_tokens_per_image"):
+        c.has(key)
+    return ()
+
+
 def _attention_pooling(around: Tensors, width: int, intermediate: int) -> None:
     """SigLIP's head: one query that attends to all patches."""
     around.add("head.probe", 1, 1, width, role="vision")

@@ -1,6 +1,7 @@
 """Published configurations, bundled: the keys of config.json that memory depends on, by the repository's name.
 
-Each JSON file is a family; `parameters` is the number that the model's card gives, to the last one.
+Each JSON file is a family; `parameters` is the number that the model's card gives, to the last one, less what
+the model's notes leave out.
 """
 
 import difflib
