@@ -204,6 +204,8 @@ def _reasons(answer: Answer) -> tuple[str, ...]:
     reasons = []
     if len(kinds := question.machine.compute_devices()) > 1:
         reasons.append(f"of {len(kinds)} kinds of devices the first, {question.device.name}, holds the model")
+    if choice.num_devices == 1 and placement.fits and not placement.spilled.num_bytes:
+        reasons.append("one device holds all of it, so nothing has to be exchanged")
     if ranks > 1:
         reasons.append(f"each matrix is shared by {ranks} devices, which then read it {ranks} times as fast")
     if choice.pipeline_parallel > 1:
