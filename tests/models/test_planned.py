@@ -135,6 +135,18 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {**SMALL, "num_hidden_layers": 8, "num_experts": 3, "attn_layer_period": 4, "attn_layer_offset": 2},
     ),
     "bamba": ("bamba", {**SMALL, "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": "auto"}),
+    "granitemoehybrid": (
+        "granitemoehybrid",
+        {
+            **SMALL,
+            "num_local_experts": 3,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 48,
+            "mamba_n_heads": 8,
+            "mamba_d_head": 16,
+            "layer_types": ["mamba", "attention", "mamba"],
+        },
+    ),
     "falcon_h1": ("falcon_h1", {**SMALL, "mamba_n_heads": 8, "mamba_d_ssm": 128, "mamba_d_head": 16}),
     "lfm2": ("lfm2", {**SMALL, "full_attn_idxs": [2], "block_multiple_of": 32}),
 }

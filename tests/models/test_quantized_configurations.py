@@ -111,6 +111,17 @@ def test_the_files_of_a_quantized_model_are_planned_to_the_byte(tmp_path: Path) 
     assert named_spec(tmp_path).weight_bytes == sum(array.nbytes for array in arrays.values())
 
 
+def test_the_biases_that_gptqs_tools_write_for_every_matrix_are_not_loaded(tmp_path: Path) -> None:
+    settings = METHODS["gptq"][0]
+    model = quantized(settings, dtype="float16")
+    arrays = {name: array for tensor in model.tensors for name, array in _arrays(tensor).items()}
+    extra = {"model.layers.0.self_attn.o_proj.bias": np.zeros(256, np.float16)}
+    save_file(arrays | extra, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "dtype": "float16", "quantization_config": settings}))
+    found = named_spec(tmp_path)
+    assert found.checkpoint_bytes - found.weight_bytes == 512
+
+
 def _arrays(tensor: TensorSpec) -> dict[str, np.ndarray[Any, Any]]:
     if not isinstance(tensor.format, Scheme):
         return {tensor.name: np.zeros(tensor.shape, DTYPES[tensor.format.name])}

@@ -60,6 +60,7 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "rwkv6": recurrent.rwkv6,
     "jamba": hybrid.jamba,
     "bamba": hybrid.bamba,
+    "granitemoehybrid": hybrid.granitemoehybrid,
     "falcon_h1": hybrid.falcon_h1,
     "lfm2": hybrid.lfm2,
     "qwen3_next": hybrid.qwen3_next,

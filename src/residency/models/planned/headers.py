@@ -12,8 +12,12 @@ from residency.spec.model import LayerSpec, ModelSpec, SourceTensor, TensorSpec
 
 # What different savers put before a tensor's own name.
 _PREFIX = re.compile(r"^((transformer|model|language_model)\.)+|(?<=^vision_tower\.)vision_model\.")
-# Tables that are computed from the configuration, and masks.
-_IGNORED = re.compile(r"(rotary_emb\.(inv_freq|cos_cached|sin_cached)|(attn|attention)\.(masked_)?bias)$")
+# Tables that are computed from the configuration, masks, scales of what is quantized while it runs, text.
+_IGNORED = re.compile(
+    r"(rotary_emb\.(inv_freq|cos_cached|sin_cached)|(attn|attention)\.(masked_)?bias"
+    r"|\.(k_scale|v_scale|input_scale|output_scale|input_zero_point|weight_zero_point)"
+    r"|\.quant_state\.bitsandbytes__\w+)$"
+)
 
 
 def from_headers(model: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:
@@ -84,7 +88,8 @@ def _unused(
     for name, source in held.items():
         if name in used:
             continue
-        if name not in expected and not _IGNORED.search(name):
+        is_empty_bias = name.removesuffix(".bias") + ".qweight" in held  # GPTQ's tools write one for every matrix
+        if name not in expected and not is_empty_bias and not _IGNORED.search(name):
             raise UnsupportedError(
                 f"{checkpoint.path} holds the tensor {source.name[:80]!r}, which {model.architecture} models here have "
                 "no use for; the model is of a variant that is not known."

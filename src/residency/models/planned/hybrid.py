@@ -13,6 +13,7 @@ from residency.models.planned.parts import (
     grouped_attention,
     heads_of,
     plain_mlp,
+    stacked_experts,
     whole,
 )
 from residency.models.planned.recurrent import mamba2_mixer, mamba_mixer
@@ -78,6 +79,41 @@ def bamba(c: Configuration) -> Draft:
         gated_mlp(b, hidden, intermediate, activation_of(c), prefix="feed_forward.", bias=c.flag("mlp_bias", False))
 
     return whole(c, blocks(c, fill), norm="model.final_layernorm")
+
+
+def granitemoehybrid(c: Configuration) -> Draft:
+    """Granite 4: Mamba 2 with a few layers of attention; a shared network, and experts beside it or none."""
+    heads, bias = heads_of(c), c.flag("attention_bias", False)
+    hidden, intermediate, shared = heads.hidden, c.integer("intermediate_size"), c.integer("shared_intermediate_size")
+    count, per_token = c.integer("num_local_experts", 0, least=0), c.integer("num_experts_per_tok", 0, least=0)
+    mamba_heads = c.integer("mamba_n_heads", 128)
+    head_dim = _mamba_head_dim(c, c.integer("mamba_expand", 2) * hidden, mamba_heads)
+    attends = ("attention", FULL)
+    kinds = layer_kinds(c, by_rule=lambda number: "mamba", known=(*attends, "mamba", "linear_attention"))
+    c.has("position_embedding_type")  # whether positions are rotated
+
+    def fill(b: Block, number: int) -> None:
+        b.norm("input_layernorm", hidden)
+        if kinds[number] in attends:
+            grouped_attention(b, heads, bias=bias, out_bias=bias)
+        else:
+            _mamba2(c, b, hidden, heads=mamba_heads, head_dim=head_dim, bias=c.flag("mamba_proj_bias", False))
+        b.norm("post_attention_layernorm", hidden)
+        if count:
+            stacked_experts(b, hidden, intermediate, count)
+            b.mlp = MoeSpec(
+                num_experts=count,
+                experts_per_token=per_token,
+                intermediate=intermediate,
+                activation=activation_of(c),
+                shared_intermediate=shared,
+            )
+        else:
+            b.mlp = MlpSpec(intermediate=shared, activation=activation_of(c))
+        b.matrix("shared_mlp.input_linear", 2 * shared, hidden)
+        b.matrix("shared_mlp.output_linear", hidden, shared, "columns")
+
+    return whole(c, blocks(c, fill))
 
 
 def falcon_h1(c: Configuration) -> Draft:

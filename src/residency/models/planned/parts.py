@@ -246,6 +246,13 @@ def experts(
         gated_matrices(b, f"{prefix}{shared}.", hidden, spec.shared_intermediate)
 
 
+def stacked_experts(b: Block, hidden: int, intermediate: int, count: int) -> None:
+    """Granite's: a router, and the experts of a layer in two stacks of matrices."""
+    b.matrix("block_sparse_moe.router.layer", count, hidden, "replicated", role="router")
+    b.add("block_sparse_moe.input_linear.weight", count, 2 * intermediate, hidden, role="expert", split="rows")
+    b.add("block_sparse_moe.output_linear.weight", count, hidden, intermediate, role="expert", split="columns")
+
+
 def gated_matrices(
     b: Block,
     prefix: str,

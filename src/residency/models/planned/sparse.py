@@ -15,6 +15,7 @@ from residency.models.planned.parts import (
     heads_of,
     layer_numbers,
     number_format,
+    stacked_experts,
     whole,
 )
 from residency.models.planned.windows import FULL, layer_kinds, optional_windows, windows
@@ -216,9 +217,7 @@ def granitemoe(c: Configuration) -> Draft:
         grouped_attention(b, heads, bias=bias, out_bias=bias)
         b.norm("post_attention_layernorm", hidden)
         b.mlp = moe
-        b.matrix("block_sparse_moe.router.layer", count, hidden, "replicated", role="router")
-        b.add("block_sparse_moe.input_linear.weight", count, 2 * intermediate, hidden, role="expert", split="rows")
-        b.add("block_sparse_moe.output_linear.weight", count, hidden, intermediate, role="expert", split="columns")
+        stacked_experts(b, hidden, intermediate, count)
 
     return whole(c, blocks(c, fill))
 
