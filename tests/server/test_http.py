@@ -47,12 +47,16 @@ def is_idle(server: Running) -> bool:
     return loop.running == loop.waiting == loop.used_pages == 0
 
 
+def connect(server: Running) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)))
+
+
 def begin_stream(server: Running, **asked: Any) -> socket.socket:
     """A connection on which an answer has begun."""
-    host, port = server.url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)))
+    connection = connect(server)
     body = json.dumps({**LONG, "stream": True, **asked})
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: {host}\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: small\r\ncontent-length: {len(body)}\r\n\r\n"
     connection.sendall((head + body).encode())
     connection.recv(1)
     return connection
@@ -112,6 +116,14 @@ def test_a_body_that_does_not_say_its_length_is_measured(server: Running) -> Non
             yield b"a" * 10_000
 
     assert httpx.post(f"{server.url}/v1/completions", content=parts()).status_code == 413
+
+
+@pytest.mark.parametrize("head", [b"GET /" + b"a" * 200_000, b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 50_000])
+def test_a_connection_with_a_head_without_end_is_closed(server: Running, head: bytes) -> None:
+    with closing(connect(server)) as connection, pytest.raises(OSError):
+        for _ in range(100):
+            connection.sendall(head)
+            time.sleep(0.005)
 
 
 def test_an_unknown_path_is_not_found_in_openai_s_shape(server: Running) -> None:

@@ -13,6 +13,7 @@ from residency.engine.service import Service
 from residency.planner import Plan
 from residency.server.app import App, Limits
 from residency.server.model import Model
+from residency.server.protocol import BoundedProtocol
 from residency.server.serving import bound_socket, listen
 
 
@@ -36,7 +37,7 @@ def running_server(plan: Plan, *, limits: Limits | None = None, queue_limit: int
     ):
         app = App(service, model, plan, limits or Limits())
         bound = bound_socket("127.0.0.1", 0)
-        server = uvicorn.Server(uvicorn.Config(app.application, log_config=None, lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(app.application, http=BoundedProtocol, log_config=None, lifespan="off"))
         thread = threading.Thread(target=server.run, args=([bound],))
         thread.start()
         try:

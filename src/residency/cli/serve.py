@@ -104,7 +104,12 @@ def command(
             Model.of(engine, names=names) as served,
         ):
             progress.close()
-            app = App(service, served, plan, Limits(api_keys=keys, cors_origins=origins))
+            app = App(
+                service,
+                served,
+                plan,
+                Limits(api_keys=keys, cors_origins=origins, max_requests=2 * (queue + plan.max_sequences)),
+            )
             address = f"{listen(bound)}/v1"
             if as_json:
                 click.echo(json.dumps({"url": address, "model": names[0], "plan": to_data(plan)}))

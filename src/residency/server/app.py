@@ -36,7 +36,7 @@ class Limits:
 
     api_keys: tuple[str, ...] = ()  # none: everybody may ask
     cors_origins: tuple[str, ...] = ()
-    max_requests: int = 1024  # open at a time
+    max_requests: int = 256  # open at a time
     body_bytes: int | None = None  # of one request; None: by the context
 
 

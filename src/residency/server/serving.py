@@ -12,8 +12,10 @@ import uvicorn
 from residency.engine.service import Service
 from residency.errors import UsageError
 from residency.server.app import App
+from residency.server.protocol import BoundedProtocol
 
 _KEEP_ALIVE_SECONDS = 30
+_MOST_CONNECTIONS = 1024  # one more is told 503 and closed
 _BACKLOG = 2048  # connections that nobody has accepted yet
 _SWITCH_SECONDS = 0.0005  # how long the event loop may keep the interpreter from the thread that computes
 
@@ -60,6 +62,8 @@ def serve(app: App, service: Service, bound: socket.socket, *, drain_seconds: fl
 
     config = uvicorn.Config(
         app.application,
+        http=BoundedProtocol,
+        limit_concurrency=_MOST_CONNECTIONS,
         log_config=None,
         access_log=False,
         lifespan="off",

@@ -11,6 +11,7 @@ from starlette.types import Receive, Send
 
 from residency.server.problems import problem_of
 
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -20,7 +21,7 @@ _HEADERS = [
 
 def json_bytes(value: object) -> bytes:
     """JSON as it is sent."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return _encode(value).encode("utf-8", "replace")
 
 
 async def while_connected(work: Coroutine[Any, Any, None], receive: Receive) -> None:

@@ -1,0 +1,29 @@
+"""uvicorn's quick HTTP protocol, with a bound on what comes before a body: the parser itself has none."""
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD_BYTES = 64 << 10
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Closes a connection whose request line and headers are larger than MAX_HEAD_BYTES."""
+
+    _head_bytes: int | None = 0  # of the request that is being read; None within its body
+
+    def data_received(self, data: bytes) -> None:
+        """What came over the connection."""
+        if self._head_bytes is not None:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_bytes is not None and self._head_bytes > MAX_HEAD_BYTES:
+            self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        """The parser's word that the body begins."""
+        self._head_bytes = None
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The parser's word that the body has ended."""
+        self._head_bytes = 0
+        super().on_message_complete()
