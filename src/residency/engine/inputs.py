@@ -6,38 +6,34 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from residency.kernels.attention import MAX_ROWS, MAX_SPLITS
+from residency.kernels.attention import MAX_SPLITS, PROMPT_TOKENS
 from residency.kernels.recorder import Inputs, address_of
 from residency.ledger import KvPages
 from residency.scheduler import Batch
 from residency.spec.model import ModelSpec, RopeSpec
 
-NUM_TOKENS, NUM_LOGITS, NUM_ITEMS, SPLITS, NUM_INT8 = range(5)
+NUM_TOKENS, NUM_LOGITS, NUM_ITEMS, MOST_SPLITS, NUM_INT8 = range(5)
 _PAGES_PER_SPLIT = 8  # fewer pages are not worth another thread's start
 
 
 class StepInputs:
     """Views of the input buffers, and how a batch is written into them."""
 
-    def __init__(
-        self, spec: ModelSpec, buffers: Mapping[str, npt.NDArray[Any]], page_tokens: int, threads: int
-    ) -> None:
+    def __init__(self, spec: ModelSpec, buffers: Mapping[str, npt.NDArray[Any]], page_tokens: int) -> None:
         self._page_tokens = page_tokens
-        self._threads = threads
         self._counts = buffers["counts"]
         self._positions = buffers["positions"]
         self._sequences = buffers["sequences"]
         self._logit_rows = buffers["logit_rows"]
         self._items = buffers["items"]
+        self._splits = buffers["splits"]
         self.slots = buffers["slots"]  # (groups, tokens)
         self.tables = buffers["block_tables"]  # (groups, sequences, pages)
         self.angles: dict[RopeSpec, npt.NDArray[np.float32]] = {}
         for rope in dict.fromkeys(layer.grouped_attention.rope for layer in spec.layers):
             self.angles[rope] = buffers["rope"][len(self.angles)]
         self._frequencies = {rope: np.asarray(rope.inverse_frequencies) for rope in self.angles}
-        groups = {layer.grouped_attention.num_heads // layer.grouped_attention.num_kv_heads for layer in spec.layers}
-        self._item_tokens = max(1, MAX_ROWS // max(groups))
-        self._kv_heads = min(layer.grouped_attention.num_kv_heads for layer in spec.layers)
+        self._most_split = len(self.tables[0])  # tokens of whose contexts parts can be kept
 
     @property
     def addresses(self) -> Inputs:
@@ -48,7 +44,8 @@ class StepInputs:
             num_int8=counts + 8 * NUM_INT8,
             num_logits=counts + 8 * NUM_LOGITS,
             num_items=counts + 8 * NUM_ITEMS,
-            splits=counts + 8 * SPLITS,
+            most_splits=counts + 8 * MOST_SPLITS,
+            splits=address_of(self._splits),
             logit_rows=address_of(self._logit_rows),
             items=address_of(self._items),
             positions=address_of(self._positions),
@@ -59,15 +56,14 @@ class StepInputs:
         """Write a batch; returns for each row of logits its request. `every_logit` asks for all tokens' logits."""
         row_of: list[int] = []
         first = num_items = 0
-        longest_pages = 0
         for index, entry in enumerate(batch.entries):
             last = first + entry.num_tokens
             self._positions[first:last] = np.arange(entry.start_token, entry.start_token + entry.num_tokens)
             self._sequences[first:last] = index
-            longest_pages = max(longest_pages, (entry.start_token + entry.num_tokens) // self._page_tokens + 1)
             self._write_pages(index, entry.request_id, first, last, pages)
-            for start in range(first, last, self._item_tokens):
-                self._items[num_items] = start, min(self._item_tokens, last - start)
+            item_tokens = PROMPT_TOKENS if entry.of_prompt else 1
+            for start in range(first, last, item_tokens):
+                self._items[num_items] = start, min(item_tokens, last - start)
                 num_items += 1
             wanted = range(first, last) if every_logit else range(last - 1, last) if entry.needs_logits else ()
             for row in wanted:
@@ -76,18 +72,22 @@ class StepInputs:
             first = last
         self._write_angles(first)
         num_int8 = sum(entry.num_tokens for entry in batch.entries if not entry.of_prompt)
-        splits = self._splits(first, longest_pages)
-        self._counts[: NUM_INT8 + 1] = first, len(row_of), num_items, splits, num_int8
+        most_splits = self._write_splits(first, num_int8)
+        self._counts[: NUM_INT8 + 1] = first, len(row_of), num_items, most_splits, num_int8
         return row_of
 
     def _write_pages(self, index: int, request_id: int, first: int, last: int, pages: KvPages) -> None:
-        positions = self._positions[first:last]
         for group, sequence in enumerate(pages.sequences[request_id]):
-            table = self.tables[group, index]
+            table, slots = self.tables[group, index], self.slots[group]
             held = sequence.pages
             table[sequence.first_page : sequence.first_page + len(held)] = held
-            self.slots[group, first:last] = table[positions // self._page_tokens].astype(np.int64) * self._page_tokens
-            self.slots[group, first:last] += positions % self._page_tokens
+            if last == first + 1:  # as in decode: numbers are quicker than arrays of one
+                page, place = divmod(int(self._positions[first]), self._page_tokens)
+                slots[first] = held[page - sequence.first_page] * self._page_tokens + place
+            else:
+                positions = self._positions[first:last]
+                slots[first:last] = table[positions // self._page_tokens].astype(np.int64) * self._page_tokens
+                slots[first:last] += positions % self._page_tokens
 
     def _write_angles(self, num_tokens: int) -> None:
         for rope, angles in self.angles.items():
@@ -96,11 +96,13 @@ class StepInputs:
             np.multiply(np.cos(phases), rope.factor, out=angles[:num_tokens, :half], casting="same_kind")
             np.multiply(np.sin(phases), rope.factor, out=angles[:num_tokens, half : 2 * half], casting="same_kind")
 
-    def _splits(self, num_tokens: int, num_pages: int) -> int:
-        """Parts of each context: as many as one decoding sequence has pages enough for, where it can be alone only.
+    def _write_splits(self, num_tokens: int, num_sampled: int) -> int:
+        """Parts of each token's context, and the most of any: as many as it has pages enough for, 1 in prompts.
 
         Parts are summed in another order than the whole, so their number must not depend on who shares the step.
         """
-        if len(self.tables[0]) > 1 or num_tokens > 1 or self._kv_heads >= 8 * self._threads:
-            return 1
-        return max(1, min(MAX_SPLITS, num_pages // _PAGES_PER_SPLIT))
+        splits = self._splits[:num_tokens]
+        splits[:] = 1
+        sampled = self._positions[: min(num_sampled, self._most_split)]
+        np.clip((sampled // self._page_tokens + 1) // _PAGES_PER_SPLIT, 1, MAX_SPLITS, out=splits[: len(sampled)])
+        return int(splits.max(initial=1))

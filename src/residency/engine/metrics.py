@@ -17,7 +17,7 @@ class LoopCounts:
     kv_tokens: int = 0  # of the sequences that hold pages, a shared one counted for each
     preemptions: int = 0  # of all time, as are those below
     swapped_pages: int = 0  # copied out
-    prompt_tokens: int = 0  # of prompts whose computation began
+    prompt_tokens: int = 0  # of prompts that are complete
     prefix_hit_tokens: int = 0  # of those, the ones that were shared and not computed
     computed_tokens: int = 0  # of all steps, those computed again after a preemption included
     sampled_tokens: int = 0
