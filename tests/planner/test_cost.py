@@ -1,11 +1,12 @@
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from residency.hardware import Machine, assumed_figures
+from residency.hardware import Figure, Machine, assumed_figures
 from residency.planner import ModelCost, forecast_speed
 from residency.planner.cost import prefill_seconds, step_seconds, step_workload
 from residency.spec.layout import read_bytes_per_token
@@ -68,3 +69,12 @@ def test_rates_that_nobody_measured_are_named(make_model: MakeModel, machine: Ma
     )
     assert "read_efficiency" not in forecast.assumed
     assert "matrix_int8_operations_per_second" in forecast.assumed
+
+
+def test_a_prompt_s_products_have_a_rate_of_their_own(make_model: MakeModel, machine: Machine) -> None:
+    quick = Figure(value=2e9, origin="measured")
+    slow = machine.with_measured(matrix_int8_operations_per_second=1e9)
+    both = replace(slow, figures={**slow.figures, "prompt_matrix_operations_per_second": quick})
+    cost = ModelCost.of(make_model(None))
+    seconds = [prefill_seconds(cost, prompt_tokens=64, chunk_tokens=64, machine=m, threads=1) for m in (slow, both)]
+    assert seconds[0] == pytest.approx(2 * seconds[1], rel=0.01)

@@ -17,8 +17,10 @@ from residency.spec.model import AttentionSpec, LatentAttentionSpec, LayerSpec, 
 from residency.spec.ranks import rank_tensor_bytes
 from residency.spec.state import KV_F16, KvFormat
 
+_PROMPT_RATE = "prompt_matrix_operations_per_second"
 _USED_FIGURES = (
     "matrix_int8_operations_per_second",
+    _PROMPT_RATE,
     "vector_f32_operations_per_second",
     "read_efficiency",
     "step_overhead_seconds",
@@ -216,11 +218,14 @@ def step_workload(cost: ModelCost, *, start_token: int, num_tokens: int) -> Work
     )
 
 
-def step_seconds(work: Workload, *, num_layers: int, machine: Machine, threads: int) -> StepSeconds:
-    """The roofline of one step."""
+def step_seconds(
+    work: Workload, *, num_layers: int, machine: Machine, threads: int, of_prompt: bool = False
+) -> StepSeconds:
+    """The roofline of one step. A prompt's products have a rate of their own, where it has been measured."""
     read_rate = machine.tier("ram").read_bytes_per_second(threads, work.read_bytes) * machine.figure("read_efficiency")
     cores = min(threads, machine.cores)
-    matrix_rate = machine.figure("matrix_int8_operations_per_second") * cores
+    of_prompt = of_prompt and _PROMPT_RATE in machine.figures
+    matrix_rate = machine.figure(_PROMPT_RATE if of_prompt else "matrix_int8_operations_per_second") * cores
     vector_rate = machine.figure("vector_f32_operations_per_second") * cores
     return StepSeconds(
         read=work.read_bytes / read_rate,
@@ -234,7 +239,8 @@ def prefill_seconds(cost: ModelCost, *, prompt_tokens: int, chunk_tokens: int, m
     total_seconds = 0.0
     for start in range(0, prompt_tokens, chunk_tokens):
         work = step_workload(cost, start_token=start, num_tokens=min(chunk_tokens, prompt_tokens - start))
-        total_seconds += step_seconds(work, num_layers=cost.num_layers, machine=machine, threads=threads).total
+        seconds = step_seconds(work, num_layers=cost.num_layers, machine=machine, threads=threads, of_prompt=True)
+        total_seconds += seconds.total
     return total_seconds
 
 
@@ -258,7 +264,9 @@ def forecast_speed(
         operations_per_token=work.matrix_operations + work.attention_operations,
         operations_per_second=(work.matrix_operations + work.attention_operations) / decode.compute,
         step_overhead_seconds=decode.overhead,
-        assumed=tuple(name for name in _USED_FIGURES if machine.figures[name].origin == "assumed"),
+        assumed=tuple(
+            name for name in _USED_FIGURES if name in machine.figures and machine.figures[name].origin == "assumed"
+        ),
     )
 
 
