@@ -91,6 +91,11 @@ class Deployer:
     def __init__(self, question: Question) -> None:
         self.question = question
         self._models: dict[str | None, ModelSpec] = {None: question.model}
+        self._halved: ModelSpec | None = None
+        if question.engine.name.startswith("vllm") and question.model.format_label == "F32":
+            note = "published in float32, which vLLM loads in 16 bits: bytes of devices are those"
+            self._models[None] = replace(question.model, notes=(*question.model.notes, note))
+            self._halved = requantized(question.model, "bf16")
         self._weights: dict[tuple[object, ...], tuple[StageWeights, ...]] = {}
         self._states: dict[tuple[object, ...], tuple[tuple[StateSpec, ...], ...]] = {}
         self._rest: dict[tuple[object, ...], tuple[StageRest, ...]] = {}
@@ -101,6 +106,10 @@ class Deployer:
         if quant not in self._models and quant is not None:
             self._models[quant] = requantized(self.question.model, quant)
         return self._models[quant]
+
+    def loaded(self, quant: str | None) -> ModelSpec:
+        """The model in the format that the engine keeps it in."""
+        return self._halved if quant is None and self._halved is not None else self.model(quant)
 
     def weigh(
         self, choice: Choice, load: Load | None = None, *, machine: Machine | None = None, always_forecast: bool = False
@@ -139,7 +148,7 @@ class Deployer:
         """What steps of one rank are made of."""
         key = (choice.quant, choice.kv, choice.tensor_parallel)
         if key not in self._costs:
-            model = self.model(choice.quant)
+            model = self.loaded(choice.quant)
             self._costs[key] = ModelCost.of_rank(model, kv=choice.kv, tensor_parallel=choice.tensor_parallel)
         return self._costs[key]
 
@@ -149,7 +158,7 @@ class Deployer:
         weights_key, states_key, rest_key = (choice.quant, *split), (choice.kv, *split), (device.count, load, *split)
         if weights_key not in self._weights:
             self._weights[weights_key] = stage_weights(
-                self.model(choice.quant), choice, device=device, engine=question.engine
+                self.loaded(choice.quant), choice, device=device, engine=question.engine
             )
         if states_key not in self._states:
             self._states[states_key] = stage_states(question.model, choice)
