@@ -195,6 +195,12 @@ def test_metrics_count_the_answers(server: Running) -> None:
     assert ended() == before + 1
 
 
+def test_a_failed_service_is_told_by_its_health(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(server.service), "failure", RuntimeError("no more"))
+    answer = httpx.get(f"{server.url}/health")
+    assert (answer.status_code, answer.json()) == (503, {"status": "failed"})
+
+
 def test_with_keys_nobody_is_answered_without_one(long_plan: Plan) -> None:
     with running_server(long_plan, limits=Limits(api_keys=("right", "other"))) as server:
         statuses = [

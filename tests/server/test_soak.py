@@ -106,11 +106,19 @@ async def soak(url: str, pid: int) -> Soaked:
 
 async def visit(client: httpx.AsyncClient, draw: random.Random, expected: list[str], soaked: Soaked) -> None:
     """One client, of some kind."""
-    kind = draw.choices(["whole", "gone", "huge", "schema", "several"], [6, 3, 1, 1, 1])[0]
+    kind = draw.choices(["whole", "gone", "half", "huge", "schema", "several"], [6, 2, 2, 1, 1, 1])[0]
     number = draw.randrange(len(QUESTIONS))
     if kind == "gone":
         with suppress(httpx.TimeoutException):
             await client.post("/chat/completions", json=asked(QUESTIONS[number]), timeout=draw.uniform(0.01, 0.3))
+        return
+    if kind == "half":
+        body = {**asked(QUESTIONS[number]), "stream": True}
+        async with client.stream("POST", "/chat/completions", json=body) as got:
+            soaked.statuses[got.status_code] += 1
+            async for _ in got.aiter_lines():
+                if draw.random() < 0.02:
+                    return
         return
     kinds: dict[str, dict[str, Any]] = {
         "huge": {"messages": [{"role": "user", "content": "x" * draw.choice([5_000, 100_000])}]},

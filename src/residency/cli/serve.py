@@ -104,6 +104,7 @@ def command(
             Model.of(engine, names=names) as served,
         ):
             progress.close()
+            served.prepare_grammars()
             app = App(
                 service,
                 served,

@@ -1,12 +1,13 @@
 """/v1/chat/completions: from the request to a job, and from answers to what is sent."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from residency.engine.text import Tokenizer
 from residency.server.answers import Answer
 from residency.server.choices import Choice, Choices, Delta
+from residency.server.grammar import ANY_OBJECT
 from residency.server.jobs import Job, generation_options, with_masks
 from residency.server.model import Model
 from residency.server.problems import Problem, Refused
@@ -52,11 +53,11 @@ async def chat_job(asked: ChatRequest, model: Model, watch: Watch) -> Job:
     )
 
 
-def schema_of(asked: ResponseFormat | None) -> dict[str, Any] | None:
+def schema_of(asked: ResponseFormat | None) -> Mapping[str, Any] | None:
     """The JSON schema that an answer must keep to, if any."""
     match asked:
         case JsonObjectFormat():
-            return {"type": "object"}
+            return ANY_OBJECT
         case JsonSchemaFormat():
             return asked.json_schema.schema_
     return None
@@ -74,7 +75,7 @@ def _tools(asked: ChatRequest, model: Model) -> list[Tool]:
     return asked.tools
 
 
-def _grammar(asked: ChatRequest, tools: Sequence[Tool], model: Model) -> str | dict[str, Any] | None:
+def _grammar(asked: ChatRequest, tools: Sequence[Tool], model: Model) -> str | Mapping[str, Any] | None:
     """What an answer is held to: a call where one is required, else the response format."""
     must_call = asked.tool_choice == "required" or isinstance(asked.tool_choice, NamedTool)
     if tools and must_call and model.tool_format is not None:

@@ -91,8 +91,7 @@ async def _answer(path: Path, body_bytes: int) -> None:
         text = "Why does memory bandwidth limit a language model? " * 32
         prompt = {"model": "model", "prompt": text, "temperature": 1, "top_p": 0.9}
         await (await desk.job("/v1/completions", json.dumps(prompt), {})).whole(desk.generator)
-        if tokenizer.eos_ids:
-            await model.compiled({"type": "object"})
+        model.prepare_grammars()
         if model.prompts.template is not None:
             chat = {"model": "model", "messages": [{"role": "user", "content": text}], "stream": True}
             job = await desk.job("/v1/chat/completions", json.dumps(chat), {})

@@ -8,7 +8,7 @@ from typing import Any
 
 from residency.engine.engine import Engine
 from residency.engine.text import ChatTemplate, Tokenizer
-from residency.server.grammar import Constraint, Grammars
+from residency.server.grammar import ANY_OBJECT, Constraint, Grammars
 from residency.server.problems import Problem, Refused
 from residency.server.prompts import Prompts
 from residency.server.tools import tool_format
@@ -58,6 +58,11 @@ class Model:
         if name is not None and name not in self.names:
             message = f"The model '{name[:200]}' is not served here; ask for '{self.names[0]}'."
             raise Refused(Problem(status=404, message=message, param="model", code="model_not_found"))
+
+    def prepare_grammars(self) -> None:
+        """Sort the vocabulary for schemas now: it takes up to a second, in which nothing else would be computed."""
+        if self.prompts.tokenizer.eos_ids:
+            self._grammars.of_schema(ANY_OBJECT)
 
     async def compiled(self, wanted: Mapping[str, Any] | str | None) -> Constraint | None:
         """A JSON schema, or a grammar's text, as what an answer is held to; None for None. Refused as Grammars does."""
