@@ -94,3 +94,8 @@ def test_an_answer_takes_no_longer_than_it_may(model: str, on: str, goal: str | 
     begin = time.process_time()
     answer(question)
     assert time.process_time() - begin < limit_seconds
+
+
+def test_three_devices_that_cannot_share_heads_are_stages() -> None:
+    placement = told("Jamba-v0.1", "3xH100-80GB").placement
+    assert (placement.tensor_parallel, placement.pipeline_parallel) == (1, 3)

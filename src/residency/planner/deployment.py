@@ -24,7 +24,7 @@ from residency.planner.quality import loss_of
 from residency.planner.rates import Ranks
 from residency.planner.serving import ServingForecast, Speculation, forecast_serving
 from residency.spec.model import ModelSpec
-from residency.spec.ranks import rank_bytes
+from residency.spec.ranks import check_tensor_parallel
 from residency.spec.requantize import requantized
 from residency.spec.state import KvFormat, StateSpec, kv_format_named
 
@@ -234,7 +234,7 @@ def _quickly_joined(question: Question) -> int:
 def can_share(model: ModelSpec, ranks: int) -> bool:
     """Whether so many ranks can share the model's heads."""
     try:
-        rank_bytes(replace(model, layers=model.layers[:1] + model.layers[-1:]), ranks)
+        check_tensor_parallel(model, ranks)
     except UsageError:
         return False
     return True
