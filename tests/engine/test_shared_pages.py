@@ -16,6 +16,7 @@ from support.engines import plan_of
 from support.gguf_files import write_gguf
 from support.loops import answers, events_until_idle, loop_on
 from support.models import small_model
+from support.real_models import real_model
 
 PROMPT = list(range(40, 90))
 PAGE_TOKENS = 16
@@ -73,14 +74,27 @@ def random_prompts(count: int) -> list[list[int]]:
     return [random.integers(0, 300, length).tolist() for length in lengths]
 
 
+def tokens_together_and_alone(loop: Loop, prompts: list[list[int]], asked: GenerationOptions) -> tuple[object, object]:
+    """The tokens of all prompts at one time, and of the first few one after the other."""
+    requests = [loop.submit(prompt, asked) for prompt in prompts]
+    events = events_until_idle(loop)
+    together = [answers(events, request)[0] for request in requests]
+    alone = [one_answer(loop, prompt, asked) for prompt in prompts[:6]]
+    return together[:6], alone
+
+
 def test_greedy_tokens_are_the_same_alone_and_among_31_others(path: Path) -> None:
-    prompts = random_prompts(32)
     with loop_of(path, max_sequences=32) as loop:
-        requests = [loop.submit(prompt, options(40, use_prefix_cache=False)) for prompt in prompts]
-        events = events_until_idle(loop)
-        together = [answers(events, request)[0] for request in requests]
-        alone = [one_answer(loop, prompt, options(40, use_prefix_cache=False)) for prompt in prompts[:8]]
-    assert together[:8] == alone
+        together, alone = tokens_together_and_alone(loop, random_prompts(32), options(40, use_prefix_cache=False))
+    assert together == alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-coder-0.5b"])
+def test_greedy_tokens_of_a_real_model_are_the_same_alone_and_among_31_others(name: str) -> None:
+    with loop_of(real_model(name), max_sequences=32) as loop:
+        together, alone = tokens_together_and_alone(loop, random_prompts(32), options(24, use_prefix_cache=False))
+    assert together == alone
 
 
 @pytest.mark.parametrize("admission", ["optimistic", "guaranteed"])
