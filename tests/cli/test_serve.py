@@ -56,6 +56,11 @@ def test_a_budget_that_is_too_small_for_a_server_is_refused_with_what_is_missing
     assert result.exit_code == 2 and "too little" in result.stderr
 
 
+def test_swapping_to_a_disk_that_nobody_measured_is_refused(residency: Residency, model_path: Path) -> None:
+    result = residency("serve", model_path, "--port", 0, "--swap", "10MiB", *SMALL)
+    assert result.exit_code == 2 and "has no disk tier" in result.stderr
+
+
 def test_without_its_libraries_serve_says_how_to_install_them(
     residency: Residency, model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

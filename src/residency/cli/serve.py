@@ -8,13 +8,16 @@ from typing import Literal
 
 import click
 
-from residency.cli.options import PlanOptions, json_option, model_argument, plan_options
+from residency.cli.options import PlanOptions, json_option, memory_bytes, model_argument, plan_options
 from residency.cli.planned import is_plan_file, planned, save_plan
 from residency.cli.prepare import prepare_first
 from residency.cli.progress import Progress
+from residency.engine.calibrate import this_machine
 from residency.engine.engine import Engine
 from residency.engine.service import Service
+from residency.engine.swap import SwapSpace
 from residency.errors import UsageError
+from residency.paths import cache_folder
 from residency.planner import Plan
 from residency.planner.explain import explain
 from residency.planner.memory import DEFAULT_CONTEXT_TOKENS
@@ -49,6 +52,13 @@ admission_option = click.option(
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 for everybody's.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes any free one.")
 @click.option("--queue", type=click.IntRange(min=1), default=64, show_default=True, help="Requests that may wait.")
+@click.option(
+    "--swap",
+    "swap_bytes",
+    callback=memory_bytes,
+    metavar="BYTES",
+    help="Room on disk for requests that others have taken the pages of, where that is quicker than beginning again.",
+)
 @click.option("--name", "names", multiple=True, metavar="NAME", help="What clients call the model (default: MODEL).")
 @click.option("--api-key", "api_keys", multiple=True, metavar="KEY", help=f"Ask for it; better in {API_KEY_VARIABLE}.")
 @click.option("--cors", "origins", multiple=True, metavar="ORIGIN", help="Allow web pages of this origin, or of '*'.")
@@ -63,6 +73,7 @@ def command(
     host: str,
     port: int,
     queue: int,
+    swap_bytes: int | None,
     names: tuple[str, ...],
     api_keys: tuple[str, ...],
     origins: tuple[str, ...],
@@ -90,7 +101,7 @@ def command(
     keys = api_keys or tuple(filter(None, os.environ.get(API_KEY_VARIABLE, "").split(",")))
     names = names or (name_of(model),)
     with bound_socket(host, port) as bound:
-        plan = serving_plan(model, asked, max_sequences)
+        plan, swap = serving_plan(model, asked, max_sequences), swap_space(swap_bytes)
         if plan_out is not None:
             save_plan(plan, plan_out)
         if not as_json:
@@ -100,7 +111,7 @@ def command(
         with (
             Progress() as progress,
             Engine.open(plan, progress=progress) as engine,
-            Service(engine, queue_limit=queue, admission=admission) as service,
+            Service(engine, queue_limit=queue, admission=admission, swap=swap) as service,
             Model.of(engine, names=names) as served,
         ):
             progress.close()
@@ -138,6 +149,14 @@ def serving_plan(model: str, asked: PlanOptions, max_sequences: int | None) -> P
     footprint = f"{SERVE_FOOTPRINT} {longest_body}"
     with Progress() as progress:
         return planned(model, asked, progress, max_sequences=max_sequences or DEFAULT_SEQUENCES, footprint=footprint)
+
+
+def swap_space(num_bytes: int | None) -> SwapSpace | None:
+    """So much of the cache folder, as quick as this machine's disk was measured; none for no bytes."""
+    if not num_bytes:
+        return None
+    disk = this_machine().tier("disk")
+    return SwapSpace(folder=cache_folder(), num_bytes=num_bytes, bytes_per_second=disk.read_bytes_per_second(threads=1))
 
 
 def name_of(model: str) -> str:
