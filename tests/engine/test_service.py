@@ -125,6 +125,13 @@ def test_a_cancelled_request_hears_so_and_leaves_its_pages(service: Service) -> 
     assert service.metrics().loop.used_pages == 0
 
 
+def test_who_hears_that_an_answer_has_ended_finds_its_pages_free(service: Service) -> None:
+    heard = Heard()
+    service.submit(PROMPT, options(5), heard)
+    heard.wait()
+    assert service.metrics().loop.used_pages == 0
+
+
 def test_a_listener_that_fails_ends_its_own_request_alone(service: Service) -> None:
     def failing(event: TokenEvent) -> None:
         raise RuntimeError("gone")

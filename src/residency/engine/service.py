@@ -231,14 +231,16 @@ class Service:
 
     def _step(self) -> None:
         started, read_before = time.perf_counter(), self._loop.read_bytes
-        self._deliver(self._loop.step())
+        events = self._loop.step()
+        with self._changed:
+            self._counts = self._loop.counts()  # who hears that an answer has ended finds its pages free
+        self._deliver(events)
         seconds = time.perf_counter() - started
         rate = (self._loop.read_bytes - read_before) / seconds
         with self._changed:
             self._last_step_seconds = seconds
             self._step_seconds += seconds
             self._recent_rate += (rate - self._recent_rate) / _RECENT_STEPS
-            self._counts = self._loop.counts()
 
     def _end_all(self, request_ids: Iterable[int], reason: FinishReason, error: str | None = None) -> None:
         """End all open answers of requests; those that have ended already are passed over."""
