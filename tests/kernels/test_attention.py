@@ -105,12 +105,20 @@ class Attended:
 
 
 def attended(
-    run: Runner, made: Case, threads: int, *, splits: int = 1, tokens_of_an_item: int | None = None
+    run: Runner,
+    made: Case,
+    threads: int,
+    *,
+    splits: int = 1,
+    tokens_of_an_item: int | None = None,
+    num_prompt: int = 0,
 ) -> Attended:
     spec, tokens = made.spec, len(made.q_TX)
+    group = spec.num_heads // spec.num_kv_heads
     items = items_of(made.parts, tokens_of_an_item or max(1, 8 * spec.num_kv_heads // spec.num_heads))
     step = Step(
         num_tokens=tokens,
+        num_prompt=num_prompt,
         items=items,
         positions=made.positions_T.tolist(),
         sequences=made.sequences_T.tolist(),
@@ -119,7 +127,7 @@ def attended(
     width = spec.num_heads * spec.head_dim
     step.buffers["attended"] = step.poisoned(tokens, width)
     step.buffers["attended_q8"] = step.poisoned_groups(tokens, width)
-    step.buffers["attention_scratch"] = step.poisoned(threads, scratch_bytes(spec.head_dim), dtype=np.uint8)
+    step.buffers["attention_scratch"] = step.poisoned(threads, scratch_bytes(spec.head_dim, group), dtype=np.uint8)
     step.buffers["attention_partials"] = step.poisoned(
         tokens * spec.num_heads * splits, partial_bytes(spec.head_dim), dtype=np.uint8
     )
@@ -130,8 +138,15 @@ def attended(
     return out
 
 
-def assert_as_defined(run: Runner, made: Case, threads: int, **how: int) -> None:
-    np.testing.assert_allclose(attended(run, made, threads, **how).values, made.expected_TX, rtol=0, atol=3e-6)
+def assert_as_defined(run: Runner, made: Case, threads: int, *, atol: float = 3e-6, **how: int) -> None:
+    np.testing.assert_allclose(attended(run, made, threads, **how).values, made.expected_TX, rtol=0, atol=atol)
+
+
+def assert_as_defined_in_tiles(
+    run: Runner, made: Case, num_prompt: int, threads: int = 2, *, atol: float = 1e-4
+) -> None:
+    """A score's least terms are left out, 2**-17 of the sum of |q k|, which is some ten here; and so for the values."""
+    assert_as_defined(run, made, threads, atol=atol, num_prompt=num_prompt, tokens_of_an_item=16)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -195,6 +210,45 @@ def test_a_prompt_and_decoding_sequences_share_a_step(run: Runner, threads: int)
 def test_runs_of_any_length_give_the_same(run: Runner, tokens_of_an_item: int) -> None:
     made = case(3, 2, 32, Part(start_token=20, num_tokens=30), window_tokens=24)
     assert_as_defined(run, made, 2, tokens_of_an_item=tokens_of_an_item)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 15, 16, 17, 40])
+@pytest.mark.parametrize("group", [1, 3, 6, 7, 8, 16])
+def test_a_prompt_attends_to_what_came_before_each_token(run: Runner, group: int, tokens: int) -> None:
+    made = case(group, 2, 64, Part(start_token=37, num_tokens=tokens))
+    assert_as_defined_in_tiles(run, made, tokens)
+
+
+@pytest.mark.parametrize("start_token", [0, 1, 16, 200])
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 96, 128, 256])
+def test_a_prompt_s_heads_may_have_any_width(run: Runner, head_dim: int, start_token: int) -> None:
+    made = case(3, 2, head_dim, Part(start_token=start_token, num_tokens=33))
+    assert_as_defined_in_tiles(run, made, 33)
+
+
+@pytest.mark.parametrize("window_tokens", [1, 2, 8, 16, 17, 64, 1000])
+def test_a_window_hides_what_is_before_it_in_a_prompt(run: Runner, window_tokens: int) -> None:
+    made = case(3, 2, 64, Part(start_token=90, num_tokens=40), window_tokens=window_tokens)
+    assert_as_defined_in_tiles(run, made, 40)
+
+
+@pytest.mark.parametrize("window_tokens", [24, None])
+def test_a_prompt_s_token_attends_alike_in_any_chunk(run: Runner, window_tokens: int | None) -> None:
+    made = case(3, 2, 64, Part(start_token=100, num_tokens=40), window_tokens=window_tokens)
+    whole, parts = (attended(run, made, 2, num_prompt=40, tokens_of_an_item=tokens) for tokens in (16, 7))
+    np.testing.assert_array_equal(whole.values, parts.values)
+
+
+def test_large_scores_of_a_prompt_do_not_overflow(run: Runner) -> None:
+    made = case(2, 2, 64, Part(start_token=100, num_tokens=20))
+    made.q_TX[...] *= 100
+    assert_as_defined_in_tiles(run, made, 20, atol=1e-2)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_prompt_after_decoding_sequences_shares_their_step(run: Runner, threads: int) -> None:
+    made = case(3, 2, 64, *decode(70, 33), Part(start_token=0, num_tokens=21))
+    assert_as_defined_in_tiles(run, made, 21, threads)
 
 
 def test_large_scores_do_not_overflow(run: Runner) -> None:

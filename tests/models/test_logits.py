@@ -164,9 +164,12 @@ def test_a_gguf_file_of_any_format_computes_what_its_weights_say(
 def test_one_layer_of_a_gguf_file_computes_what_its_weights_and_rounded_activations_say(
     architecture: str, number_format: str, tmp_path: Path
 ) -> None:
-    """Rounded where the engine rounds, little is left: codes near the middle that fall to the other side."""
+    """Rounded where the engine rounds, little is left: values near the middle that fall to the other side.
+
+    They are more where a prompt's attention is computed in tile registers, to 2**-17 and not float32's 2**-24.
+    """
     path = write_gguf(tmp_path / "model.gguf", small_model(architecture, num_layers=1), number_format)
     ours = engine_logits(path, TOKENS[:100], prompt_tokens=90, chunk_tokens=32)
     rounding = Rounding(bf16_tokens=90 if HAS_TILES else 0)
     expected = plain_logits(model_spec(open_checkpoint(path)), TOKENS[:100], rounding=rounding)
-    assert usual(ours, expected) < 1e-3
+    assert usual(ours, expected) < (2e-3 if HAS_TILES else 1e-3)

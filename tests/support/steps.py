@@ -53,8 +53,9 @@ class Step:
         counts = self.given(
             np.array([num_tokens, len(logit_rows), len(items), splits, num_tokens - num_prompt], np.int64)
         )
-        rows, runs, at, of = (
-            self.given(np.array(values, np.int64)) for values in (logit_rows, items, positions, sequences)
+        rows, runs, at, of, parts = (
+            self.given(np.array(values, np.int64))
+            for values in (logit_rows, items, positions, sequences, [splits] * num_tokens)
         )
         first = address_of(counts)
         self.inputs = Inputs(
@@ -62,7 +63,8 @@ class Step:
             num_int8=first + 32,
             num_logits=first + 8,
             num_items=first + 16,
-            splits=first + 24,
+            most_splits=first + 24,
+            splits=address_of(parts),
             logit_rows=address_of(rows),
             items=address_of(runs),
             positions=address_of(at),

@@ -25,6 +25,8 @@ from residency.store.probe import is_disturbed, kept_machine, probe, save_machin
 
 RUN_FOOTPRINT = "residency.engine.footprint"  # the program that takes what a run takes beside weights
 _TRIALS = 7
+_FEW, _MANY = 64, 512  # tokens: what the second number adds is multiplying, the rest of the first is unpacking
+_UNNOTICED_RATE = 1e15  # of unpacking, where products unpack on the way
 _STREAMED_BYTES = 128 * 1024**2
 _KERNELS = 200  # of the program that shows what a kernel costs beside its work
 KERNELS_PER_LAYER = 12  # in a layer of the models here
@@ -92,12 +94,24 @@ def figures(library: Library, machine: Machine) -> dict[str, float]:
 
     Where others keep processors busy, only what one thread shows.
     """
-    columns, tokens = 1024, 64
+    columns, values = 1024, 1024 * 1024
     with Workers(library, 1) as alone:
-        product = _product(library, rows=1024, columns=columns, tokens=tokens)
-        matrix_rate = 2 * 1024 * columns * tokens / _best_seconds(alone, product)
+
+        def seconds(tokens: int, *, of_prompt: bool) -> float:
+            return _best_seconds(
+                alone, _product(library, rows=1024, columns=columns, tokens=tokens, of_prompt=of_prompt)
+            )
+
+        sampled = seconds(_FEW, of_prompt=False)
+        few, many = (seconds(tokens, of_prompt=True) for tokens in (_FEW, _MANY))
+    a_token = (many - few) / (_MANY - _FEW)
+    rates = {
+        "matrix_int8_operations_per_second": 2 * values * _FEW / sampled,
+        "prompt_matrix_operations_per_second": 2 * values / a_token,
+        "prompt_unpacked_values_per_second": values / max(few - _FEW * a_token, values / _UNNOTICED_RATE),
+    }
     if is_disturbed(machine):
-        return {"matrix_int8_operations_per_second": matrix_rate}
+        return rates
     with Workers(library, machine.threads) as workers:
         streamed = _product(
             library, rows=_STREAMED_BYTES // Q4_1.bytes_of((16, columns)) * 16, columns=columns, tokens=1
@@ -106,21 +120,24 @@ def figures(library: Library, machine: Machine) -> dict[str, float]:
         tiny_seconds = _best_seconds(workers, _product(library, rows=16, columns=32, tokens=1, kernels=_KERNELS))
     read_rate = machine.tier("ram").read_bytes_per_second(machine.threads, _STREAMED_BYTES)
     return {
-        "matrix_int8_operations_per_second": matrix_rate,
+        **rates,
         "read_efficiency": min(1.0, streamed_rate / read_rate),
         "layer_overhead_seconds": tiny_seconds / _KERNELS * KERNELS_PER_LAYER,
     }
 
 
-def _product(library: Library, *, rows: int, columns: int, tokens: int, kernels: int = 1) -> Program:
-    """The product of a Q4_1 matrix and rows of activations, `kernels` times."""
-    counts = np.array([tokens], np.int64)
+def _product(
+    library: Library, *, rows: int, columns: int, tokens: int, kernels: int = 1, of_prompt: bool = False
+) -> Program:
+    """The product of a Q4_1 matrix and rows of activations, a prompt's or not, `kernels` times."""
+    counts = np.array([tokens, 0 if of_prompt else tokens], np.int64)
     at = address_of(counts)
     inputs = Inputs(
         num_tokens=at,
-        num_int8=at,
+        num_int8=at + 8,
         num_logits=at,
         num_items=at,
+        most_splits=at,
         splits=at,
         logit_rows=at,
         items=at,

@@ -45,7 +45,7 @@ class CpuExecutor:
                 for group, arena in zip(plan.kv_groups, arenas, strict=True)
             ]
             opened.callback(self._kv_pages.clear)
-            self._inputs = StepInputs(spec, buffers, plan.page_tokens, plan.threads)
+            self._inputs = StepInputs(spec, buffers, plan.page_tokens)
             self._token_ids, self._logits = buffers["token_ids"], buffers["logits"]
             self._hidden = None if spec.tied else buffers["hidden"][:, : spec.hidden]
             self._vocabulary = spec.vocabulary

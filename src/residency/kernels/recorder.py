@@ -35,6 +35,7 @@ class Inputs:
     num_int8: int  # tokens whose rows meet matrices in int8: the first ones, that are no prompt's
     num_logits: int
     num_items: int
+    most_splits: int
     splits: int
     logit_rows: int
     items: int

@@ -2,7 +2,7 @@
 
 from residency.formats.tiles import TILE_ROWS
 from residency.planner.plan import PAGE_TOKENS, Buffer
-from residency.spec.model import ModelSpec
+from residency.spec.model import AttentionSpec, ModelSpec
 
 # Activations are packed in groups of 32 values: 32 int8 and 4 words (scale and sums), or 32 of bfloat16 for prompts.
 GROUP_VALUES = 32
@@ -12,9 +12,11 @@ GROUP_BYTES = 64
 # that the result does not depend on it.
 ATTENTION_SPLITS = 16
 
-# What a thread's attention works in, beside 64 bytes for each value of a head: scores of 8 rows against 4 pages, and
-# five statistics of each row.
-ATTENTION_SCRATCH_BYTES = 8 * 4 * 64 + 5 * 64
+# What a thread's attention works in: for a prompt scores and weights of 16 tokens against 4 pages, keys and values of
+# these, and of each head that shares them queries, sums and statistics. Decode needs less.
+_SCORES_BYTES = 384 + 8192
+_KEYS_AND_VALUES_BYTES = 512  # for each value of a head
+_HEAD_BYTES = 128  # for each value of each head, and once more
 
 
 def activation_buffers(
@@ -48,6 +50,7 @@ def activation_buffers(
         Buffer(name="positions", shape=(tokens,), dtype="int64"),
         Buffer(name="sequences", shape=(tokens,), dtype="int64"),
         Buffer(name="items", shape=(tokens, 2), dtype="int64"),
+        Buffer(name="splits", shape=(tokens,), dtype="int64"),
         Buffer(name="logit_rows", shape=(logits,), dtype="int64"),
         Buffer(name="slots", shape=(groups, tokens), dtype="int64"),
         Buffer(name="block_tables", shape=(groups, max_sequences, context_pages), dtype="int32"),
@@ -63,12 +66,17 @@ def activation_buffers(
         Buffer(
             name="attention_partials", shape=(max_sequences * heads * ATTENTION_SPLITS, head_dim + 16), dtype="float32"
         ),
-        Buffer(name="attention_scratch", shape=(threads, ATTENTION_SCRATCH_BYTES + 64 * head_dim), dtype="uint8"),
+        Buffer(name="attention_scratch", shape=(threads, max(map(_scratch_bytes, attentions))), dtype="uint8"),
         Buffer(name="gate", shape=(tokens, in_tiles(intermediate)), dtype="float32"),
         Buffer(name="up", shape=(tokens, in_tiles(intermediate)), dtype="float32"),
         Buffer(name="gated_q8", shape=(tokens, quantized_bytes(intermediate)), dtype="uint8"),
         Buffer(name="logits", shape=(logits, in_tiles(model.vocabulary)), dtype="float32"),
     )
+
+
+def _scratch_bytes(attention: AttentionSpec) -> int:
+    heads_bytes = _HEAD_BYTES * (attention.head_dim + 1) * (attention.num_heads // attention.num_kv_heads)
+    return _SCORES_BYTES + _KEYS_AND_VALUES_BYTES * attention.head_dim + heads_bytes
 
 
 def in_tiles(columns: int) -> int:

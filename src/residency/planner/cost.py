@@ -18,9 +18,11 @@ from residency.spec.ranks import rank_tensor_bytes
 from residency.spec.state import KV_F16, KvFormat
 
 _PROMPT_RATE = "prompt_matrix_operations_per_second"
+_UNPACKING_RATE = "prompt_unpacked_values_per_second"
 _USED_FIGURES = (
     "matrix_int8_operations_per_second",
     _PROMPT_RATE,
+    _UNPACKING_RATE,
     "vector_f32_operations_per_second",
     "read_efficiency",
     "step_overhead_seconds",
@@ -235,12 +237,16 @@ def step_seconds(
 
 
 def prefill_seconds(cost: ModelCost, *, prompt_tokens: int, chunk_tokens: int, machine: Machine, threads: int) -> float:
-    """From an empty cache to the logits after the prompt, chunk by chunk."""
+    """From an empty cache to the logits after the prompt, chunk by chunk, each of which unpacks all weights once."""
     total_seconds = 0.0
+    unpacking_seconds = 0.0
+    if _UNPACKING_RATE in machine.figures:
+        values = sum(each.num_layers * each.values for each in cost.matrices if each.name != "output head")
+        unpacking_seconds = values / (machine.figure(_UNPACKING_RATE) * min(threads, machine.cores))
     for start in range(0, prompt_tokens, chunk_tokens):
         work = step_workload(cost, start_token=start, num_tokens=min(chunk_tokens, prompt_tokens - start))
         seconds = step_seconds(work, num_layers=cost.num_layers, machine=machine, threads=threads, of_prompt=True)
-        total_seconds += seconds.total
+        total_seconds += seconds.total + unpacking_seconds
     return total_seconds
 
 

@@ -5,13 +5,16 @@ from residency.kernels.rotary import LayerPages
 from residency.spec.model import AttentionSpec
 
 MAX_ROWS = 8  # queries that meet a page together
+PROMPT_TOKENS = 16  # of an item of a prompt
 MAX_SPLITS = 16  # parts of one long context
 _NO_WINDOW = 1 << 40
 
 
-def scratch_bytes(head_dim: int) -> int:
-    """Bytes that each thread works in: scores, statistics, and MAX_ROWS heads of queries and of sums."""
-    return MAX_ROWS * 256 + 5 * 64 + 2 * MAX_ROWS * 4 * head_dim
+def scratch_bytes(head_dim: int, group: int) -> int:
+    """Bytes that each thread works in, for heads of which `group` share keys and values: see attention/cpu_tiles.py,
+    which needs more than attention/cpu.py.
+    """
+    return 384 + 8192 + 512 * head_dim + 128 * (head_dim + 1) * group
 
 
 def partial_bytes(head_dim: int) -> int:
@@ -22,8 +25,8 @@ def partial_bytes(head_dim: int) -> int:
 def attention(step: Recorder, spec: AttentionSpec, q: FloatArray, cache: LayerPages) -> Rows:
     """softmax(scale q kᵀ) v for each token and head, over all earlier tokens or the window's, into "attended".
 
-    q (tokens, heads * head_dim), rotated. Items (runs of tokens of one sequence), positions and the number of splits
-    are the step's inputs.
+    q (tokens, heads * head_dim), rotated. Items (runs of tokens of one sequence), positions and numbers of splits are
+    the step's inputs.
     """
     assert spec.head_dim % 16 == 0 and spec.num_heads * spec.head_dim % 32 == 0
     out, q8 = step.buffers["attended"], step.buffers["attended_q8"]
@@ -46,6 +49,8 @@ def attention(step: Recorder, spec: AttentionSpec, q: FloatArray, cache: LayerPa
         sequences_at=step.inputs.sequences,
         window=_NO_WINDOW if spec.window_tokens is None else spec.window_tokens,
         splits_at=step.inputs.splits,
+        most_splits_at=step.inputs.most_splits,
+        int8_at=step.inputs.num_int8,
         out=address_of(out),
         out_stride=row_bytes(out),
         partials=address_of(partials),
@@ -56,6 +61,7 @@ def attention(step: Recorder, spec: AttentionSpec, q: FloatArray, cache: LayerPa
         "attention.combine",
         partials=address_of(partials),
         splits_at=step.inputs.splits,
+        most_splits_at=step.inputs.most_splits,
         heads=spec.num_heads,
         head_dim=spec.head_dim,
         q8=0,

@@ -9,7 +9,8 @@ A page holds keys as [head_dim][16 tokens], so that tokens are lanes, and values
 
 from numba import njit
 
-from residency.kernels.simd.blocks import GROUP, exp_f32, int8_rows, place_of_row, share_start, store_group
+from residency.kernels.attention.cpu_tiles import LOWEST, MASKED, PAGE_TOKENS, TILE_VALUES, prompt_attention
+from residency.kernels.simd.blocks import GROUP, HAS_TILES, exp_f32, int8_rows, place_of_row, share_start, store_group
 from residency.kernels.simd.language import (
     add_f32,
     add_i32,
@@ -39,11 +40,8 @@ from residency.kernels.simd.language import (
     zeros_f32,
 )
 
-PAGE_TOKENS = 16
 TILE_PAGES = 4  # pages between two updates of the running maximum
 MAX_ROWS = 8
-MASKED = -1e30
-LOWEST = -1e20  # where the running maximum starts: far above MASKED, so that a masked score's exponential is 0
 SCORE_STRIDE = 4 * PAGE_TOKENS * TILE_PAGES
 SCORES = 0  # from here on: where a thread's scratch memory keeps what
 MAXIMA, SUMS, FACTORS, FIRSTS, LASTS, QUERIES = (MAX_ROWS * SCORE_STRIDE + 64 * i for i in range(6))
@@ -188,28 +186,51 @@ def _load_rows(
 def _attention(load, value_bytes):
     """The kernel for keys and values of one format."""
     by_1, by_2, by_4, by_8 = (_attend_by(rows, load, value_bytes) for rows in (1, 2, 4, 8))
+    has_tiles = HAS_TILES and value_bytes == 2
+    by_tiles = prompt_attention(load, value_bytes)
+
+    @_function
+    def by_block(rows, scratch, table, pages, page_bytes, keys, values, head_dim, first_page, last_page):
+        if rows == 1:
+            by_1(scratch, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
+        elif rows == 2:
+            by_2(scratch, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
+        elif rows == 4:
+            by_4(scratch, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
+        else:
+            by_8(scratch, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
 
     def attend(
         q, q_stride, scale: float, heads, kv_heads, head_dim, pages, page_bytes, tables, table_stride, items_at,
-        num_items_at, positions_at, sequences_at, window, splits_at, out, out_stride, partials, scratch, scratch_bytes,
-        thread, threads,
+        num_items_at, positions_at, sequences_at, window, splits_at, most_splits_at, int8_at, out, out_stride, partials,
+        scratch, scratch_bytes, thread, threads,
     ):  # fmt: skip
         """See reference.attention. Units of work: item, key-value head and split, dealt out in turn."""
         mine = scratch + scratch_bytes * thread
-        splits = load_i64(splits_at)
+        most_splits = load_i64(most_splits_at)
         group = heads // kv_heads
         head_bytes = value_bytes * PAGE_TOKENS * head_dim
         partial_bytes = 4 * head_dim + 64
-        units = load_i64(num_items_at) * kv_heads * splits
+        units = load_i64(num_items_at) * kv_heads * most_splits
         for unit in range(thread, units, threads):
-            item = unit // (kv_heads * splits)
-            kv_head = unit // splits % kv_heads
-            split = unit % splits
-            first_token = load_i64(items_at + 16 * item)
-            num_rows = load_i64(items_at + 16 * item + 8) * group
+            item = unit // (kv_heads * most_splits)
+            kv_head = unit // most_splits % kv_heads
+            split = unit % most_splits
+            first_token, tokens = load_i64(items_at + 16 * item), load_i64(items_at + 16 * item + 8)
+            splits = load_i64(splits_at + 8 * first_token)
+            if split >= splits:
+                continue
             table = tables + table_stride * load_i64(sequences_at + 8 * first_token)
-            for start in range(0, num_rows, MAX_ROWS):
-                rows = min(MAX_ROWS, num_rows - start)
+            keys = head_bytes * kv_head
+            values = keys + head_bytes * kv_heads
+            if has_tiles and head_dim % TILE_VALUES == 0 and first_token >= load_i64(int8_at):
+                by_tiles(
+                    mine, first_token, tokens, kv_head, group, head_dim, q, q_stride, scale, table, pages, page_bytes,
+                    keys, values, positions_at, window, out, out_stride,
+                )  # fmt: skip
+                continue
+            for start in range(0, tokens * group, MAX_ROWS):
+                rows = min(MAX_ROWS, tokens * group - start)
                 block = 1 if rows == 1 else 2 if rows == 2 else 4 if rows <= 4 else 8
                 first_key, last_key = _load_rows(
                     mine, block, rows, start, group, first_token, kv_head, q, q_stride, scale, head_dim, positions_at,
@@ -219,30 +240,21 @@ def _attention(load, value_bytes):
                 num_pages = last_key // PAGE_TOKENS + 1 - page_0
                 first_page = page_0 + num_pages * split // splits
                 last_page = page_0 + num_pages * (split + 1) // splits
-                keys = head_bytes * kv_head
-                values = keys + head_bytes * kv_heads
-                if block == 1:
-                    by_1(mine, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
-                elif block == 2:
-                    by_2(mine, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
-                elif block == 4:
-                    by_4(mine, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
-                else:
-                    by_8(mine, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
+                by_block(block, mine, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
                 for i in range(rows):
                     token = first_token + (start + i) // group
                     head = kv_head * group + (start + i) % group
-                    part = partials + partial_bytes * ((token * heads + head) * splits + split) if splits > 1 else 0
+                    index = (token * heads + head) * most_splits + split
+                    part = partials + partial_bytes * index if splits > 1 else 0
                     _store_row(mine, i, out + out_stride * token + 4 * head_dim * head, part, head_dim)
 
     return attend
 
 
 @_device
-def _merged(partials, index, splits, head_dim, d):
+def _merged(first, splits, head_dim, d):
     """16 values of one head, from its parts: each weighted by exp(its maximum - the largest) over the sums."""
     partial_bytes = 4 * head_dim + 64
-    first = partials + partial_bytes * index * splits
     maximum = load_f32(first + 4 * head_dim)
     for i in range(1, splits):
         maximum = max(maximum, load_f32(first + partial_bytes * i + 4 * head_dim))
@@ -256,27 +268,35 @@ def _merged(partials, index, splits, head_dim, d):
     return mul_f32(values, splat_f32(1.0 / (sum_f32(total) / 16.0)))
 
 
-def combine(partials, splits_at, heads, head_dim, out, out_stride, q8, q8_stride, int8_at, tokens_at, thread, threads):
-    """Merge the parts of split heads into `out`, and write the quantized twin where `q8` is not 0."""
-    splits = load_i64(splits_at)
-    if splits == 1 and q8 == 0:
+def combine(
+    partials, splits_at, most_splits_at, heads, head_dim, out, out_stride, q8, q8_stride, int8_at, tokens_at, thread,
+    threads,
+):  # fmt: skip
+    """Merge the parts of split heads into `out`, and write the packed twin where `q8` is not 0."""
+    most_splits = load_i64(most_splits_at)
+    if most_splits == 1 and q8 == 0:
         return
+    part_bytes = (4 * head_dim + 64) * most_splits
     tokens = load_i64(tokens_at)
     quantized = int8_rows(tokens, int8_at)
     groups = heads * head_dim // GROUP
-    units = tokens * groups
-    for unit in range(share_start(units, thread, threads), share_start(units, thread + 1, threads)):
+    unit, end = share_start(tokens * groups, thread, threads), share_start(tokens * groups, thread + 1, threads)
+    while unit < end:  # token after token
         token = unit // groups
-        column = unit % groups * GROUP
-        at = out + out_stride * token + 4 * column
-        if splits > 1:
-            for c in range(column, column + GROUP, 16):
-                merged = _merged(partials, token * heads + c // head_dim, splits, head_dim, c % head_dim)
-                store_f32x16(at + 4 * (c - column), merged)
-        if q8 != 0:
-            place, group_bytes = place_of_row(q8, q8_stride, token, tokens, quantized)
-            group_at = place + group_bytes * (column // GROUP)
-            store_group(load_f32x16(at), load_f32x16(at + 64), group_at, token < quantized)
+        first = unit - token * groups
+        last = min(groups, first + end - unit)
+        splits = load_i64(splits_at + 8 * token)
+        place, group_bytes = place_of_row(q8, q8_stride, token, tokens, quantized)
+        for group in range(first, last):
+            column = GROUP * group
+            at = out + out_stride * token + 4 * column
+            if splits > 1:
+                for c in range(column, column + GROUP, 16):
+                    part = partials + part_bytes * (token * heads + c // head_dim)
+                    store_f32x16(at + 4 * (c - column), _merged(part, splits, head_dim, c % head_dim))
+            if q8 != 0:
+                store_group(load_f32x16(at), load_f32x16(at + 64), place + group_bytes * group, token < quantized)
+        unit += last - first
 
 
 KERNELS = {

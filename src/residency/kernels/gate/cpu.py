@@ -5,11 +5,11 @@ from numba import njit
 from residency.kernels.simd.blocks import GROUP, exp_f32, int8_rows, place_of_row, share_start, store_group
 from residency.kernels.simd.language import (
     add_f32,
-    div_f32,
     fma,
     load_f32x16,
     load_i64,
     mul_f32,
+    reciprocal,
     splat_f32,
     store_f32x16,
 )
@@ -20,7 +20,7 @@ _device = njit(error_model="numpy", nogil=True, forceinline=True)
 @_device
 def _sigmoid_times(x, y):
     """x / (1 + exp(-y))."""
-    return div_f32(x, add_f32(splat_f32(1.0), exp_f32(mul_f32(y, splat_f32(-1.0)))))
+    return mul_f32(x, reciprocal(add_f32(splat_f32(1.0), exp_f32(mul_f32(y, splat_f32(-1.0))))))
 
 
 @_device
@@ -40,19 +40,22 @@ def _kernel(activation):
         tokens = load_i64(tokens_at)
         quantized = int8_rows(tokens, int8_at)
         groups = columns // GROUP
-        units = tokens * groups
-        for unit in range(share_start(units, thread, threads), share_start(units, thread + 1, threads)):
+        unit, end = share_start(tokens * groups, thread, threads), share_start(tokens * groups, thread + 1, threads)
+        while unit < end:  # row after row
             row = unit // groups
-            group = unit % groups
-            at = stride * row + 128 * group
-            low = mul_f32(activation(load_f32x16(gate + at)), load_f32x16(up + at))
-            high = mul_f32(activation(load_f32x16(gate + at + 64)), load_f32x16(up + at + 64))
-            if q8 != 0:
-                place, group_bytes = place_of_row(q8, q8_stride, row, tokens, quantized)
-                store_group(low, high, place + group_bytes * group, row < quantized)
-            else:
-                store_f32x16(gate + at, low)
-                store_f32x16(gate + at + 64, high)
+            first = unit - row * groups
+            last = min(groups, first + end - unit)
+            place, group_bytes = place_of_row(q8, q8_stride, row, tokens, quantized)
+            for group in range(first, last):
+                at = stride * row + 128 * group
+                low = mul_f32(activation(load_f32x16(gate + at)), load_f32x16(up + at))
+                high = mul_f32(activation(load_f32x16(gate + at + 64)), load_f32x16(up + at + 64))
+                if q8 != 0:
+                    store_group(low, high, place + group_bytes * group, row < quantized)
+                else:
+                    store_f32x16(gate + at, low)
+                    store_f32x16(gate + at + 64, high)
+            unit += last - first
 
     return gate
 

@@ -1,7 +1,7 @@
 """Products of prompts in tile registers (Intel AMX): two tiles of weights, unpacked part by part, times all tokens.
 
-256 columns of 32 rows of weights are unpacked to bfloat16 in the first-level cache (cpu_unpack.py), and meet all
-tokens before the next 256 are. A product of 32 tokens and 32 rows is four registers; between the parts, the sums of up
+Some 256 columns of 32 rows of weights are unpacked to bfloat16 in the first-level cache (cpu_unpack.py), and meet all
+tokens before the next are. A product of 32 tokens and 32 rows is four registers; between the parts, the sums of up
 to 512 tokens stay in the second-level cache.
 """
 
@@ -25,7 +25,7 @@ from residency.kernels.simd.language import (
 )
 
 PAIR_TOKENS = 2 * TILE_TOKENS
-PART_GROUPS = 8  # of 32 columns, unpacked together
+PART_GROUPS = 9  # of 32 columns, unpacked together at most
 PANEL_BYTES = PART_GROUPS * GROUP_BYTES  # of one tile
 PANELS_BYTES = 2 * PANEL_BYTES
 MOST_TOKENS = 512  # whose sums are kept together
@@ -111,7 +111,7 @@ def panel_kernel(unpack, block_bytes, block_groups):
 
     x is in tiles, as blocks.place_of_row says, `x_stride` bytes for each row.
     """
-    part_blocks = PART_GROUPS // block_groups
+    most_blocks = PART_GROUPS // block_groups
     unpacked_bytes = GROUP_BYTES * block_groups
 
     @_function
@@ -157,6 +157,8 @@ def panel_kernel(unpack, block_bytes, block_groups):
         panels = stack_bytes(PANELS_BYTES)
         sums = stack_bytes(SUMS_BYTES)
         tile_bytes = block_bytes * blocks
+        parts = (blocks + most_blocks - 1) // most_blocks
+        part_blocks = (blocks + parts - 1) // parts  # parts are about as large as each other
         for index in range(first, last, 2):
             next_index = min(index + 1, last - 1)  # an odd last tile is multiplied twice, to the same end
             result, other = out + 64 * index, out + 64 * next_index

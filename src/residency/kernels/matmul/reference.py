@@ -75,9 +75,11 @@ def linear(
 
 
 def rounded_to_bf16(values: Floats) -> Floats:
-    """The nearest values of eight significant bits, halves away from zero."""
+    """The nearest values of eight significant bits, halves to even."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    rounded: Floats = ((bits + np.uint32(0x8000)) & np.uint32(0xFFFF0000)).view(np.float32)
+    rounded: Floats = (
+        (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    ).view(np.float32)
     return rounded
 
 

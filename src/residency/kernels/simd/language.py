@@ -25,6 +25,7 @@ from residency.kernels.simd.vectors import (
     I16,
     I32,
     I64,
+    BFloat,
     Builder,
     Value,
     Vector,
@@ -117,12 +118,17 @@ store_i32x16 = operation(types.void(address, i32x16), lambda b, p, v: b.store(v,
 store_f32x16 = operation(types.void(address, f32x16), lambda b, p, v: b.store(v, pointer(b, p, f32x16.llvm), align=4))
 
 
-def _store_bf16(b: Builder, at: Value, x: Value) -> Value:
-    bits = b.lshr(b.add(b.bitcast(x, i32x16.llvm), constant(i32x16, 0x8000)), constant(i32x16, 16))
-    return b.store(b.trunc(bits, ir.VectorType(I16, 16)), pointer(b, at, ir.VectorType(I16, 16)), align=2)
+_to_bf16_512 = call(
+    "llvm.x86.avx512bf16.cvtne2ps2bf16.512", ir.VectorType(BFloat(), 32), ir.VectorType(F32, 16), ir.VectorType(F32, 16)
+)
 
 
-store_bf16x16 = operation(types.void(address, f32x16), _store_bf16)
+def _store_bf16x32(b: Builder, at: Value, low: Value, high: Value) -> Value:
+    """Only where there are tile registers for bfloat16. Halves are rounded to even."""
+    return b.store(_to_bf16_512(b, high, low), pointer(b, at, ir.VectorType(BFloat(), 32)), align=2)
+
+
+store_bf16x32 = operation(types.void(address, f32x16, f32x16), _store_bf16x32)
 store_f16x16 = operation(
     types.void(address, f32x16),
     lambda b, p, v: b.store(b.fptrunc(v, ir.VectorType(F16, 16)), pointer(b, p, ir.VectorType(F16, 16)), align=2),
@@ -184,15 +190,42 @@ div_f32 = operation(f32x16(f32x16, f32x16), lambda b, x, y: b.fdiv(x, y))
 max_f32 = operation(f32x16(f32x16, f32x16), _maximum)
 min_f32 = operation(f32x16(f32x16, f32x16), _minimum)
 abs_f32 = operation(f32x16(f32x16), call("llvm.fabs.v16f32", f32x16.llvm, f32x16.llvm))
+_scalef = call("llvm.x86.avx512.mask.scalef.ps.512", f32x16.llvm, f32x16.llvm, f32x16.llvm, f32x16.llvm, I16, I32)
+times_power = operation(  # x * 2**n for whole n; only where there is AVX-512
+    f32x16(f32x16, f32x16),
+    lambda b, x, n: _scalef(b, x, n, constant(f32x16, 0.0), ir.Constant(I16, -1), ir.Constant(I32, 4)),
+)
+_rcp14 = call("llvm.x86.avx512.rcp14.ps.512", f32x16.llvm, f32x16.llvm, f32x16.llvm, I16)
+
+
+def _reciprocal(b: Builder, x: Value) -> Value:
+    """1 / x, by AVX-512 from 14 bits by one of Newton's steps to within an ulp or two."""
+    if not has("avx512f"):
+        return b.fdiv(constant(f32x16, 1.0), x)
+    near = _rcp14(b, x, constant(f32x16, 0.0), ir.Constant(I16, -1))
+    error = _fma(b, b.fneg(x), near, constant(f32x16, 1.0))
+    return _fma(b, near, error, near)
+
+
+reciprocal = operation(f32x16(f32x16), _reciprocal)  # of no denormal and nothing infinite
+
+
+def _nearest_bf16(b: Builder, x: Value) -> Value:
+    bits = b.add(b.bitcast(x, i32x16.llvm), constant(i32x16, 0x8000))
+    return b.bitcast(b.and_(bits, constant(i32x16, -0x10000)), f32x16.llvm)
+
+
+nearest_bf16 = operation(f32x16(f32x16), _nearest_bf16)  # halves away from zero; still float32
 round_f32 = operation(f32x16(f32x16), call("llvm.nearbyint.v16f32", f32x16.llvm, f32x16.llvm))
 to_f32 = operation(f32x16(i32x16), lambda b, x: b.sitofp(x, f32x16.llvm))
 to_i32 = operation(i32x16(f32x16), lambda b, x: b.fptosi(x, i32x16.llvm))
 
 
 def _bf16_pairs(b: Builder, even: Value, odd: Value) -> Value:
-    """Rounded to the nearest, halves away from zero."""
-    low, high = (b.add(b.bitcast(x, i32x16.llvm), constant(i32x16, 0x8000)) for x in (even, odd))
-    return b.or_(b.lshr(low, constant(i32x16, 16)), b.and_(high, constant(i32x16, -0x10000)))
+    """Only where there are tile registers for bfloat16."""
+    both = b.bitcast(_to_bf16_512(b, odd, even), ir.VectorType(I16, 32))
+    lanes = ir.Constant(ir.VectorType(I32, 32), [lane // 2 + 16 * (lane % 2) for lane in range(32)])
+    return b.bitcast(b.shuffle_vector(both, ir.Constant(both.type, ir.Undefined), lanes), i32x16.llvm)
 
 
 bf16_pairs = operation(i32x16(f32x16, f32x16), _bf16_pairs)  # each lane: `even` in its lower half, `odd` in its upper
@@ -267,6 +300,30 @@ def _mul_splat(b: Builder, token: int, block: Value, at: Value, stride: Value) -
 
 mul_splat_each = each(3, (0,), _mul_splat, f32x16)  # block * the f32 at (address, stride)
 fma_splat_each = each(4, (0,), _fma_splat, f32x16)  # totals + one vector * the f32 at (address, stride)
+
+
+def _fold(combine: Callable[..., Value]) -> Callable[..., Any]:
+    """Reduce each of 16 vectors to one value: lane r of the result is vector r's."""
+    even, odd = (ir.Constant(ir.VectorType(I32, 16), list(range(first, 32, 2))) for first in (0, 1))
+
+    def typer(block: Any) -> Any:
+        def codegen(context: Any, b: Builder, sig: Any, args: Any) -> Value:
+            vectors = [b.extract_value(args[0], i) for i in range(16)]
+            while len(vectors) > 1:  # neighbours' neighbouring lanes are combined: half as many vectors are left
+                vectors = [
+                    combine(b, b.shuffle_vector(low, high, even), b.shuffle_vector(low, high, odd))
+                    for low, high in zip(vectors[::2], vectors[1::2], strict=True)
+                ]
+            return vectors[0]
+
+        return f32x16(block), codegen
+
+    return intrinsic_of_arity(1, typer)
+
+
+max_each = each(2, (0, 1), lambda b, t, x, y: _maximum(b, x, y), f32x16)
+largest_each = _fold(_maximum)
+sum_each = _fold(lambda b, x, y: b.fadd(x, y))
 
 
 def _store_rows(*kinds: Any) -> Any:
