@@ -102,7 +102,7 @@ def test_what_was_guaranteed_its_pages_keeps_its_seat_before_the_more_urgent() -
 
 
 def test_without_pages_the_last_request_gives_up_its_own_and_begins_anew() -> None:
-    one = scheduler(num_pages=8, chunk_tokens=16)
+    one = scheduler(num_pages=8, chunk_tokens=16, max_sequences=16)
     one.add(request(1, prompt_tokens=4, wanted_tokens=28))
     one.add(request(2, prompt_tokens=8, wanted_tokens=24))
     batch = one.schedule()
@@ -116,6 +116,18 @@ def test_without_pages_the_last_request_gives_up_its_own_and_begins_anew() -> No
     assert entries(again) == [(2, 0, 8, False)]
     one.commit(again)
     assert entries(one.schedule()) == [(2, 8, 9, True)]
+
+
+def test_an_answer_is_computed_again_by_no_more_tokens_at_a_time_than_there_are_sequences() -> None:
+    one = scheduler(num_pages=8, chunk_tokens=16, max_sequences=2)
+    one.add(request(1, prompt_tokens=4, wanted_tokens=28))
+    one.add(request(2, prompt_tokens=8, wanted_tokens=24))
+    sampled = []
+    while one.has_work:
+        batch = one.schedule()
+        sampled.append(sum(entry.num_tokens for entry in batch.entries if not entry.of_prompt))
+        one.commit(batch)
+    assert max(sampled) == 2
 
 
 def test_a_request_starts_only_where_those_that_run_can_go_on_for_a_while() -> None:

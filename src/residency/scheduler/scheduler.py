@@ -119,7 +119,7 @@ class Scheduler:
         """
         if self._in_flight is not None:
             raise ValueError("commit the batch before the next one")
-        step = _Step(free_tokens=self._chunk_tokens)
+        step = _Step(free_tokens=self._chunk_tokens, free_sampled=self._max_sequences)
         decoding = [each for each in self._running if each.pending_tokens == 1]
         for progress in decoding:
             self._put(progress, 1, step)
@@ -266,7 +266,7 @@ class Scheduler:
         waits for those before it.
         """
         request_id, start_token = progress.request.request_id, progress.computed_tokens
-        num_tokens = min(num_tokens, step.free_tokens)
+        num_tokens = min(num_tokens, step.free_tokens if progress.in_prompt else step.free_sampled)
         if progress not in self._running or num_tokens == 0:
             return
         while not self._pages.can_extend(request_id, start_token=start_token, num_tokens=num_tokens):
@@ -325,23 +325,38 @@ class Scheduler:
 
 
 class _Step:
-    """A batch while it is put together."""
+    """A batch while it is put together.
 
-    def __init__(self, *, free_tokens: int) -> None:
+    Of the answers' tokens it takes as many as there are sequences, those that are computed again included: the executor
+    sums the contexts of so many in parts, as they were summed when they were sampled.
+    """
+
+    def __init__(self, *, free_tokens: int, free_sampled: int) -> None:
         self.free_tokens = free_tokens
+        self._free_sampled = free_sampled
         self.copies: list[PageCopy] = []
         self.preempted: list[int] = []
         self._entries: dict[int, BatchEntry] = {}
 
+    @property
+    def free_sampled(self) -> int:
+        """Answers' tokens that still find room."""
+        return min(self.free_tokens, self._free_sampled)
+
     def put(self, entry: BatchEntry) -> None:
         self._entries[entry.request_id] = entry
-        self.free_tokens -= entry.num_tokens
+        self._count(entry, 1)
 
     def preempt(self, request_id: int) -> None:
         self.preempted.append(request_id)
         entry = self._entries.pop(request_id, None)
         if entry is not None:
-            self.free_tokens += entry.num_tokens
+            self._count(entry, -1)
+
+    def _count(self, entry: BatchEntry, sign: int) -> None:
+        self.free_tokens -= sign * entry.num_tokens
+        if not entry.of_prompt:
+            self._free_sampled -= sign * entry.num_tokens
 
     def batch(self) -> Batch:
         entries = sorted(self._entries.values(), key=lambda entry: entry.of_prompt)
