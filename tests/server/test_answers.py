@@ -6,29 +6,7 @@ import pytest
 
 from residency.engine.generation import TokenEvent, TokenLogprob
 from residency.server.answers import Answer, Piece
-
-END = 256
-
-
-class Bytes:
-    """A tokenizer of bytes, with one token that ends."""
-
-    vocabulary = 257
-    bos_id = None
-    eos_ids = frozenset({END})
-    begins_with_space = False
-
-    def encode(self, text: str, *, add_special: bool, parse_special: bool = True) -> list[int]:
-        return list(text.encode())
-
-    def decode(self, ids: Any, *, skip_special: bool = True) -> str:
-        return bytes(ids).decode()
-
-    def token_bytes(self, token_id: int) -> bytes:
-        return b"" if token_id == END else bytes([token_id])
-
-    def is_special(self, token_id: int) -> bool:
-        return token_id == END
+from support.byte_tokenizer import END, ByteTokenizer
 
 
 def event(token: int | None, **changes: Any) -> TokenEvent:
@@ -39,7 +17,7 @@ def event(token: int | None, **changes: Any) -> TokenEvent:
 
 def pieces(text: str, *, stops: tuple[str, ...] = (), logprobs: bool = False, cut: bool = False) -> list[Piece]:
     """What an answer of this text's bytes shows; with `cut`, it ends for its length."""
-    answer = Answer(Bytes(), stops=stops, starts_text=True)
+    answer = Answer(ByteTokenizer(), stops=stops, starts_text=True)
     given = {"logprob": -1.0, "top_logprobs": (TokenLogprob(token=65, logprob=-1.0),)} if logprobs else {}
     data = text.encode()
     events = [event(byte, **given) for byte in data[:-1]]
@@ -58,7 +36,7 @@ def test_half_a_character_is_never_shown() -> None:
 
 
 def test_a_character_that_was_cut_is_shown_as_one_that_is_missing() -> None:
-    answer = Answer(Bytes(), stops=(), starts_text=True)
+    answer = Answer(ByteTokenizer(), stops=(), starts_text=True)
     assert answer.take(event("é".encode()[0], finish_reason="length")).text == "�"
 
 

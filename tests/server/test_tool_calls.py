@@ -38,8 +38,13 @@ def with_tools(writer: gguf.GGUFWriter) -> None:
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     """Talks to a server of that model."""
-    path = write_gguf(tmp_path_factory.mktemp("models") / "tools.gguf", small_model("qwen3"), "Q8_0", edit=with_tools)
-    plan = plan_of(path, context_tokens=512, chunk_tokens=64, max_sequences=2)
+    path = write_gguf(
+        tmp_path_factory.mktemp("models") / "tools.gguf",
+        small_model("qwen3", context_tokens=1024),
+        "Q8_0",
+        edit=with_tools,
+    )
+    plan = plan_of(path, context_tokens=1024, chunk_tokens=64, max_sequences=2)
     with (
         running_server(plan) as server,
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as opened,
@@ -89,6 +94,14 @@ def test_answers_of_tools_are_taken(client: openai.OpenAI) -> None:
         {"role": "tool", "tool_call_id": "call_1", "content": "12 degrees"},
     ]
     assert ask(client, messages=messages, max_tokens=3).choices[0].finish_reason in ("stop", "length")
+
+
+def test_parameters_may_refer_to_definitions_of_their_own(client: openai.OpenAI) -> None:
+    city = {"$defs": {"city": {"enum": ["Oslo"]}}, "properties": {"city": {"$ref": "#/$defs/city"}}}
+    parameters = {"type": "object", "required": ["city"], "additionalProperties": False, **city}
+    tools = [{"type": "function", "function": {"name": name, "parameters": parameters}} for name in ("a", "b")]
+    (call,) = ask(client, tools=tools, tool_choice="required").choices[0].message.tool_calls
+    assert call.function.name in "ab" and json.loads(call.function.arguments) == {"city": "Oslo"}
 
 
 def test_a_choice_of_no_tool_is_refused(client: openai.OpenAI) -> None:

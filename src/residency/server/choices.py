@@ -79,7 +79,9 @@ class Choices:
     def __post_init__(self) -> None:
         self._per_submission = self.submissions[0][1].num_answers
         self._choices = [self.make(index) for index in range(len(self.submissions) * self._per_submission)]
-        self.usage = Usage(prompt_tokens=self._prompt_tokens())
+        prompts = {id(tokens): len(tokens) for tokens, _ in self.submissions}  # those of one prompt count it once
+        self._cached: dict[int, int] = {}  # by prompt, as its first answer told
+        self.usage = Usage(prompt_tokens=sum(prompts.values()))
 
     def __len__(self) -> int:
         return len(self._choices)
@@ -96,11 +98,7 @@ class Choices:
             choice = self._choices[part * self._per_submission + event.answer]
             if not choice.answer.has_ended:
                 choice.take(event, grown.setdefault(choice.index, Delta(index=choice.index)))
-                self.usage.cached_tokens = max(self.usage.cached_tokens, event.cached_tokens)
+                self._cached.setdefault(id(self.submissions[part][0]), event.cached_tokens)
+        self.usage.cached_tokens = sum(self._cached.values())
         self.usage.completion_tokens = sum(choice.answer.num_tokens for choice in self._choices)
         return [delta for delta in grown.values() if not delta.is_empty]
-
-    def _prompt_tokens(self) -> int:
-        """Of different prompts; several submissions of one prompt count it once."""
-        distinct = {id(tokens): len(tokens) for tokens, _ in self.submissions}
-        return sum(distinct.values())

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from residency.engine.text import Tokenizer
-from residency.server.problems import Problem, Refused
+from residency.server.problems import Refused
+from residency.server.schemas import check_schema, schema_refused
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -40,12 +41,14 @@ class Grammars:
         """
         from llguidance import LLMatcher
 
+        check_schema(schema)
         try:
             text = json.dumps(schema)
-        except RecursionError:
-            raise _refused("it is nested too deeply") from None
-        _check_size(text)
-        return self._constraint(LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": _WHITESPACE}))
+            _check_size(text)
+            grammar = LLMatcher.grammar_from_json_schema(text, defaults={"whitespace_pattern": _WHITESPACE})
+        except (RecursionError, ValueError):
+            raise schema_refused("it is nested too deeply") from None
+        return self._constraint(grammar)
 
     def of_lark(self, grammar: str) -> "Constraint":
         """Answers of a grammar in llguidance's Lark. Refused as above."""
@@ -66,7 +69,7 @@ class Grammars:
         )
         matcher = LLMatcher(self._vocabulary_tree, grammar, log_level=0, limits=limits)
         if matcher.is_error():
-            raise _refused(matcher.get_error())
+            raise schema_refused(matcher.get_error())
         return Constraint(matcher, self._vocabulary)
 
     @cached_property
@@ -74,7 +77,7 @@ class Grammars:
         from llguidance import LLTokenizer, TokenizerWrapper
 
         if not self._tokenizer.eos_ids:
-            raise _refused("the model has no token that ends an answer")
+            raise schema_refused("the model has no token that ends an answer")
         wrapper: Any = TokenizerWrapper(_Vocabulary(self._tokenizer, self._vocabulary))
         return LLTokenizer(wrapper, n_vocab=self._vocabulary, eos_token=sorted(self._tokenizer.eos_ids))
 
@@ -99,7 +102,7 @@ class Constraint:
         if not self._matcher.is_error():
             self._matcher.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
         if self._matcher.is_error():
-            self.failure = _refused(self._matcher.get_error())
+            self.failure = schema_refused(self._matcher.get_error())
             raise self.failure
         return self._mask
 
@@ -124,9 +127,4 @@ class _Vocabulary:
 
 def _check_size(grammar: str) -> None:
     if len(grammar) > MAX_GRAMMAR_BYTES:
-        raise _refused(f"it has {len(grammar)} bytes, and the most is {MAX_GRAMMAR_BYTES}")
-
-
-def _refused(reason: str) -> Refused:
-    message = f"The JSON schema cannot be used: {' '.join(reason.split()).rstrip('.')}; make it simpler."
-    return Refused(Problem(status=400, message=message, param="response_format", code="invalid_json_schema"))
+        raise schema_refused(f"it has {len(grammar)} bytes, and the most is {MAX_GRAMMAR_BYTES}")

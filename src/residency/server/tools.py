@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from residency.server.schemas import check_schema
+
 ToolFormat = Literal["hermes", "llama3"]
 _BEGIN, _END = "<tool_call>", "</tool_call>"
 _PYTHON_TAG = "<|python_tag|>"
@@ -44,21 +46,20 @@ def tool_format(template_source: str) -> ToolFormat | None:
 
 
 def call_grammar(form: ToolFormat, functions: Sequence[Mapping[str, Any]]) -> str:
-    """A grammar (llguidance's Lark) of an answer that is one call of one of the `functions`, by their parameters."""
+    """A grammar (llguidance's Lark) of an answer that is one call of one of the `functions`, by their parameters.
+
+    Refused where a function's parameters would cost too much.
+    """
     key = "arguments" if form == "hermes" else "parameters"
-    one_of = [
-        {
-            "type": "object",
-            "properties": {"name": {"const": each["name"]}, key: each.get("parameters") or _ANY_OBJECT},
-            "required": ["name", key],
-            "additionalProperties": False,
-        }
-        for each in functions
-    ]
-    call = f"%json {json.dumps({'anyOf': one_of, 'x-guidance': _COMPACT})}"
-    if form == "llama3":
-        return f"start: call\ncall: {call}"
-    return f'start: "{_BEGIN}\\n" call "\\n{_END}"\ncall: {call}'
+    call = f'"{_BEGIN}\\n" call "\\n{_END}"' if form == "hermes" else "call"
+    rules = [f"start: {call}", "call: " + " | ".join(f"call_{number}" for number in range(len(functions)))]
+    for number, function in enumerate(functions):
+        parameters = function.get("parameters") or _ANY_OBJECT
+        check_schema(parameters)
+        begin = json.dumps(f'{{"name": "{function["name"]}", "{key}": ')
+        rules.append(f'call_{number}: {begin} arguments_{number} "}}"')
+        rules.append(f"arguments_{number}: %json {json.dumps({**parameters, 'x-guidance': _COMPACT})}")
+    return "\n".join(rules)
 
 
 class ToolParser:
