@@ -1,5 +1,7 @@
 """Rows of prompts meet matrices in tile registers, where the processor has them."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -88,7 +90,7 @@ def test_rows_before_a_prompt_are_multiplied_as_ever(run: Runner, name: str) -> 
         linear(step.recorder, step.rows(x_TC[:tokens], num_prompt=num_prompt), matrix, out_TR)
         run(step, 2)
         found.append(out_TR[:4, :ROWS])
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -112,10 +114,10 @@ def test_a_gated_product_packs_prompts_in_tiles(run: Runner, tokens: int, num_pr
     np.testing.assert_array_equal(packed_TB[tokens - num_prompt :], packed_prompt(values_TC[tokens - num_prompt :]))
 
 
-def _gated(run: Runner, gate_TC: Floats, up_TC: Floats, *, num_prompt: int, packed: bool) -> npt.NDArray[np.generic]:
+def _gated(run: Runner, gate_TC: Floats, up_TC: Floats, *, num_prompt: int, packed: bool) -> npt.NDArray[Any]:
     step = Step(num_tokens=len(gate_TC), num_prompt=num_prompt)
     step.buffers["q8"] = step.poisoned_groups(*gate_TC.shape)
     made = gated(step.recorder, step.given(gate_TC), step.given(up_TC), "silu", gate_TC.shape[1], into_q8="q8")
-    wanted: npt.NDArray[np.generic] = made.as_q8() if packed else made.as_values()
+    wanted: npt.NDArray[Any] = made.as_q8() if packed else made.as_values()
     run(step, 2)
     return wanted

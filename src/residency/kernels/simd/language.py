@@ -302,7 +302,7 @@ mul_splat_each = each(3, (0,), _mul_splat, f32x16)  # block * the f32 at (addres
 fma_splat_each = each(4, (0,), _fma_splat, f32x16)  # totals + one vector * the f32 at (address, stride)
 
 
-def _fold(combine: Callable[..., Value]) -> Callable[..., Any]:
+def _fold(combine: Callable[..., Value]) -> Any:
     """Reduce each of 16 vectors to one value: lane r of the result is vector r's."""
     even, odd = (ir.Constant(ir.VectorType(I32, 16), list(range(first, 32, 2))) for first in (0, 1))
 
