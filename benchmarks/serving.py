@@ -10,8 +10,9 @@ together: 16 requests of 256 + 128 tokens at once over one alone, in output toke
           share of the time that is not spent in kernels: scheduling, sampling and HTTP.
 prefix:   time to the first token of 16 prompts of 1,024 + 32 tokens one after another, those that begin alike beside
           those that do not.
-static:   96 answers of 16 to 512 tokens (log-uniform, most are short): at once, and in groups of 16 that wait for their
-          last, which is static batching in the same engine.
+static:   96 answers of 16 to 512 tokens (log-uniform, most are short): at once, which is continuous batching; in groups
+          of 16 that wait for their last; and padded, where all of a group are computed to the length of its longest, as
+          engines do whose batches have one shape.
 beside:   time to the first token of a short prompt that comes while one of 4,096 tokens is computed, in chunks.
 """
 
@@ -140,22 +141,30 @@ async def static(server: Server, seed: int) -> dict[str, float]:
     """See the top."""
     draw = random.Random(seed)
     lengths = [round(math.exp(draw.uniform(math.log(16), math.log(512)))) for _ in range(6 * CLIENTS)]
-    asked = [(prompt_of(64, seed + i), length) for i, length in enumerate(lengths)]
-    started = time.perf_counter()
-    done = await server.ask_all(asked)
-    continuous_seconds = time.perf_counter() - started
-    started = time.perf_counter()
-    for first in range(0, len(asked), CLIENTS):
-        await server.ask_all([(prompt[::-1], length) for prompt, length in asked[first : first + CLIENTS]])
-    static_seconds = time.perf_counter() - started
-    tokens = sum(each.tokens for each in done)
-    return {
-        "asked_tokens": sum(lengths),
-        "answered_tokens": tokens,
-        "continuous_tokens_per_second": tokens / continuous_seconds,
-        "static_tokens_per_second": tokens / static_seconds,
-        "continuous_over_static": static_seconds / continuous_seconds,
+    groups = [lengths[first : first + CLIENTS] for first in range(0, len(lengths), CLIENTS)]
+    whole = [max(group) for group in groups for _ in group]
+    seconds = {
+        "continuous": await seconds_of(server, [lengths], seed),
+        "static": await seconds_of(server, groups, seed + 1000),
+        "padded": await seconds_of(
+            server, [whole[i : i + CLIENTS] for i in range(0, len(whole), CLIENTS)], seed + 2000
+        ),
     }
+    found = {f"{name}_tokens_per_second": sum(lengths) / each for name, each in seconds.items()}
+    for name in ("static", "padded"):
+        found[f"continuous_over_{name}"] = seconds[name] / seconds["continuous"]
+    return found
+
+
+async def seconds_of(server: Server, groups: Sequence[Sequence[int]], seed: int) -> float:
+    """How long answers of these lengths take, group after group."""
+    started = time.perf_counter()
+    for number, lengths in enumerate(groups):
+        asked = [(prompt_of(64, seed + 100 * number + i), length) for i, length in enumerate(lengths)]
+        for (_, length), timing in zip(asked, await server.ask_all(asked), strict=True):
+            if timing.tokens != length:
+                raise SystemExit(f"{server.name} answered {timing.tokens} tokens where {length} were asked for")
+    return time.perf_counter() - started
 
 
 async def beside(server: Server, seed: int) -> dict[str, float]:
