@@ -9,12 +9,14 @@ import pytest
 from residency.formats import FORMATS, pack_rows, unpack_rows
 from residency.formats.tiles import tile_rows
 from residency.kernels.gate import gated
+from residency.kernels.gated_matmul import gated_linear
+from residency.kernels.gated_matmul import reference as gated_reference
 from residency.kernels.matmul import Matrix, linear, reference
 from residency.kernels.norm import rms_norm
-from residency.kernels.simd.blocks import HAS_TILES
-from support.steps import Runner, Step, packed_prompt
+from residency.kernels.simd.tiles import has_tiles
+from support.steps import Runner, Step, packed_prompt, unpacked_prompt
 
-pytestmark = pytest.mark.skipif(not HAS_TILES, reason="this processor has no tile registers for bfloat16")
+pytestmark = pytest.mark.skipif(not has_tiles(), reason="this processor has no tile registers for bfloat16")
 
 Floats = npt.NDArray[np.float32]
 BLOCKS = [name for name, number_format in FORMATS.items() if not number_format.is_float]
@@ -121,3 +123,22 @@ def _gated(run: Runner, gate_TC: Floats, up_TC: Floats, *, num_prompt: int, pack
     wanted: npt.NDArray[Any] = made.as_q8() if packed else made.as_values()
     run(step, 2)
     return wanted
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 40, 530])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_both_products_and_their_gate_at_once_are_those_of_the_definition(run: Runner, name: str, tokens: int) -> None:
+    matrices = [pack_rows(FORMATS[name], random(96, 512) * np.float32(0.05) + np.float32(at)) for at in (0.0, 0.01)]
+    x_TC, num_sampled = random(tokens + 3, 512), 3
+    step = Step(num_tokens=len(x_TC), num_prompt=tokens)
+    step.buffers["q8"] = step.poisoned_groups(len(x_TC), 96)
+    gate, up = (
+        Matrix(format=FORMATS[name], rows=96, columns=512, tiles=step.given(tile_rows(FORMATS[name], rows_RB)))
+        for rows_RB in matrices
+    )
+    gated_linear(step.recorder, step.rows(x_TC, num_prompt=tokens), gate, up, "silu", "q8")
+    run(step, 2)
+    expected_TR = gated_reference.gated_linear(x_TC[num_sampled:], FORMATS[name], *matrices, "silu")
+    found_TR = unpacked_prompt(step.buffers["q8"][num_sampled:])
+    assert np.abs(found_TR - expected_TR).max() < 2.0**-8 * np.abs(expected_TR).max()
+    assert (step.buffers["q8"][:num_sampled] == 0xFF).all()

@@ -19,7 +19,7 @@ pytest.importorskip("torch", reason="the reference is computed by transformers o
 pytest.importorskip("transformers", reason="the reference is computed by transformers")
 
 from residency.formats import FORMATS
-from residency.kernels.simd.blocks import HAS_TILES
+from residency.kernels.simd.tiles import has_tiles
 from residency.models.specs import model_spec
 from residency.spec import open_checkpoint
 from support.engines import engine_logits
@@ -170,6 +170,6 @@ def test_one_layer_of_a_gguf_file_computes_what_its_weights_and_rounded_activati
     """
     path = write_gguf(tmp_path / "model.gguf", small_model(architecture, num_layers=1), number_format)
     ours = engine_logits(path, TOKENS[:100], prompt_tokens=90, chunk_tokens=32)
-    rounding = Rounding(bf16_tokens=90 if HAS_TILES else 0)
+    rounding = Rounding(bf16_tokens=90 if has_tiles() else 0)
     expected = plain_logits(model_spec(open_checkpoint(path)), TOKENS[:100], rounding=rounding)
-    assert usual(ours, expected) < (2e-3 if HAS_TILES else 1e-3)
+    assert usual(ours, expected) < (2e-3 if has_tiles() else 1e-3)

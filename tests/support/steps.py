@@ -11,9 +11,11 @@ from residency.formats import FORMATS
 from residency.kernels.library import Library
 from residency.kernels.matmul.reference import GROUP_VALUES, quantize_rows, rounded_to_bf16
 from residency.kernels.recorder import Inputs, Launch, Recorder, Rows, address_of
+from residency.kernels.simd.tiles import has_tiles
 
 KERNELS = (
     *(f"{operator}.{name}" for operator in ("matmul", "embed") for name in FORMATS),
+    *(f"gated_matmul.silu_{name}" for name, each in FORMATS.items() if not each.is_float and has_tiles()),
     "norm.rms",
     "gate.silu",
     "gate.gelu_tanh",
@@ -152,6 +154,17 @@ def packed_prompt(values_TC: Floats) -> npt.NDArray[np.uint8]:
     groups_TGV = bits_TC.reshape(len(bits_TC), -1, GROUP_VALUES)
     tiles = [groups_TGV[first : first + 16].transpose(1, 0, 2).ravel() for first in range(0, len(bits_TC), 16)]
     return np.concatenate(tiles).view(np.uint8).reshape(len(bits_TC), -1)
+
+
+def unpacked_prompt(packed_TB: npt.NDArray[np.uint8]) -> Floats:
+    """What `packed_prompt` has packed, rounded."""
+    words_TC = np.ascontiguousarray(packed_TB).view(np.uint16)
+    tiles = [
+        words_TC[first : first + 16].reshape(-1, len(words_TC[first : first + 16]), GROUP_VALUES).transpose(1, 0, 2)
+        for first in range(0, len(words_TC), 16)
+    ]
+    rows_TC = np.concatenate([tile.reshape(len(tile), -1) for tile in tiles])
+    return (rows_TC.astype(np.uint32) << 16).view(np.float32)
 
 
 def codes_of(packed_TB: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:

@@ -124,7 +124,11 @@ def test_a_profile_counts_the_bytes_that_the_ledger_counts(decode_profile: StepP
 
 def test_a_profile_counts_the_operations_of_the_cost_model(model: Opened) -> None:
     profile = profile_prefill(model, MACHINE, prompt_tokens=40)
-    counted = sum(each.operations for each in profile.operators if each.kernel.startswith(("matmul", "attention.a")))
+    counted = sum(
+        each.operations
+        for each in profile.operators
+        if each.kernel.startswith(("matmul", "gated_matmul", "attention.a"))
+    )
     work = step_workload(model.cost, start_token=32, num_tokens=8)
     assert counted == work.matrix_operations + work.attention_operations
 

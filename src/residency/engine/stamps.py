@@ -14,14 +14,14 @@ from residency.kernels.library import Kernel, Library
 from residency.kernels.recorder import Program, address_of
 
 STAMP = "step.stamp"
-_COUNTS = ("tokens_at", "splits_at")  # words that lead to numbers that change from step to step
+_COUNTS = ("int8_at", "tokens_at", "splits_at")  # words that lead to numbers that change from step to step
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchTime:
     """One kernel of a step: what it was given, and the median of how long it took, waiting for all threads included.
 
-    `words` are its recorded words; for "tokens_at" and "splits_at" there are also "tokens" and "splits", as they were.
+    `words` are its recorded words; for "tokens_at" there is also "tokens", as it was, and so for the other counts.
     """
 
     kernel: str

@@ -20,7 +20,7 @@ from typing import Any
 
 from residency.errors import StoreError, UnsupportedError
 from residency.kernels.simd.link import Image
-from residency.kernels.simd.permission import may_use_tiles
+from residency.kernels.simd.tiles import has_tiles
 from residency.paths import cache_folder, child_environment
 
 _NEEDED_INSTRUCTIONS = ("avx2", "fma", "f16c")  # as Linux names them
@@ -141,7 +141,7 @@ def kernel_folder() -> Path:
         digest.update(source.read_bytes())
     for package in ("numba", "llvmlite"):
         digest.update(_installation(package).encode())
-    processor = os.environ.get("RESIDENCY_CPU") or f"{_processor()} {may_use_tiles()}"
+    processor = os.environ.get("RESIDENCY_CPU") or f"{_processor()} {has_tiles()}"
     digest.update(f"{sys.version_info[:2]} {platform.machine()} {processor}".encode())
     return cache_folder() / "kernels" / digest.hexdigest()[:16]
 

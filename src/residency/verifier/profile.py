@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from residency.engine.stamps import LaunchTime
-from residency.formats import FORMATS
+from residency.formats import FORMATS, Format
 from residency.formats.tiles import TILE_ROWS
 from residency.hardware import Machine
 from residency.kernels.attention import partial_bytes
@@ -168,6 +168,14 @@ def _matmul(words: Words, variant: str) -> Work:
     )
 
 
+def _gated_matmul(words: Words, variant: str) -> Work:
+    rows, columns = _gated_extents(words, variant)
+    return Work(
+        read_bytes=2 * _gated_format(variant).bytes_of((rows, columns)),
+        matrix_operations=4 * rows * columns * (int(words["tokens"]) - int(words["int8"])),
+    )
+
+
 def _embed(words: Words, variant: str) -> Work:
     return Work(read_bytes=FORMATS[variant].bytes_of((int(words["tokens"]), int(words["columns"]))))
 
@@ -222,8 +230,19 @@ def _extents(words: Words, variant: str) -> tuple[int, int]:
     return int(words["tiles"]) * TILE_ROWS, int(words["blocks"]) * block_columns
 
 
+def _gated_format(variant: str) -> Format:
+    return next(FORMATS[name] for name in FORMATS if variant.endswith(f"_{name}"))
+
+
+def _gated_extents(words: Words, variant: str) -> tuple[int, int]:
+    return 32 * int(words["groups"]), int(words["blocks"]) * _gated_format(variant).block_values
+
+
 def _shape(launch: LaunchTime) -> str:
     operator, _, variant = launch.kernel.partition(".")
+    if operator == "gated_matmul":
+        rows, columns = _gated_extents(launch.words, variant)
+        return f"2 x {rows} x {columns}"
     if operator != "matmul":
         return ""
     rows, columns = _extents(launch.words, variant)
@@ -232,6 +251,7 @@ def _shape(launch: LaunchTime) -> str:
 
 _WORK: Mapping[str, Callable[[Words, str], Work]] = {
     "matmul": _matmul,
+    "gated_matmul": _gated_matmul,
     "embed": _embed,
     "norm": _norm,
     "gate": _gate,

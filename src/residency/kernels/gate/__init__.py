@@ -11,10 +11,13 @@ def gated(
     activation: Activation,
     columns: int,
     into_q8: str,
+    *,
+    but_prompts: bool = False,
 ) -> Rows:
     """activation(gate) * up, over `gate` or quantized into the buffer `into_q8`, whichever is read.
 
-    gate, up (tokens, columns) (N. Shazeer: GLU variants improve Transformer, 2020).
+    With `but_prompts` prompts' rows are left out. gate, up (tokens, columns) (N. Shazeer: GLU variants improve
+    Transformer, 2020).
     """
     assert columns % 32 == 0, "a gated product works on groups of 32 columns"
     assert row_bytes(gate) == row_bytes(up)
@@ -28,6 +31,6 @@ def gated(
         q8=0,
         q8_stride=row_bytes(q8),
         int8_at=step.inputs.num_int8,
-        tokens_at=step.inputs.num_tokens,
+        tokens_at=step.inputs.num_int8 if but_prompts else step.inputs.num_tokens,
     )
     return Rows(gate, q8, launch)

@@ -1,38 +1,7 @@
 """activation(gate) * up, written over gate, with the quantized twin of the result in the same pass."""
 
-from numba import njit
-
-from residency.kernels.simd.blocks import GROUP, exp_f32, int8_rows, place_of_row, share_start, store_group
-from residency.kernels.simd.language import (
-    add_f32,
-    fma,
-    load_f32x16,
-    load_i64,
-    mul_f32,
-    reciprocal,
-    splat_f32,
-    store_f32x16,
-)
-
-_device = njit(error_model="numpy", nogil=True, forceinline=True)
-
-
-@_device
-def _sigmoid_times(x, y):
-    """x / (1 + exp(-y))."""
-    return mul_f32(x, reciprocal(add_f32(splat_f32(1.0), exp_f32(mul_f32(y, splat_f32(-1.0))))))
-
-
-@_device
-def _silu(x):
-    return _sigmoid_times(x, x)
-
-
-@_device
-def _gelu_tanh(x):
-    """x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x**3))), by tanh(y) = 2 sigmoid(2 y) - 1."""
-    cubic = fma(mul_f32(mul_f32(x, x), x), splat_f32(0.044715), x)
-    return _sigmoid_times(x, mul_f32(cubic, splat_f32(1.5957691216057308)))
+from residency.kernels.simd.blocks import GROUP, gelu_tanh, int8_rows, place_of_row, share_start, silu, store_group
+from residency.kernels.simd.language import load_f32x16, load_i64, mul_f32, store_f32x16
 
 
 def _kernel(activation):
@@ -60,4 +29,4 @@ def _kernel(activation):
     return gate
 
 
-KERNELS = {"silu": _kernel(_silu), "gelu_tanh": _kernel(_gelu_tanh)}
+KERNELS = {"silu": _kernel(silu), "gelu_tanh": _kernel(gelu_tanh)}

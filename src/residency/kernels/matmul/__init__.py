@@ -35,11 +35,13 @@ def linear(
     bias: FloatArray | None = None,
     accumulate: bool = False,
     of_logits: bool = False,
+    but_prompts: bool = False,
     meet: bool = True,
 ) -> FloatArray:
     """out = x · matrixᵀ (+ bias) (+ out, where `accumulate`), for the step's tokens or its logits' rows.
 
-    x (tokens, columns), out (tokens, rows rounded up to 16). Formats in blocks multiply the packed rows of x.
+    With `but_prompts` prompts' rows are left out. x (tokens, columns), out (tokens, rows rounded up to 16). Formats in
+    blocks multiply the packed rows of x.
     """
     assert x.values.shape[1] >= matrix.columns, (x.values.shape, matrix.columns)
     assert out.shape[1] * 4 >= -(-matrix.rows // 16) * 64, "each tile of 16 rows is stored whole"
@@ -57,6 +59,10 @@ def linear(
         tiles=-(-matrix.rows // 16),
         blocks=matrix.blocks,
         int8_at=step.inputs.num_logits if of_logits else step.inputs.num_int8,
-        tokens_at=step.inputs.num_logits if of_logits else step.inputs.num_tokens,
+        tokens_at=step.inputs.num_logits
+        if of_logits
+        else step.inputs.num_int8
+        if but_prompts
+        else step.inputs.num_tokens,
     )
     return out

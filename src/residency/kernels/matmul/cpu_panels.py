@@ -108,18 +108,45 @@ def _start_with_bias(out, out_stride, tokens, bias, accumulate):
         store_f32x16(out + out_stride * token, add_f32(before, load_f32x16(bias)))
 
 
+@_function
+def multiply_part(panels, groups, first_group, x, x_stride, tokens, result, other, out_stride, sums, load, store, at):
+    """All tokens times one part: sums come from zeros (load = 0), `result` (1) or `sums` (2), and go to
+    `result` (1) or `sums` (2)."""
+    configured = 0
+    for token in range(0, tokens, PAIR_TOKENS):
+        count = min(tokens - token, PAIR_TOKENS)
+        if count != configured:
+            _configure(at, count)
+            configured = count
+        has_two = 1 if count > TILE_TOKENS else 0
+        kept, row = sums + SUM_BYTES * token, out_stride * token
+        if load == 1:
+            _load_sums(0, result + row, other + row, out_stride, has_two)
+        else:
+            _load_sums(1 if load == 0 else 0, kept, kept + 64, SUM_BYTES, has_two)
+        group_bytes = 64 * min(count, TILE_TOKENS)
+        source = x + x_stride * token + group_bytes * first_group
+        if has_two != 0:
+            next_bytes = 64 * (count - TILE_TOKENS)
+            next_source = x + x_stride * (token + TILE_TOKENS) + next_bytes * first_group
+            _multiply_two(panels, groups, source, group_bytes, next_source, next_bytes)
+        else:
+            _multiply_one(panels, groups, source, group_bytes)
+        if store == 1:
+            _store_sums(result + row, other + row, out_stride, has_two)
+        else:
+            _store_sums(kept, kept + 64, SUM_BYTES, has_two)
+
+
 @_device
-def _even(total, most):
+def even_parts(total, most):
     """The largest of as few parts of at most `most` as there can be, all about as large as each other."""
     parts = (total + most - 1) // most
     return (total + parts - 1) // parts
 
 
-def panel_kernel(unpack, block_bytes, block_groups):
-    """Multiply tiles first .. last by at most MOST_TOKENS rows of x; `unpack(at, panel)` unpacks one block.
-
-    x is in tiles, as blocks.place_of_row says, `x_stride` bytes for each row.
-    """
+def part_unpacker(unpack, block_bytes, block_groups):
+    """Unpack `count` blocks of two tiles, side by side; `unpack(at, panel)` unpacks one block."""
     unpacked_bytes = GROUP_BYTES * block_groups
 
     @_function
@@ -128,36 +155,15 @@ def panel_kernel(unpack, block_bytes, block_groups):
             unpack(low + block_bytes * i, panels + unpacked_bytes * i)
             unpack(high + block_bytes * i, panels + PANEL_BYTES + unpacked_bytes * i)
 
-    @_function
-    def multiply_part(
-        panels, groups, first_group, x, x_stride, tokens, result, other, out_stride, sums, load, store, at
-    ):
-        """All tokens times one part: sums come from zeros (load = 0), `result` (1) or `sums` (2), and go to
-        `result` (1) or `sums` (2)."""
-        configured = 0
-        for token in range(0, tokens, PAIR_TOKENS):
-            count = min(tokens - token, PAIR_TOKENS)
-            if count != configured:
-                _configure(at, count)
-                configured = count
-            has_two = 1 if count > TILE_TOKENS else 0
-            kept, row = sums + SUM_BYTES * token, out_stride * token
-            if load == 1:
-                _load_sums(0, result + row, other + row, out_stride, has_two)
-            else:
-                _load_sums(1 if load == 0 else 0, kept, kept + 64, SUM_BYTES, has_two)
-            group_bytes = 64 * min(count, TILE_TOKENS)
-            source = x + x_stride * token + group_bytes * first_group
-            if has_two != 0:
-                next_bytes = 64 * (count - TILE_TOKENS)
-                next_source = x + x_stride * (token + TILE_TOKENS) + next_bytes * first_group
-                _multiply_two(panels, groups, source, group_bytes, next_source, next_bytes)
-            else:
-                _multiply_one(panels, groups, source, group_bytes)
-            if store == 1:
-                _store_sums(result + row, other + row, out_stride, has_two)
-            else:
-                _store_sums(kept, kept + 64, SUM_BYTES, has_two)
+    return unpack_part
+
+
+def panel_kernel(unpack, block_bytes, block_groups):
+    """Multiply tiles first .. last by at most MOST_TOKENS rows of x; `unpack(at, panel)` unpacks one block.
+
+    x is in tiles, as blocks.place_of_row says, `x_stride` bytes for each row.
+    """
+    unpack_part = part_unpacker(unpack, block_bytes, block_groups)
 
     @_function
     def by_panels(first, last, weights, x, x_stride, tokens, out, out_stride, bias, accumulate, blocks):
@@ -165,10 +171,10 @@ def panel_kernel(unpack, block_bytes, block_groups):
         panels = stack_bytes(PANELS_BYTES)
         sums = stack_bytes(SUMS_BYTES)
         tile_bytes = block_bytes * blocks
-        some_blocks = _even(blocks, MOST_GROUPS // block_groups)
+        some_blocks = even_parts(blocks, MOST_GROUPS // block_groups)
         for start in range(0, blocks, some_blocks):
             end = min(start + some_blocks, blocks)
-            part_blocks = _even(end - start, PART_GROUPS // block_groups)
+            part_blocks = even_parts(end - start, PART_GROUPS // block_groups)
             for index in range(first, last, 2):
                 next_index = min(index + 1, last - 1)  # an odd last tile is multiplied twice, to the same end
                 result, other = out + 64 * index, out + 64 * next_index

@@ -8,6 +8,7 @@ from numba import njit
 
 from residency.kernels.simd.language import (
     abs_f32,
+    add_f32,
     add_i32,
     f32_from_bits,
     fma,
@@ -16,6 +17,7 @@ from residency.kernels.simd.language import (
     max_f32,
     min_f32,
     mul_f32,
+    reciprocal,
     round_f32,
     shift_left,
     splat_f32,
@@ -26,13 +28,13 @@ from residency.kernels.simd.language import (
     sum_i32,
     to_i32,
 )
-from residency.kernels.simd.target import has
+from residency.kernels.simd.tiles import has_tiles
 
 GROUP = 32  # values that share one scale when activations are quantized
 GROUP_BYTES = 48  # 32 int8, then float32: scale, scale * sum of each half, scale * sum of all
 ROW_GROUP_BYTES = 64  # for each group of a row, whichever way it is kept
 TILE_TOKENS = 16  # rows of a tile register
-HAS_TILES = has("amx-bf16")
+HAS_TILES = has_tiles()
 
 inlined = njit(error_model="numpy", nogil=True, forceinline=True)
 
@@ -64,6 +66,25 @@ def exp_f32(x):
     p = fma(p, r, splat_f32(1.0))
     power = f32_from_bits(shift_left(add_i32(to_i32(n), splat_i32(127)), 23))
     return mul_f32(p, power)
+
+
+@inlined
+def _sigmoid_times(x, y):
+    """x / (1 + exp(-y))."""
+    return mul_f32(x, reciprocal(add_f32(splat_f32(1.0), exp_f32(mul_f32(y, splat_f32(-1.0))))))
+
+
+@inlined
+def silu(x):
+    """x * sigmoid(x)."""
+    return _sigmoid_times(x, x)
+
+
+@inlined
+def gelu_tanh(x):
+    """x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x**3))), by tanh(y) = 2 sigmoid(2 y) - 1."""
+    cubic = fma(mul_f32(mul_f32(x, x), x), splat_f32(0.044715), x)
+    return _sigmoid_times(x, mul_f32(cubic, splat_f32(1.5957691216057308)))
 
 
 @inlined

@@ -5,7 +5,6 @@ import os
 import llvmlite.binding as llvm
 
 from residency.errors import UsageError
-from residency.kernels.simd.permission import may_use_tiles
 
 # LLVM's names, with what decides between instructions here. All have AVX2, FMA and F16C, without which nothing runs.
 NAMED = {
@@ -30,8 +29,5 @@ def cpu_features() -> str:
 
 def has(feature: str) -> bool:
     """Whether the processor has an instruction set, by LLVM's name of it."""
-    if os.environ.get("RESIDENCY_CPU"):
-        return feature in NAMED[cpu_name()]
-    if feature.startswith("amx") and not may_use_tiles():
-        return False
-    return bool(llvm.get_host_cpu_features().get(feature))
+    chosen = os.environ.get("RESIDENCY_CPU")
+    return feature in NAMED[cpu_name()] if chosen else bool(llvm.get_host_cpu_features().get(feature))

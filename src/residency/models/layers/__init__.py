@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from residency.kernels.attention import attention
 from residency.kernels.gate import gated
+from residency.kernels.gated_matmul import can_gate, gated_linear
 from residency.kernels.matmul import Matrix, linear
 from residency.kernels.recorder import FloatArray, Recorder, Rows
 from residency.kernels.rotary import LayerPages, rotate_and_store
@@ -49,8 +50,16 @@ def self_attention(step: Recorder, parts: Parts, index: int, x: Rows) -> Rows:
 
 
 def gated_mlp(step: Recorder, parts: Parts, index: int, x: Rows) -> Rows:
-    """activation(gate(x)) * up(x), before the down projection: (tokens, intermediate)."""
+    """activation(gate(x)) * up(x), before the down projection: (tokens, intermediate).
+
+    Of prompts in one go where there are tile registers, so that neither product is ever written whole.
+    """
     layer: LayerSpec = parts.spec.layers[index]
-    gate = linear(step, x, parts.matrix(index, "mlp.gate_proj"), step.buffers["gate"], meet=False)
-    up = linear(step, x, parts.matrix(index, "mlp.up_proj"), step.buffers["up"])
-    return gated(step, gate, up, layer.gated_mlp.activation, layer.gated_mlp.intermediate, into_q8="gated_q8")
+    gate, up, down = (parts.matrix(index, f"mlp.{name}_proj") for name in ("gate", "up", "down"))
+    activation, into = layer.gated_mlp.activation, "gated_q8"
+    at_once = can_gate(gate, up) and not down.format.is_float
+    if at_once:
+        gated_linear(step, x, gate, up, activation, into)
+    gate_rows = linear(step, x, gate, step.buffers["gate"], but_prompts=at_once, meet=False)
+    up_rows = linear(step, x, up, step.buffers["up"], but_prompts=at_once)
+    return gated(step, gate_rows, up_rows, activation, layer.gated_mlp.intermediate, into, but_prompts=at_once)
