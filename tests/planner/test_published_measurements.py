@@ -41,6 +41,65 @@ def test_a_gpu_holds_what_vllm_held(
         assert found.pool_tokens == pytest.approx(tokens, rel=0.03)
 
 
+# The same readings of mixtures, of latent attention, of pipeline stages and of quantized weights: model, tensor-parallel
+# ranks, stages, format, weights of the fullest GPU, peak of activations, KV pool.
+MORE_VLLM = [
+    ("CodeLlama-7b", 1, 1, None, 12.56, 0.77, 61.66),
+    ("DeepSeek-V2-Lite-Chat", 1, 1, None, 29.43, 1.93, 43.61),
+    ("gemma-3-4b-it", 1, 1, None, 8.58, 3.89, 62.51),
+    ("gemma-3-12b-it", 1, 1, None, 23.31, 3.94, 47.72),
+    ("gemma-3-27b-it", 1, 1, None, 51.45, 3.99, 19.53),
+    ("gpt-oss-20b", 1, 1, None, 13.64, 2.87, 58.47),
+    ("granite-3.3-8b-instruct", 1, 1, None, 15.25, 0.85, 58.66),
+    ("Kimi-Dev-72B", 2, 1, None, 67.82, 2.29, 3.02),
+    ("Kimi-Dev-72B", 4, 1, None, 34.01, 2.29, 36.72),
+    ("Llama-3.1-8B", 1, 1, "fp8", 8.49, 1.89, 64.61),
+    ("Llama-3.1-8B", 1, 1, "int8", 8.49, 1.89, 64.60),
+    ("Llama-3.1-8B", 1, 2, None, 7.51, 1.10, 66.54),
+    ("Llama-3.1-8B", 1, 4, None, 4.26, 1.05, 69.80),
+    ("Llama-3.3-70B-Instruct", 2, 1, "fp8", 33.88, 1.96, 37.28),
+    ("Llama-3.3-70B-Instruct", 4, 1, "fp8", 16.96, 1.97, 54.09),
+    ("Mistral-Small-3.1-24B", 1, 1, "int8", 24.07, 2.18, 48.73),
+    ("Mistral-Small-3.1-24B", 2, 1, "int8", 12.11, 2.03, 59.02),
+    ("Mixtral-8x7B-Instruct-v0.1", 2, 1, None, 43.51, 1.21, 28.44),
+    ("phi-4", 1, 1, None, 27.39, 1.52, 46.08),
+    ("Qwen2.5-7B-Instruct", 1, 1, "fp8", 8.14, 2.21, 64.64),
+    ("Qwen3-30B-A3B", 1, 1, None, 56.88, 2.68, 15.41),
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "ranks", "stages", "quant", "weights", "activations", "pool"),
+    [pytest.param(*row, id=f"{row[0]} TP{row[1]} PP{row[2]} {row[3]}") for row in MORE_VLLM],
+)
+def test_a_gpu_holds_what_vllm_held_of_other_shapes(
+    model: str, ranks: int, stages: int, quant: str | None, weights: float, activations: float, pool: float
+) -> None:
+    machine = f"{ranks * stages}xH100-80GB"
+    answer = told(model, machine, quant=quant, tensor_parallel=ranks, pipeline_parallel=stages, context=8192)
+    found = max(answer.devices, key=lambda each: each.weights)
+    assert found.weights / GIB == pytest.approx(weights, abs=0.015)
+    assert found.activations / GIB == pytest.approx(activations, rel=0.1)
+    assert (found.kv_cache + found.free) / GIB == pytest.approx(pool, abs=0.3)
+
+
+# Qwen3-14B in five versions of vLLM: peak of activations, what torch does not allocate, KV pool (the same source).
+@pytest.mark.parametrize(
+    ("version", "activations", "runtime", "pool"),
+    [
+        ("vllm-0.15", 5.64, 0.13, 41.94),
+        ("vllm-0.16", 5.64, 0.13, 41.94),
+        ("vllm-0.17", 2.23, 0.13, 45.34),
+        ("vllm-0.18", 2.23, 0.25, 45.23),
+    ],
+)
+def test_versions_of_vllm_take_what_each_took(version: str, activations: float, runtime: float, pool: float) -> None:
+    found = device("Qwen3-14B", "H100-80GB", engine=version)
+    assert found.activations / GIB == pytest.approx(activations, rel=0.02)
+    assert found.runtime / GIB == pytest.approx(runtime, abs=0.005)
+    assert (found.kv_cache + found.free) / GIB == pytest.approx(pool, abs=0.05)
+
+
 @pytest.mark.parametrize(
     ("model", "ranks", "pool", "tokens"),
     [pytest.param(r[0], r[1], r[5], r[6], id=f"{r[0]} TP{r[1]}") for r in VLLM if r[6] is not None],

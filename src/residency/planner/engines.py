@@ -32,7 +32,7 @@ class Engine:
     sequences: Callable[[Device, int], int]  # most sequences of one step, of so many that are asked for
     held: Callable[[ModelSpec, int], int]  # beside the tensors, with them: of a stage on each of so many ranks
     activations: Callable[[ModelSpec, StepShape], int]
-    runtime: Callable[[Device, int], int]  # framework, context, collectives of so many ranks
+    runtime: Callable[[Device, int, int], int]  # framework, context, collectives of so many ranks and stages
     graphs: Callable[[ModelSpec, int], int]  # recorded steps, outside the budget where it is a part of the memory
     origins: Mapping[str, Origin]
 
@@ -90,35 +90,49 @@ def _residency_activations(model: ModelSpec, shape: StepShape) -> int:
     return sum(buffer.num_bytes for buffer in buffers)
 
 
+_VLLM = Engine(
+    name="vllm-0.19",
+    utilisation=0.95,
+    page_tokens=16,
+    leaves_embedding=lambda device: False,
+    chunk_tokens=lambda device: 8192 if vllm.is_large(device) else 2048,
+    warms_up=True,
+    sequences=lambda device, asked: max(asked, 1024 if vllm.is_large(device) else 256),
+    held=vllm.held_bytes,
+    activations=vllm.activation_bytes,
+    runtime=vllm.runtime_bytes,
+    graphs=vllm.graphs_bytes,
+    origins={
+        "weights": Origin(
+            origin="exact",
+            how="every tensor by rank, with rotation tables and what PyTorch's allocator rounds up",
+        ),
+        "budget_bytes": Origin(origin="assumed", how=f"--gpu-memory-utilization 0.95, as in {vllm.READINGS}"),
+        "activations": Origin(origin="modelled", how=f"fitted to {vllm.READINGS}, within 10%; default step sizes"),
+        "runtime": Origin(origin="measured", how=vllm.READINGS),
+    },
+)
+
+
+def _older_vllm(
+    name: str, runtime: Callable[[Device, int, int], int], activations: Callable[[ModelSpec, StepShape], int]
+) -> Engine:
+    """An earlier version: what is known to have changed since, and the rest as it is now."""
+    how = "Qwen3-14B on H100-80GB in each version (github.com/jgchn/llm-d-planner), otherwise as in 0.19"
+    told = {part: Origin(origin="extrapolated", how=how) for part in ("activations", "runtime")}
+    return replace(_VLLM, name=name, runtime=runtime, activations=activations, origins={**_VLLM.origins, **told})
+
+
 _LLAMA_LOGS = "buffers in llama.cpp's logs (github.com/ggml-org/ci)"
 
 ENGINES = {
     engine.name: engine
     for engine in (
-        Engine(
-            name="vllm-0.19",
-            utilisation=0.95,
-            page_tokens=16,
-            leaves_embedding=lambda device: False,
-            chunk_tokens=lambda device: 8192 if vllm.is_large(device) else 2048,
-            warms_up=True,
-            sequences=lambda device, asked: max(asked, 1024 if vllm.is_large(device) else 256),
-            held=vllm.held_bytes,
-            activations=vllm.activation_bytes,
-            runtime=vllm.runtime_bytes,
-            graphs=vllm.graphs_bytes,
-            origins={
-                "weights": Origin(
-                    origin="exact",
-                    how="every tensor by rank, with rotation tables and what PyTorch's allocator rounds up",
-                ),
-                "budget_bytes": Origin(origin="assumed", how=f"--gpu-memory-utilization 0.95, as in {vllm.READINGS}"),
-                "activations": Origin(
-                    origin="modelled", how=f"fitted to {vllm.READINGS}, within 6%; default step sizes"
-                ),
-                "runtime": Origin(origin="measured", how=vllm.READINGS),
-            },
-        ),
+        _VLLM,
+        _older_vllm("vllm-0.18", vllm.runtime_bytes, vllm.activation_bytes),
+        _older_vllm("vllm-0.17", vllm.older_runtime_bytes, vllm.activation_bytes),
+        _older_vllm("vllm-0.16", vllm.older_runtime_bytes, vllm.older_activation_bytes),
+        _older_vllm("vllm-0.15", vllm.older_runtime_bytes, vllm.older_activation_bytes),
         Engine(
             name="llama.cpp",
             utilisation=1.0,
@@ -129,7 +143,7 @@ ENGINES = {
             sequences=lambda device, asked: asked,
             held=lambda stage, ranks: 0,
             activations=_llama_cpp_activations,
-            runtime=lambda device, ranks: 400 * MIB if device.kind == "gpu" else 64 * MIB,
+            runtime=lambda device, ranks, stages: 400 * MIB if device.kind == "gpu" else 64 * MIB,
             graphs=lambda model, ranks: 0,
             origins={
                 "weights": Origin(origin="exact", how="every tensor; an untied embedding stays with the host"),
@@ -148,7 +162,7 @@ ENGINES = {
             sequences=lambda device, asked: asked,
             held=lambda stage, ranks: 0,
             activations=_residency_activations,
-            runtime=lambda device, ranks: 118 * MIB,
+            runtime=lambda device, ranks, stages: 118 * MIB,
             graphs=lambda model, ranks: 0,
             origins={
                 "weights": Origin(

@@ -23,6 +23,7 @@ class StepShape:
     tensor_parallel: int = 1
     attention: AttentionKind = "flash"
     has_head: bool = True  # the last pipeline stage computes logits
+    is_stage: bool = False  # of several, which hand arrays on
     dtype: str = "float16"
 
 

@@ -186,12 +186,13 @@ def stage_rest(
         context_tokens=load.context_tokens,
         tensor_parallel=ranks,
         attention=choice.attention,
+        is_stage=choice.pipeline_parallel > 1,
     )
     last = choice.pipeline_parallel - 1
     return tuple(
         StageRest(
             activation_bytes=engine.activations(stage, replace(shape, has_head=index == last)),
-            runtime_bytes=engine.runtime(device, ranks * choice.pipeline_parallel),
+            runtime_bytes=engine.runtime(device, ranks, choice.pipeline_parallel),
             graphs_bytes=engine.graphs(stage, ranks),
         )
         for index, stage in enumerate(stage_models(model, choice.pipeline_parallel))

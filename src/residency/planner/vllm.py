@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from residency.hardware import Device
 from residency.planner.graph import StepShape, peak_bytes
-from residency.spec.model import AttentionSpec, LayerSpec, ModelSpec, RopeSpec
+from residency.spec.model import AttentionSpec, LatentAttentionSpec, LayerSpec, ModelSpec, MoeSpec, RopeSpec, TensorSpec
 from residency.spec.ranks import VOCABULARY_PADDING, kv_heads_of, rank_tensor_bytes
 
 GIB = 1024**3
@@ -30,24 +30,44 @@ def is_large(device: Device) -> bool:
 
 
 def held_bytes(stage: ModelSpec, ranks: int) -> int:
-    """Beside the tensors: what the allocator rounds up of fused matrices, and rotation tables for all positions."""
+    """Beside the tensors: what the allocator rounds up of fused matrices, rotation tables for all positions, latent
+    attention's up-projections a second time, and what kernels pad experts in MXFP4 with."""
     rounded = sum(_rounded_layer_bytes(layer, ranks) for layer in stage.layers)
-    return rounded + _rotation_bytes(stage)
+    kept = sum(_absorbed_bytes(layer, ranks) + _padded_bytes(stage, layer, ranks) for layer in stage.layers)
+    return rounded + kept + _rotation_bytes(stage)
 
 
-def activation_bytes(model: ModelSpec, shape: StepShape) -> int:
-    """The larger of a forward step and of sampling for all sequences: logits in 16 bits and three float32 copies of
-    them, beside three arrays of hidden states."""
+def activation_bytes(model: ModelSpec, shape: StepShape, *, logit_bytes: float = 2 + 3 * 4) -> int:
+    """The larger of a forward step and of sampling for all sequences, beside the experts' work space, which stays.
+
+    Sampling takes three arrays of hidden states and `logit_bytes` for each logit: one of 16 bits and three float32
+    copies since version 0.17.
+    """
     vocabulary = -(-model.vocabulary // VOCABULARY_PADDING) * VOCABULARY_PADDING
-    sampled = shape.sequences * vocabulary * (2 + 3 * 4) if shape.has_head else 0
-    return max(sampled + 3 * shape.tokens * model.hidden * 2, peak_bytes(model, replace(shape, has_head=False)))
+    sampled = round(shape.sequences * vocabulary * logit_bytes) if shape.has_head else 0
+    hidden_bytes = shape.tokens * model.hidden * 2
+    experts_bytes = max(_experts_bytes(model, layer, shape) for layer in model.layers)
+    dense = replace(model, layers=tuple(replace(each, mlp=None) if _is_sparse(each) else each for each in model.layers))
+    step = peak_bytes(dense, replace(shape, has_head=False)) + (2 + 2 * shape.is_stage) * hidden_bytes
+    return experts_bytes + max(sampled + 3 * hidden_bytes, step)
 
 
-def runtime_bytes(device: Device, ranks: int) -> int:
+def older_activation_bytes(model: ModelSpec, shape: StepShape) -> int:
+    """Before version 0.17, whose sampler sorted all logits: 5.64 GiB of Qwen3-14B, where it is 2.23 since."""
+    return activation_bytes(model, shape, logit_bytes=37.4)
+
+
+def runtime_bytes(device: Device, tensor_parallel: int, stages: int) -> int:
     """What torch does not allocate: the context, and the collectives' buffers."""
-    if ranks == 1:
-        return round(0.25 * GIB)
-    return round((2.07 if ranks == 2 else 2.13) * GIB)
+    if tensor_parallel > 1:
+        return round((2.07 if tensor_parallel == 2 else 2.13) * GIB)
+    return round((0.25 if stages == 1 else 0.07) * GIB)
+
+
+def older_runtime_bytes(device: Device, tensor_parallel: int, stages: int) -> int:
+    """Before version 0.18, on one device."""
+    bytes_since = runtime_bytes(device, tensor_parallel, stages)
+    return round(0.13 * GIB) if tensor_parallel == stages == 1 else bytes_since
 
 
 def graphs_bytes(model: ModelSpec, ranks: int) -> int:
@@ -71,10 +91,55 @@ def _rounding(block_bytes: int) -> int:
     return rest if block_bytes >= _OWN_BLOCK_BYTES and rest <= _KEPT_REST_BYTES else 0
 
 
+def _absorbed_bytes(layer: LayerSpec, ranks: int) -> int:
+    """Latent attention decodes with its up-projection split in two and in 16 bits, beside the one of prompts."""
+    attention = layer.attention
+    if not isinstance(attention, LatentAttentionSpec):
+        return 0
+    return 2 * attention.kv_rank * (attention.num_heads // ranks) * (attention.nope_dim + attention.value_dim)
+
+
+def _padded_bytes(stage: ModelSpec, layer: LayerSpec, ranks: int) -> int:
+    """MXFP4's codes are padded to 256 of the hidden and 128 of a rank's inner values (gpt-oss-20b: 0.81 GiB on one
+    rank, 0.6 on two)."""
+    if not isinstance(layer.mlp, MoeSpec):
+        return 0
+    hidden, inner = stage.hidden, -(-layer.mlp.intermediate // ranks)
+    ratio = (_up_to(256, hidden) * _up_to(128, inner)) / (hidden * inner) - 1
+    codes = sum(t.num_values // 2 for t in layer.tensors if t.role == "expert" and _is_mxfp4(t))
+    return round(codes / ranks * ratio)
+
+
+def _experts_bytes(model: ModelSpec, layer: LayerSpec, shape: StepShape) -> int:
+    """Where experts are fused: gate and up, or what comes out, of every token for each of its experts, and what lies
+    between. Kernels for MXFP4 have none."""
+    mlp = layer.mlp
+    if not isinstance(mlp, MoeSpec) or any(_is_mxfp4(tensor) for tensor in layer.tensors):
+        return 0
+    inner = -(-mlp.intermediate // shape.tensor_parallel)
+    outer = max((2 if mlp.gated else 1) * inner, model.hidden)
+    return 2 * shape.tokens * mlp.experts_per_token * (outer + inner)
+
+
+def _is_sparse(layer: LayerSpec) -> bool:
+    return isinstance(layer.mlp, MoeSpec)
+
+
+def _is_mxfp4(tensor: TensorSpec) -> bool:
+    return tensor.format.name.lower() == "mxfp4"
+
+
+def _up_to(multiple: int, count: int) -> int:
+    return -(-count // multiple) * multiple
+
+
 def _rotation_bytes(stage: ModelSpec) -> int:
-    """Cosines and sines in 16 bits, one table for each way of rotating."""
+    """Cosines and sines of all positions, one table for each way of rotating: in 16 bits, latent attention's in 32."""
     if any(tensor.role == "position" for tensor in stage.others):
         return 0
+    is_latent = any(isinstance(layer.attention, LatentAttentionSpec) for layer in stage.layers)
+    if stage.rotations:
+        return sum((4 if is_latent else 2) * table.positions * table.width for table in stage.rotations)
     rotations: set[tuple[int, RopeSpec | None]] = set()
     for layer in stage.layers:
         if isinstance(layer.attention, AttentionSpec):

@@ -86,6 +86,14 @@ class RopeSpec:
     factor: float = 1.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class RotationTable:
+    """Cosines and sines that serving engines keep for all positions, one table for each way of rotating."""
+
+    width: int  # values of a head that are rotated
+    positions: int  # where scaling lengthens the context, more than the model was trained for
+
+
 NO_ROPE = RopeSpec(inverse_frequencies=())  # where nothing is rotated, or only bytes are counted
 
 
@@ -226,6 +234,7 @@ class ModelSpec:
     head: TensorSpec | None  # None: tied to the embedding
     others: tuple[TensorSpec, ...] = ()  # positions, the final norm's bias, the vision tower
     unused: tuple[TensorSpec, ...] = ()  # what the published checkpoint holds and nothing loads: masks, drafts
+    rotations: tuple[RotationTable, ...] = ()  # empty where nothing is rotated, or nothing says how
     notes: tuple[str, ...] = ()  # what a reader of the figures should know
 
     @cached_property

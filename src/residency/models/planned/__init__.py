@@ -13,6 +13,7 @@ from residency.models.planned import classic, dense, gemma3n, hybrid, recurrent,
 from residency.models.planned.keys import refuse_unknown_structure
 from residency.models.planned.parts import Draft
 from residency.models.planned.quantized import Requantize, quantization
+from residency.models.planned.rotations import rotations
 from residency.models.planned.vision import llama4_vision, pixtral, siglip, uncounted
 from residency.spec.model import LayerSpec, ModelSpec, TensorSpec
 
@@ -154,6 +155,7 @@ def _model(name: str, architecture: str, c: Configuration, draft: Draft, format_
 
     unnamed = "config.json names no dtype: counted as float32, as transformers would load it"
     has_dtype = c.has("dtype") or c.has("torch_dtype")
+    layers = tuple(whole(block.layer()) for block in draft.layers)
     return ModelSpec(
         name=name,
         architecture=architecture,
@@ -163,11 +165,12 @@ def _model(name: str, architecture: str, c: Configuration, draft: Draft, format_
         norm_epsilon=1e-6,
         embedding_scale=1.0,
         embedding=draft.embedding,
-        layers=tuple(whole(block.layer()) for block in draft.layers),
+        layers=layers,
         final_norm=draft.final_norm,
         head=draft.head,
         others=draft.others,
         unused=tuple(formatted(tensor) for tensor in draft.unused),
+        rotations=rotations(c, layers, _context(c)),
         notes=draft.notes if has_dtype else (*draft.notes, unnamed),
     )
 
