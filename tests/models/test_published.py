@@ -156,10 +156,19 @@ def test_every_bundled_configuration_can_be_planned(known: object) -> None:
         ("gemma-3-4b", "gemma-3-4b-it"),
         ("mistral-small-3.1-24b", "Mistral-Small-3.1-24B-Instruct-2503"),
         ("deepseek-ai/DeepSeek-R1-0528", "DeepSeek-R1"),
+        ("mistral-7b", "Mistral-7B-v0.1"),
+        ("mistralai/Mistral-7B-Instruct-v0.2", "Mistral-7B-Instruct-v0.2"),
+        ("mistralai/Mistral-7B-Instruct-v0.3", "Mistral-7B-v0.3"),
     ],
 )
 def test_a_name_is_found_however_people_write_it(asked: str, name: str) -> None:
     assert published_spec(asked).name == name
+
+
+@pytest.mark.parametrize("asked", ["deepseek-v3.1", "deepseek-v2.5", "mistral-7b-v0.9"])
+def test_another_version_is_not_taken_for_one_that_is_known(asked: str) -> None:
+    with pytest.raises(FetchError, match="did you mean"):
+        published_spec(asked)
 
 
 def test_an_unknown_name_suggests_the_nearest() -> None:

@@ -46,6 +46,8 @@ METHODS: dict[str, tuple[dict[str, Any], str]] = {
         {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
         "nf4",
     ),
+    "ModelOpt FP8": ({"quant_method": "modelopt", "quant_algo": "FP8"}, "fp8"),
+    "ModelOpt NVFP4": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4"),
     "LLM.int8": ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "llm-int8"),
 }
 DTYPES = {"I32": np.int32, "I64": np.int64, "I8": np.int8, "U8": np.uint8, "F32": np.float32, "F16": np.float16}

@@ -118,7 +118,7 @@ def question_of(spec: ModelSpec, machine: Machine, asked: Asked) -> Question:
     engine = engine_named(asked.engine) if asked.engine else default_engine(device, quant or spec.format_label)
     if engine.name == "residency" and machine.runtime_bytes is not None:
         measured_bytes = machine.runtime_bytes
-        engine = replace(engine, runtime=lambda device, ranks: measured_bytes)
+        engine = replace(engine, runtime=lambda device, ranks, stages: measured_bytes)
     if asked.acceptance is not None and asked.draft is None:
         raise UsageError("--acceptance is of a draft model; name one with --draft.")
     spill = asked.spill

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from residency.formats.format import BF16, F8_E4M3, F16, F32, I8, I32, I64, U8, Format
 
 Shape = tuple[int, ...]
+COMPRESSED_NVFP4 = (".weight_packed", ".weight_scale", ".weight_global_scale", ".input_global_scale")
+MODELOPT_NVFP4 = (".weight", ".weight_scale", ".weight_scale_2", ".input_scale")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,13 +129,14 @@ def mxfp4() -> Scheme:
     return Scheme(name="mxfp4", block_values=32, block_bytes=17, parts=parts)
 
 
-def nvfp4() -> Scheme:
-    """NVFP4 as compressed-tensors writes it: E2M1 values, an FP8 scale for each 16, and two float32."""
+def nvfp4(suffixes: tuple[str, str, str, str] = COMPRESSED_NVFP4) -> Scheme:
+    """NVFP4: E2M1 values, an FP8 scale for each 16, and two float32, under compressed-tensors' names or ModelOpt's."""
+    values, scales, whole, inputs = suffixes
     parts = (
-        Part(suffix=".weight_packed", format=U8, shape_of=lambda rows, columns: (rows, columns // 2)),
-        Part(suffix=".weight_scale", format=F8_E4M3, shape_of=lambda rows, columns: (rows, columns // 16)),
-        Part(suffix=".weight_global_scale", format=F32, shape_of=lambda rows, columns: (1,)),
-        Part(suffix=".input_global_scale", format=F32, shape_of=lambda rows, columns: (1,)),
+        Part(suffix=values, format=U8, shape_of=lambda rows, columns: (rows, columns // 2)),
+        Part(suffix=scales, format=F8_E4M3, shape_of=lambda rows, columns: (rows, columns // 16)),
+        Part(suffix=whole, format=F32, shape_of=lambda rows, columns: (1,)),
+        Part(suffix=inputs, format=F32, shape_of=lambda rows, columns: (1,)),
     )
     return Scheme(name="nvfp4", block_values=16, block_bytes=9, parts=parts)
 

@@ -2,8 +2,10 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 
+from residency.formats.schemes import Scheme
 from residency.hardware import Device
 from residency.planner.graph import StepShape, peak_bytes
 from residency.spec.model import AttentionSpec, LatentAttentionSpec, LayerSpec, ModelSpec, MoeSpec, RopeSpec, TensorSpec
@@ -77,13 +79,26 @@ def graphs_bytes(model: ModelSpec, ranks: int) -> int:
 
 
 def _rounded_layer_bytes(layer: LayerSpec, ranks: int) -> int:
-    blocks: dict[str, int] = defaultdict(int)
+    blocks: dict[tuple[str, str], float] = defaultdict(float)
     for tensor in layer.tensors:
+        if _is_mxfp4(tensor):
+            continue  # what is padded has other sizes
         name = tensor.name
         for pattern, fused in _FUSED:
             name = pattern.sub(fused, name)
-        blocks[name] += rank_tensor_bytes(tensor, ranks, kv_heads_of(layer))
-    return sum(map(_rounding, blocks.values()))
+        rank_part = rank_tensor_bytes(tensor, ranks, kv_heads_of(layer)) / tensor.num_bytes
+        for suffix, part_bytes in _parts(tensor):
+            blocks[name, suffix] += part_bytes * rank_part
+    return sum(_rounding(round(block_bytes)) for block_bytes in blocks.values())
+
+
+def _parts(tensor: TensorSpec) -> Iterator[tuple[str, int]]:
+    """The arrays that are one tensor: codes, scales, zero points, each in a block of its own."""
+    if not isinstance(tensor.format, Scheme):
+        yield "", tensor.num_bytes
+        return
+    for suffix, (number_format, shape) in tensor.format.parts_of(tensor.shape).items():
+        yield suffix, tensor.copies * number_format.bytes_of(shape)
 
 
 def _rounding(block_bytes: int) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from residency.errors import FileError, UnsupportedError
 from residency.formats import BF16, F8_E4M3, F16, F32, I8, Format
 from residency.formats.schemes import (
+    MODELOPT_NVFP4,
     Scheme,
     awq,
     by_channel,
@@ -22,7 +23,7 @@ from residency.models.planned.parts import number_format
 from residency.spec.model import TensorSpec
 
 Requantize = Callable[[TensorSpec], Format]
-METHODS = "gptq, awq, fp8, compressed-tensors, bitsandbytes, fbgemm_fp8 and mxfp4"
+METHODS = "gptq, awq, fp8, compressed-tensors, bitsandbytes, modelopt, fbgemm_fp8 and mxfp4"
 
 
 def quantization(c: Configuration) -> Requantize:
@@ -38,6 +39,7 @@ def quantization(c: Configuration) -> Requantize:
         "fbgemm_fp8": lambda c, q: by_channel(F8_E4M3, scales=F32),
         "compressed-tensors": _compressed,
         "bitsandbytes": _bitsandbytes,
+        "modelopt": _modelopt,
         "mxfp4": lambda c, q: mxfp4(),
     }
     if method not in makers:
@@ -149,3 +151,15 @@ def _bitsandbytes(c: Configuration, q: Configuration) -> Scheme:
     if q.text("bnb_4bit_quant_type", "fp4") not in ("nf4", "fp4"):
         raise q.unsupported("bnb_4bit_quant_type")
     return nf4(double=q.flag("bnb_4bit_use_double_quant", False))
+
+
+def _modelopt(c: Configuration, q: Configuration) -> Scheme:
+    """ModelOpt: FP8 with one scale for each matrix and one for its inputs, or NVFP4."""
+    algorithm = q.text("quant_algo", "FP8")
+    if algorithm not in ("FP8", "NVFP4"):
+        raise q.unsupported("quant_algo")
+    return (
+        nvfp4(MODELOPT_NVFP4)
+        if algorithm == "NVFP4"
+        else by_channel(F8_E4M3, scales=F32, whole=True, static_inputs=True)
+    )

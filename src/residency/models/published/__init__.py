@@ -17,7 +17,8 @@ from residency.models.planned import planned_spec
 from residency.spec.model import ModelSpec
 
 # What names of variants end in, which share the shapes of the model that they were made from.
-_VARIANT = re.compile(r"[-_.:](hf|it|instruct|chat|base|pt|pile|preview|v\d+(\.\d+)*|\d{4}|4k|128k|latest)$")
+_VARIANT = re.compile(r"[-_.:](hf|it|instruct|chat|base|pt|pile|preview|\d{4}|4k|128k|latest)(?=[-_.:]|$)")
+_VERSION = re.compile(r"[-_.:]v\d+(\.\d+)*$")
 _MAX_SUGGESTIONS = 3
 
 
@@ -63,10 +64,15 @@ def _published() -> dict[str, dict[str, Any]]:
 
 @cache
 def _names() -> dict[str, str]:
-    """Each way of writing a known name, and the name: whole names before names without their variant."""
+    """Each way of writing a known name, and the name: whole names before those without their variant, and these before
+    those without their version, where a size is left to tell models apart."""
     names = {_plain(name): name for name in _published()}
     for name in _published():
         names.setdefault(_plain(_without_variant(name)), name)
+    for name in _published():
+        shortest = _plain(_VERSION.sub("", _without_variant(name)))
+        if re.search(r"\d", shortest):
+            names.setdefault(shortest, name)
     return names
 
 
@@ -77,8 +83,7 @@ def _resolved(model: str) -> str | None:
 
 def _without_variant(name: str) -> str:
     """ "google/gemma-3-4b-it" as "google/gemma-3-4b"."""
-    shorter = _VARIANT.sub("", name.lower())
-    return name if shorter == name.lower() else _without_variant(shorter)
+    return _VARIANT.sub("", name.lower())
 
 
 def _plain(name: str) -> str:
