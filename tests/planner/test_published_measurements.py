@@ -41,8 +41,8 @@ def test_a_gpu_holds_what_vllm_held(
         assert found.pool_tokens == pytest.approx(tokens, rel=0.03)
 
 
-# The same readings of mixtures, of latent attention, of pipeline stages and of quantized weights: model, tensor-parallel
-# ranks, stages, format, weights of the fullest GPU, peak of activations, KV pool.
+# The same readings of mixtures, of latent attention, of pipeline stages and of quantized weights: model, ranks of
+# tensor parallelism, stages, format, weights of the fullest GPU, peak of activations, KV pool.
 MORE_VLLM = [
     ("CodeLlama-7b", 1, 1, None, 12.56, 0.77, 61.66),
     ("DeepSeek-V2-Lite-Chat", 1, 1, None, 29.43, 1.93, 43.61),

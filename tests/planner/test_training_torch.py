@@ -50,6 +50,22 @@ def test_other_dense_models_keep_what_the_list_says_within_1_percent(architectur
     assert plan_training(spec_of(model), options("bf16")).activations == pytest.approx(kept_bytes, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("gpt_neox", {"num_key_value_heads": None}),
+        ("opt", {"ffn_dim": 256, "word_embed_proj_dim": 64, "intermediate_size": None, "num_key_value_heads": None}),
+    ],
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_models_of_an_earlier_time_keep_what_the_list_says(
+    architecture: str, changes: dict[str, Any], precision: str
+) -> None:
+    model = small_model(architecture, **changes).to(DTYPES[precision])
+    kept_bytes = saved_bytes(model, tokens(model))
+    assert plan_training(spec_of(model), options(precision)).activations == pytest.approx(kept_bytes, rel=0.005)
+
+
 @pytest.mark.parametrize("architecture", EXPERTS)
 def test_experts_keep_what_the_list_says_within_3_percent(architecture: str) -> None:
     """Indices of who is sent where are not in the list."""

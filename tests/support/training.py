@@ -10,17 +10,27 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from residency.models.planned import planned_spec
 from residency.spec.model import ModelSpec
 
-DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "residual_dropout", "embedding_dropout")
+DROPOUTS = (
+    "dropout",
+    "hidden_dropout",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "attention_dropout",
+    "residual_dropout",
+    "embedding_dropout",
+)
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3}
 USUAL = {"hidden_size": 64, "intermediate_size": 176, "vocab_size": 500, "max_position_embeddings": 512, **HEADS}
 GPT2 = {"n_embd": 64, "n_head": 4, "n_layer": 3, "vocab_size": 500, "n_positions": 512}
 
 
-def small_model(architecture: str, *, attention: str = "sdpa", **changes: int) -> Any:
-    """A model of `transformers` in float32 with random weights and without dropout."""
+def small_model(architecture: str, *, attention: str = "sdpa", **changes: int | None) -> Any:
+    """A model of `transformers` in float32 with random weights and without dropout. None takes a key out."""
     torch.manual_seed(0)
     extents = {**(GPT2 if architecture == "gpt2" else USUAL), "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
-    config = transformers.AutoConfig.for_model(architecture, **{**extents, "use_cache": False, **changes})
+    given = {key: value for key, value in {**extents, "use_cache": False, **changes}.items() if value is not None}
+    config = transformers.AutoConfig.for_model(architecture, **given)
     for name in DROPOUTS:
         if hasattr(config, name):
             setattr(config, name, 0.0)

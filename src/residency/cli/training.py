@@ -11,7 +11,7 @@ from residency.errors import ContextError, UsageError
 from residency.hardware import Machine
 from residency.planner.answers import AnswerRecord
 from residency.planner.training import PRECISIONS, LoraOptions, TrainingOptions
-from residency.planner.training.options import Optimizer, Recomputation
+from residency.planner.training.options import Kernels, Optimizer, Recomputation
 from residency.planner.training_answer import training_record
 from residency.spec.model import ModelSpec
 
@@ -31,6 +31,9 @@ class AskedTraining:
     lora: int | None = None
     qlora: int | None = None
     loss_chunks: int | None = None
+    kernels: str | None = None
+    dropout: bool | None = None
+    sequence_parallel: bool | None = None
     offload: bool | None = None
 
     def given(self) -> dict[str, object]:
@@ -47,6 +50,11 @@ _OPTIONS = (
     click.option("--lora", type=int, metavar="RANK", help="Train adapters of this rank beside frozen matrices."),
     click.option("--qlora", type=int, metavar="RANK", help="The same beside matrices in NF4."),
     click.option("--loss-chunks", type=int, metavar="N", help="Parts in which the loss takes the tokens (default: 1)."),
+    click.option("--kernels", type=click.Choice(get_args(Kernels)), help="Each operation apart (default), or fused."),
+    click.option("--dropout/--no-dropout", default=None, help="Keep the masks of dropout, as GPT-3's layers do."),
+    click.option(
+        "--sequence-parallel/--no-sequence-parallel", default=None, help="Ranks of --tp share norms and dropouts too."
+    ),
     click.option("--offload/--no-offload", default=None, help="Keep optimizer states in RAM."),
 )
 
@@ -88,7 +96,9 @@ def _options(spec: ModelSpec, machine: Machine, asked: Asked, trained: AskedTrai
             f"ask for --context {spec.max_context_tokens} or less."
         )
     chosen: dict[str, Any] = {
-        name: getattr(trained, name) for name in ("optimizer", "precision") if getattr(trained, name) is not None
+        name: value
+        for name in ("optimizer", "precision", "kernels", "dropout", "sequence_parallel")
+        if (value := getattr(trained, name)) is not None
     }
     tensor, pipeline = asked.tp or 1, asked.pp or 1
     return TrainingOptions(

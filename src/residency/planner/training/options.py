@@ -155,7 +155,9 @@ class TrainingOptions:
                 "choose stage 1, or a pipeline of 1."
             )
         if self.sequence_parallel and self.tensor_parallel == 1:
-            raise UsageError("sequence parallelism shares among tensor-parallel ranks and there is 1; give at least 2.")
+            raise UsageError(
+                "sequence parallelism shares among tensor-parallel ranks and there is 1; ask for --tp 2 or more."
+            )
         if self.offload_parameters and self.zero_stage < 3:
             raise UsageError(
                 f"parameters go to RAM layer by layer, which needs ZeRO stage 3 and not {self.zero_stage}; "
