@@ -176,9 +176,45 @@ def test_an_alignment_that_is_no_power_of_two_is_refused(alignment: int, tmp_pat
         opened(tmp_path, header(0, 2) + architecture() + entry("general.alignment", 4, "I", alignment))
 
 
-def test_one_part_of_a_split_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="one of 3 parts"):
-        opened(tmp_path, header(0, 2) + architecture() + entry("split.count", 2, "H", 3))
+def part(directory: Path, number: int, *tensors: str, count: int = 2, promised: int = 2) -> Path:
+    """A file of a model in two: the first holds the metadata, and each some tensors of 64 bytes."""
+    entries = [entry("split.count", 2, "H", 2)]
+    if number == 1:
+        entries += [architecture(), entry("split.tensors.count", 5, "i", promised)]
+    head = header(len(tensors), len(entries)) + b"".join(entries)
+    head += b"".join(tensor(name, (16,), 0, 64 * index) for index, name in enumerate(tensors))
+    path = directory / f"tiny-q4_0-{number:05}-of-{count:05}.gguf"
+    path.write_bytes(head + bytes(-len(head) % 32) + bytes(64 * len(tensors)))
+    return path
+
+
+@pytest.mark.parametrize("given", [0, 1])
+def test_any_part_of_a_split_model_opens_all_of_it(given: int, tmp_path: Path) -> None:
+    parts = [part(tmp_path, 1, "a"), part(tmp_path, 2, "b")]
+    found = open_checkpoint(parts[given])
+    assert (found.name, found.architecture, [found.tensors[name].path for name in "ab"]) == ("tiny", "llama", parts)
+
+
+def test_a_missing_part_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"00002-of-00002\.gguf could not be read"):
+        open_checkpoint(part(tmp_path, 1, "a"))
+
+
+def test_parts_that_hold_a_tensor_twice_are_refused(tmp_path: Path) -> None:
+    part(tmp_path, 2, "a")
+    with pytest.raises(FileError, match="'a' is in an earlier part too"):
+        open_checkpoint(part(tmp_path, 1, "a"))
+
+
+def test_parts_that_hold_fewer_tensors_than_promised_are_refused(tmp_path: Path) -> None:
+    part(tmp_path, 2)
+    with pytest.raises(FileError, match="hold 1 tensors and promise 2"):
+        open_checkpoint(part(tmp_path, 1, "a"))
+
+
+def test_a_part_under_another_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="is one of 2 parts; name them"):
+        open_checkpoint(part(tmp_path, 1, "a", count=3))
 
 
 def test_a_path_that_does_not_exist_is_refused(tmp_path: Path) -> None:

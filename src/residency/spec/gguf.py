@@ -28,6 +28,7 @@ SMALLEST_TENSOR_BYTES = 32  # an empty name, one dimension, a type and an offset
 
 # Files are named by people, and end in their format; general.name is often what some tool made of a folder's name.
 _FORMAT_SUFFIX = re.compile(r"(?<=.)[.-](I?Q\d[\w]*|B?F16|F32)$", re.IGNORECASE | re.ASCII)
+_PART_SUFFIX = re.compile(r"-\d{5}-of-(\d{5})$", re.ASCII)
 
 SCALARS = {
     0: struct.Struct("<B"),
@@ -65,12 +66,62 @@ TENSOR_TYPES = {
 
 
 def read_gguf(path: Path) -> Checkpoint:
-    """The checkpoint in the GGUF file `path`, by its header alone. FileError or UnsupportedError say what is wrong."""
+    """The checkpoint in the GGUF file `path`, by its header alone; of a model in several files, by all their headers.
+
+    FileError or UnsupportedError say what is wrong.
+    """
+    config, tensors = _read(path)
+    num_files = config.get("split.count", 1)
+    if isinstance(num_files, int) and num_files > 1:
+        config, tensors = _joined(path, num_files)
+    architecture = config.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise _damaged(path, "its metadata names no general.architecture")
+    paths = {path, *(tensor.path for tensor in tensors.values())}
+    return Checkpoint(
+        kind="gguf",
+        path=path,
+        name=printable(_FORMAT_SUFFIX.sub("", _PART_SUFFIX.sub("", path.stem))) or "model",
+        architecture=architecture,
+        config=config,
+        tensors=tensors,
+        file_bytes=sum(each.stat().st_size for each in paths),
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, SourceTensor]]:
+    """The metadata and the tensors of one file."""
     try:
         with open(path, "rb", buffering=1 << 16) as file:
             return _Header(path, file, path.stat().st_size).read()
     except OSError as error:
         raise FileError(f"{path} could not be read: {error.strerror}.") from error
+
+
+def _joined(path: Path, num_files: int) -> tuple[dict[str, Any], dict[str, SourceTensor]]:
+    """The first part's metadata and all parts' tensors: "name-00001-of-00003.gguf" and its sisters."""
+    found = _PART_SUFFIX.search(path.stem)
+    if found is None or int(found[1]) != num_files:
+        raise FileError(
+            f"{path} is one of {num_files} parts; name them as they were fetched, -00001-of-{num_files:05}."
+        )
+    config: dict[str, Any] = {}
+    tensors: dict[str, SourceTensor] = {}
+    for number in range(1, num_files + 1):
+        part = path.with_name(f"{path.stem[: found.start()]}-{number:05}-of-{num_files:05}{path.suffix}")
+        told, held = _read(part)
+        config = config or told
+        if twice := tensors.keys() & held.keys():
+            raise _damaged(part, f"the tensor {min(twice)[:80]!r} is in an earlier part too")
+        tensors |= held
+    promised = config.get("split.tensors.count", len(tensors))
+    if promised != len(tensors):
+        raise _damaged(path, f"its parts hold {len(tensors)} tensors and promise {str(promised)[:20]}")
+    return config, tensors
+
+
+def _damaged(path: Path, what: str) -> FileError:
+    return FileError(f"{path} is truncated or damaged: {what}. Fetch the file again.")
 
 
 class _Header:
@@ -81,26 +132,13 @@ class _Header:
         self.file = file
         self.file_bytes = file_bytes
 
-    def read(self) -> Checkpoint:
+    def read(self) -> tuple[dict[str, Any], dict[str, SourceTensor]]:
         num_tensors, num_entries = self._counts()
         config = self._metadata(num_entries)
-        self._refuse_splits(config)
-        tensors = self._tensors(num_tensors, self._alignment(config))
-        architecture = config.get("general.architecture")
-        if not isinstance(architecture, str):
-            self.damaged("its metadata names no general.architecture")
-        return Checkpoint(
-            kind="gguf",
-            path=self.path,
-            name=printable(_FORMAT_SUFFIX.sub("", self.path.stem)) or "model",
-            architecture=architecture,
-            config=config,
-            tensors=tensors,
-            file_bytes=self.file_bytes,
-        )
+        return config, self._tensors(num_tensors, self._alignment(config))
 
     def damaged(self, what: str) -> NoReturn:
-        raise FileError(f"{self.path} is truncated or damaged: {what}. Fetch the file again.")
+        raise _damaged(self.path, what)
 
     def _take(self, num_bytes: int, what: str) -> bytes:
         left = self.file_bytes - self.file.tell()
@@ -176,13 +214,6 @@ class _Header:
         if type_id == STRING_TYPE:
             return walk_strings(self.file, self.path, num_values, self.file_bytes)
         return np.frombuffer(self._take(num_values * each_bytes, what), ARRAY_TYPES[type_id])
-
-    def _refuse_splits(self, config: dict[str, Any]) -> None:
-        num_files = config.get("split.count", 1)
-        if isinstance(num_files, int) and num_files > 1:
-            raise UnsupportedError(
-                f"{self.path} is one of {num_files} parts of a model; merge them (llama-gguf-split --merge) first."
-            )
 
     def _alignment(self, config: dict[str, Any]) -> int:
         alignment = config.get("general.alignment", 32)
