@@ -152,6 +152,26 @@ def test_llama_cpp_on_metal_is_what_it_logged() -> None:
     assert (found.kv_cache, found.activations) == (512 * MIB, 258.5 * MIB)
 
 
+@pytest.mark.parametrize(
+    ("model", "context", "mib"),
+    [
+        ("gemma-3-4b-it", 8192, 5 * 32 + 29 * 6),  # 5 layers of 8,192 cells, 29 of 1,024 + 512
+        ("gemma-2-9b-it", 8192, 21 * 64 + 21 * 36),  # 4,096 + 512
+        ("gpt-oss-20b", 4096, 12 * 8 + 12 * 1.5),  # 128 + 512, in whole 256
+        ("phi-3-mini-4k", 4096, 32 * 48),  # which it gives no windows
+    ],
+)
+def test_llama_cpp_keeps_a_micro_batch_beside_a_window(model: str, context: int, mib: float) -> None:
+    """The cells that its src/llama-kv-cache-iswa.cpp makes room for."""
+    assert device(model, "rtx4090", engine="llama.cpp", context=context).kv_cache == mib * MIB
+
+
+@pytest.mark.parametrize(("attention", "mib"), [("flash", 70.5), ("naive", 296.0)])
+def test_llama_cpp_s_compute_buffer_of_llama_2_7b_holds_logits_or_scores(attention: str, mib: float) -> None:
+    found = device("llama-2-7b", "rtx4090", engine="llama.cpp", quant="q4_k_m", context=4096, attention=attention)
+    assert found.activations == mib * MIB
+
+
 def test_layers_without_attention_keep_no_keys() -> None:
     """LFM2-1.2B at 32,768 tokens, 6 attention layers of 16: gguf-parser-go issue 31. The rest is its convolutions'."""
     kept = device("LFM2-1.2B", "rtx4090", engine="llama.cpp", context=32_768).kv_cache

@@ -50,3 +50,9 @@ def test_a_published_format_can_be_undone() -> None:
 def test_an_unknown_format_names_the_known() -> None:
     with pytest.raises(UsageError, match="'int5' is no format that weights can be planned in; choose one of f32, f16"):
         requantized(named_spec("gpt2"), "int5")
+
+
+@pytest.mark.parametrize(("label", "has_tower"), [("q4_k_m", False), ("int4-g128", True)])
+def test_a_vision_tower_is_left_to_a_file_of_its_own_in_ggml_s_types(label: str, has_tower: bool) -> None:
+    model = requantized(named_spec("gemma-3-4b-it"), label)
+    assert any(tensor.role == "vision" for tensor in model.tensors) is has_tower

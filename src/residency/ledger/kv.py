@@ -341,9 +341,9 @@ class KvPages:
 def pages_of_a_sequence(num_tokens: int, *, page_tokens: int, window_tokens: int | None, chunk_tokens: int) -> int:
     """The most pages of one group that a sequence of `num_tokens` holds at any time, fed in chunks.
 
-    A window spans its own tokens and the chunk that is being written, which may begin inside a page.
+    A window spans its own tokens and the chunk that is being written, which may begin inside a page of several tokens.
     """
     all_pages = -(-num_tokens // page_tokens)
     if window_tokens is None:
         return all_pages
-    return min(all_pages, -(-(window_tokens + chunk_tokens) // page_tokens) + 1)
+    return min(all_pages, -(-(window_tokens + chunk_tokens) // page_tokens) + (page_tokens > 1))

@@ -161,7 +161,7 @@ class Deployer:
                 self.loaded(choice.quant), choice, device=device, engine=question.engine
             )
         if states_key not in self._states:
-            self._states[states_key] = stage_states(question.model, choice)
+            self._states[states_key] = stage_states(question.model, choice, question.engine)
         if rest_key not in self._rest:
             self._rest[rest_key] = stage_rest(question.model, choice, load, device=device, engine=question.engine)
         parts = zip(self._weights[weights_key], self._states[states_key], self._rest[rest_key], strict=True)

@@ -15,8 +15,11 @@ from residency.planner.buffers import activation_buffers
 from residency.planner.graph import StepShape, peak_bytes
 from residency.planner.plan import PAGE_TOKENS
 from residency.spec.model import AttentionSpec, LayerSpec, MlpSpec, ModelSpec
+from residency.spec.ranks import VOCABULARY_PADDING
+from residency.spec.state import StateSpec
 
 MIB = 1024**2
+_MICRO_BATCH_TOKENS = 512  # of llama.cpp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +29,12 @@ class Engine:
     name: str
     utilisation: float  # the part of a device's memory that the engine plans with
     page_tokens: int
+    padding_rows: int  # of which number of rows the vocabulary is made a multiple
     leaves_embedding: Callable[[Device], bool]  # a table of which a step reads few rows is not in device memory
     chunk_tokens: Callable[[Device], int]  # most tokens of one step
     warms_up: bool  # with a step of that size, whatever is asked for
     sequences: Callable[[Device, int], int]  # most sequences of one step, of so many that are asked for
+    kept: Callable[[ModelSpec, StateSpec], StateSpec]  # what the engine makes of a state that could be smaller
     held: Callable[[ModelSpec, int], int]  # beside the tensors, with them: of a stage on each of so many ranks
     activations: Callable[[ModelSpec, StepShape], int]
     runtime: Callable[[Device, int, int], int]  # framework, context, collectives of so many ranks and stages
@@ -61,10 +66,23 @@ def _llama_cpp_activations(model: ModelSpec, shape: StepShape) -> int:
     they are written whole, the mask, and the arrays of a layer."""
     logits = shape.tokens * (model.vocabulary + model.hidden) * 4 if shape.has_head else 0
     arrays = peak_bytes(model, replace(shape, attention="flash", dtype="float32", has_head=False))
+    arrays -= 4 * shape.tokens * min(layer.mlp.intermediate if layer.mlp else 0 for layer in model.layers)  # in place
     if shape.attention == "naive":
         heads = max((layer.attention.num_heads for layer in model.layers if layer.attention), default=0)
         arrays = shape.tokens * (4 * shape.context_tokens * (heads + 1) + 4 * 4 * model.hidden)
     return max(logits, arrays)
+
+
+def _llama_cpp_state(model: ModelSpec, state: StateSpec) -> StateSpec:
+    """A window is kept with one micro-batch beside it, in whole 256 cells (llama.cpp's src/llama-kv-cache-iswa.cpp);
+    models that mix no windows with whole contexts keep the whole context."""
+    if state.max_tokens is None:
+        return state
+    attentions = (layer.attention for layer in model.layers)
+    mixes = any(isinstance(each, AttentionSpec) and each.window_tokens is None for each in attentions)
+    if not mixes:
+        return replace(state, max_tokens=None)
+    return replace(state, max_tokens=-(-(state.max_tokens + _MICRO_BATCH_TOKENS) // 256) * 256)
 
 
 def can_run(model: ModelSpec) -> bool:
@@ -94,10 +112,12 @@ _VLLM = Engine(
     name="vllm-0.19",
     utilisation=0.95,
     page_tokens=16,
+    padding_rows=VOCABULARY_PADDING,
     leaves_embedding=lambda device: False,
     chunk_tokens=lambda device: 8192 if vllm.is_large(device) else 2048,
     warms_up=True,
     sequences=lambda device, asked: max(asked, 1024 if vllm.is_large(device) else 256),
+    kept=lambda model, state: state,
     held=vllm.held_bytes,
     activations=vllm.activation_bytes,
     runtime=vllm.runtime_bytes,
@@ -137,10 +157,12 @@ ENGINES = {
             name="llama.cpp",
             utilisation=1.0,
             page_tokens=1,
+            padding_rows=1,
             leaves_embedding=lambda device: device.kind == "gpu",
-            chunk_tokens=lambda device: 512,
+            chunk_tokens=lambda device: _MICRO_BATCH_TOKENS,
             warms_up=False,
             sequences=lambda device, asked: asked,
+            kept=_llama_cpp_state,
             held=lambda stage, ranks: 0,
             activations=_llama_cpp_activations,
             runtime=lambda device, ranks, stages: 400 * MIB if device.kind == "gpu" else 64 * MIB,
@@ -156,10 +178,12 @@ ENGINES = {
             name="residency",
             utilisation=0.9,
             page_tokens=PAGE_TOKENS,
+            padding_rows=1,
             leaves_embedding=lambda device: True,
             chunk_tokens=lambda device: 128,
             warms_up=False,
             sequences=lambda device, asked: asked,
+            kept=lambda model, state: state,
             held=lambda stage, ranks: 0,
             activations=_residency_activations,
             runtime=lambda device, ranks, stages: 118 * MIB,

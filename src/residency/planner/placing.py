@@ -169,10 +169,11 @@ def stage_weights(model: ModelSpec, choice: Choice, *, device: Device, engine: E
     return tuple(_weights(stage, index, model, choice, engine, is_left) for index, stage in enumerate(stages))
 
 
-def stage_states(model: ModelSpec, choice: Choice) -> tuple[tuple[StateSpec, ...], ...]:
+def stage_states(model: ModelSpec, choice: Choice, engine: Engine) -> tuple[tuple[StateSpec, ...], ...]:
     """What one sequence keeps on each rank of each stage."""
     stages = stage_models(model, choice.pipeline_parallel)
-    return tuple(rank_states(stage, choice.kv, choice.tensor_parallel) for stage in stages)
+    states = (rank_states(stage, choice.kv, choice.tensor_parallel) for stage in stages)
+    return tuple(tuple(engine.kept(model, state) for state in each) for each in states)
 
 
 def stage_rest(
@@ -240,9 +241,10 @@ def _weights(
     is_last = index == choice.pipeline_parallel - 1
     layers = sum(layer_rank_bytes(layer, ranks) for layer in stage.layers)
     experts = sum(t.num_bytes for layer in stage.layers for t in layer.tensors if t.role == "expert") // ranks
-    absent = _absent_bytes(model, index, is_last, ranks, embedding_is_left)
+    absent = _absent_bytes(model, index, is_last, ranks, engine.padding_rows, embedding_is_left)
+    around_bytes = rank_bytes(replace(model, layers=()), ranks, padding_rows=engine.padding_rows)
     return StageWeights(
-        beside_bytes=rank_bytes(replace(model, layers=()), ranks) - absent + engine.held(stage, ranks),
+        beside_bytes=around_bytes - absent + engine.held(stage, ranks),
         layer_bytes=layers - experts,
         expert_bytes=experts,
     )
@@ -267,13 +269,15 @@ def _placed(
     )
 
 
-def _absent_bytes(model: ModelSpec, index: int, is_last: bool, ranks: int, embedding_is_left: bool) -> int:
+def _absent_bytes(
+    model: ModelSpec, index: int, is_last: bool, ranks: int, padding_rows: int, embedding_is_left: bool
+) -> int:
     """Of what stands beside the layers, what this stage does not hold: it looks tokens up, or it scores them."""
     absent = 0
     if (index > 0 or embedding_is_left) and not (model.tied and is_last):
-        absent += rank_tensor_bytes(model.embedding, ranks)
+        absent += rank_tensor_bytes(model.embedding, ranks, padding_rows=padding_rows)
     if not is_last and model.head is not None:
-        absent += rank_tensor_bytes(model.head, ranks)
+        absent += rank_tensor_bytes(model.head, ranks, padding_rows=padding_rows)
     return absent
 
 

@@ -11,10 +11,10 @@ from residency.spec.state import KV_F16, KvFormat, StateSpec, grouped
 VOCABULARY_PADDING = 64  # rows
 
 
-def rank_bytes(model: ModelSpec, tensor_parallel: int = 1) -> int:
+def rank_bytes(model: ModelSpec, tensor_parallel: int = 1, *, padding_rows: int = VOCABULARY_PADDING) -> int:
     """Bytes of weights on each of `tensor_parallel` ranks. UsageError where heads or rows cannot be shared evenly."""
     check_tensor_parallel(model, tensor_parallel)
-    beside = sum(rank_tensor_bytes(tensor, tensor_parallel) for tensor in model.beside_layers)
+    beside = sum(rank_tensor_bytes(each, tensor_parallel, padding_rows=padding_rows) for each in model.beside_layers)
     return beside + sum(layer_rank_bytes(layer, tensor_parallel) for layer in model.layers)
 
 
@@ -23,12 +23,15 @@ def layer_rank_bytes(layer: LayerSpec, tensor_parallel: int = 1) -> int:
     return sum(rank_tensor_bytes(tensor, tensor_parallel, kv_heads_of(layer)) for tensor in layer.tensors)
 
 
-def rank_tensor_bytes(tensor: TensorSpec, tensor_parallel: int, kv_heads: int | None = None) -> int:
-    """Bytes of one tensor on each rank; `kv_heads` says among how many heads a tensor split by them is shared."""
+def rank_tensor_bytes(
+    tensor: TensorSpec, tensor_parallel: int, kv_heads: int | None = None, *, padding_rows: int = VOCABULARY_PADDING
+) -> int:
+    """Bytes of one tensor on each rank; `kv_heads` says among how many heads a tensor split by them is shared, and
+    `padding_rows` of which number of rows the vocabulary is made a multiple."""
     if tensor.split == "replicated":
         return tensor.num_bytes
     if tensor.split == "vocabulary":
-        rows = -(-tensor.shape[0] // VOCABULARY_PADDING) * VOCABULARY_PADDING
+        rows = -(-tensor.shape[0] // padding_rows) * padding_rows
         return -(-tensor.format.bytes_of((rows, *tensor.shape[1:])) // tensor_parallel)
     parts = min(tensor_parallel, kv_heads) if tensor.split == "kv_heads" and kv_heads else tensor_parallel
     return -(-tensor.num_bytes // parts)

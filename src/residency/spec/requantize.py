@@ -1,8 +1,9 @@
 """A model as it would be in another number format: which tensors each method converts, and what it leaves.
 
 Serving formats (int8, fp8, int4-g128, awq, gptq, nf4, mxfp4, nvfp4) convert the matrices of the layers and leave
-embedding, head, routers and norms in 16 bits. ggml's types convert the embedding and the head too, and keep vectors
-in float32; the mixtures (Q4_K_M) follow the choices of llama.cpp's quantization (its src/llama-quant.cpp).
+embedding, head, routers and norms in 16 bits. ggml's types convert the embedding and the head too, keep vectors in
+float32 and leave a vision tower to a file of its own; the mixtures (Q4_K_M) follow the choices of llama.cpp's
+quantization (its src/llama-quant.cpp).
 """
 
 import re
@@ -65,8 +66,8 @@ def requantized(model: ModelSpec, label: str) -> ModelSpec:
         scheme = _SERVING[asked]()
         return _mapped(model, lambda tensor, layer: _served(tensor, layer, scheme))
     if asked in _GGML:
-        choice = _Choice(model, asked)
-        return _mapped(model, choice.format_of)
+        text = replace(model, others=tuple(tensor for tensor in model.others if tensor.role != "vision"))
+        return _mapped(text, _Choice(text, asked).format_of)
     raise UsageError(f"{label[:40]!r} is no format that weights can be planned in; choose one of {', '.join(LABELS)}.")
 
 
