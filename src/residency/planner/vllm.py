@@ -34,9 +34,15 @@ def is_large(device: Device) -> bool:
 def held_bytes(stage: ModelSpec, ranks: int) -> int:
     """Beside the tensors: what the allocator rounds up of fused matrices, rotation tables for all positions, latent
     attention's up-projections a second time, and what kernels pad experts in MXFP4 with."""
-    rounded = sum(_rounded_layer_bytes(layer, ranks) for layer in stage.layers)
-    kept = sum(_absorbed_bytes(layer, ranks) + _padded_bytes(stage, layer, ranks) for layer in stage.layers)
-    return rounded + kept + _rotation_bytes(stage)
+    alike: dict[tuple[object, ...], list[LayerSpec]] = defaultdict(list)
+    for layer in stage.layers:
+        alike[layer.attention, layer.mlp, *((t.shape, t.format.name) for t in layer.tensors)].append(layer)
+    in_layers = 0
+    for layers in alike.values():
+        layer = layers[0]
+        held = _rounded_layer_bytes(layer, ranks) + _absorbed_bytes(layer, ranks) + _padded_bytes(stage, layer, ranks)
+        in_layers += len(layers) * held
+    return in_layers + _rotation_bytes(stage)
 
 
 def activation_bytes(model: ModelSpec, shape: StepShape, *, logit_bytes: float = 2 + 3 * 4) -> int:

@@ -64,7 +64,7 @@ class TensorSpec:
     split: Split = "replicated"
     copies: int = 1
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
         """Bytes of the tensor, all copies, in its format, without padding."""
         return self.copies * self.format.bytes_of(self.shape)
