@@ -37,6 +37,7 @@ from residency.kernels.simd.language import (
     plane_bit,
     plane_bits,
     prefetch,
+    prefetch_l2,
     repeat,
     splat_f32,
     store_each,
@@ -49,6 +50,7 @@ from residency.kernels.simd.language import (
 RUN_BYTES = 1 << 19  # of weights that are kept in the second-level cache, beside a block's activations
 LARGE_BLOCK_BYTES = 1024  # blocks from here on look ahead part by part, and are one stream
 PREFETCH_BYTES = 2048  # ahead of the block in hand: measured, one row of x gains 30%, less with 1024 or 8192
+FAR_PREFETCH_BYTES = 6144  # into the second-level cache: 5% more, 18% of Q6_K; of eight rows 20 to 30%
 _device = njit(error_model="numpy", nogil=True, forceinline=True)
 
 
@@ -146,10 +148,12 @@ def _q8_0(tokens):
 
 
 @_device
-def _ahead(at, num_bytes):
-    """Start on its way what is read PREFETCH_BYTES later."""
+def _ahead(at, num_bytes, tokens):
+    """Start on its way what is read later; one token reads as quickly as memory delivers, and wants it nearer, too."""
     for line in range(0, num_bytes, 64):
-        prefetch(at + PREFETCH_BYTES + line)
+        if tokens == 1:
+            prefetch(at + PREFETCH_BYTES + line)
+        prefetch_l2(at + FAR_PREFETCH_BYTES + line)
 
 
 def _k_quant(tokens, dot_group, add_group, group_bytes, planes_at, scales_at):
@@ -157,21 +161,21 @@ def _k_quant(tokens, dot_group, add_group, group_bytes, planes_at, scales_at):
 
     @_device
     def block(at, x, stride, total):
-        _ahead(at + 2048, scales_at + 256 - 2048)
+        _ahead(at + 2048, scales_at + 256 - 2048, tokens)
         scales = load_i32x16(at + scales_at)
         minima = load_i32x16(at + scales_at + 64)
         lows = load_i32x16(at + scales_at + 128)
         scale = load_f16x16(at + scales_at + 192)
         minimum = mul_f32(load_f16x16(at + scales_at + 224), splat_f32(-1.0))
         for group in range(4):
-            _ahead(at + 256 * group, 256)
+            _ahead(at + 256 * group, 256, tokens)
             x_group = x + GROUP_BYTES * group
             dots = dot_group(at + group_bytes * group, at + planes_at + 64 * group, x_group, stride)
             s = mul_f32(scale, unpack.first_scale(scales, group))
             m = mul_f32(minimum, unpack.first_scale(minima, group))
             total = add_group(total, dots, s, m, x_group + 32, x_group + 44, stride)
         for group in range(4):
-            _ahead(at + 256 * (group + 4), 256)
+            _ahead(at + 256 * (group + 4), 256, tokens)
             x_group = x + GROUP_BYTES * (group + 4)
             dots = dot_group(at + group_bytes * (group + 4), at + planes_at + 64 * (group + 4), x_group, stride)
             s = mul_f32(scale, unpack.last_scale(scales, lows, group, 0))
@@ -215,9 +219,9 @@ def _q6_k(tokens):
     @_device
     def block(at, x, stride, total):
         scale = load_f16x16(at + 3328)
-        _ahead(at + 3072, 288)
+        _ahead(at + 3072, 288, tokens)
         for half in range(16):
-            _ahead(at + 192 * half, 192)
+            _ahead(at + 192 * half, 192, tokens)
             x_group = x + GROUP_BYTES * (half // 2)
             which = half % 2
             dots = half_group(at + 192 * half, x_group + 16 * which, stride)
@@ -263,7 +267,7 @@ def _multiplier(block, tokens, block_bytes, x_block_bytes):
             total = zeros_f32(tokens)
             for i in range(blocks):
                 if block_bytes < LARGE_BLOCK_BYTES:
-                    _ahead(tile + block_bytes * i, block_bytes)
+                    _ahead(tile + block_bytes * i, block_bytes, tokens)
                 total = block(tile + block_bytes * i, x + x_block_bytes * i, x_stride, total)
             finish(total, index, out, out_stride, bias, accumulate)
 
@@ -277,8 +281,8 @@ def _multiplier(block, tokens, block_bytes, x_block_bytes):
             low_total = zeros_f32(tokens)
             high_total = zeros_f32(tokens)
             for i in range(blocks):
-                _ahead(low + block_bytes * i, block_bytes)
-                _ahead(high + block_bytes * i, block_bytes)
+                _ahead(low + block_bytes * i, block_bytes, tokens)
+                _ahead(high + block_bytes * i, block_bytes, tokens)
                 low_total = block(low + block_bytes * i, x + x_block_bytes * i, x_stride, low_total)
                 high_total = block(high + block_bytes * i, x + x_block_bytes * i, x_stride, high_total)
             finish(low_total, index, out, out_stride, bias, accumulate)

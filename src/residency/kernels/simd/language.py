@@ -81,12 +81,16 @@ store_i32 = operation(
 store_f16 = operation(
     types.void(address, types.float32), lambda b, p, v: b.store(b.fptrunc(v, F16), pointer(b, p, F16), align=2)
 )
-prefetch = operation(
-    types.void(address),
-    lambda b, p: call("llvm.prefetch.p0", ir.VoidType(), I8.as_pointer(), I32, I32, I32)(
-        b, pointer(b, p, I8), *(ir.Constant(I32, value) for value in (0, 3, 1))
-    ),
-)
+
+
+def _prefetch(level: int) -> Any:
+    body = call("llvm.prefetch.p0", ir.VoidType(), I8.as_pointer(), I32, I32, I32)
+    how = [ir.Constant(I32, value) for value in (0, level, 1)]  # to read; 3 is the first level, 2 the second; data
+    return operation(types.void(address), lambda b, p: body(b, pointer(b, p, I8), *how))
+
+
+prefetch = _prefetch(3)
+prefetch_l2 = _prefetch(2)
 
 
 def _stack_bytes(num_bytes: Any) -> Any:
