@@ -75,8 +75,10 @@ MULTIMODAL = {
     "gemma3n": ("gemma3n_text", uncounted),
 }
 
-# What `transformers` assumes where a text_config is silent; multimodal Gemma configurations leave most of it out.
-TEXT_DEFAULTS = {
+# What is assumed where a configuration is silent: multimodal Gemma's leave most of what `transformers` knows out, and
+# gpt-oss's the number format of what is not in MXFP4.
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "gpt_oss": {"torch_dtype": "bfloat16"},
     "gemma3_text": {
         "vocab_size": 262208,
         "hidden_size": 2304,
@@ -105,7 +107,7 @@ def planned_spec(name: str, source: str, values: Mapping[str, Any]) -> ModelSpec
     if text_type not in ARCHITECTURES:
         known = ", ".join((*ARCHITECTURES, *MULTIMODAL))
         raise UnsupportedError(f"the architecture {model_type[:80]!r} is not known; known are {known}.")
-    inner = inner.with_defaults(**TEXT_DEFAULTS.get(text_type, {}))
+    inner = inner.with_defaults(**DEFAULTS.get(text_type, {}))
     draft = ARCHITECTURES[text_type](inner)
     if tower is not None and outer.has("vision_config"):
         inside = _named(draft, "language_model.")

@@ -81,6 +81,8 @@ def gemma2(c: Configuration) -> Draft:
     """Gemma 2: every other layer slides; norms before and after both parts."""
     bias = c.flag("attention_bias", False)
     sliding = windows(c, slides=lambda number: number % 2 == 0, default_tokens=4096)
+    if c.has("sliding_window_size") and not c.says("sliding_window_size", c.integer("sliding_window", 4096)):
+        raise c.unsupported("sliding_window_size")
     return _decoder(c, sliding, norms=AROUND, bias=bias, out_bias=bias, head_dim=256, tied=True)
 
 

@@ -23,6 +23,8 @@ from residency.spec.model import MlpSpec, MoeSpec, RecurrentSpec
 
 def jamba(c: Configuration) -> Draft:
     """Jamba (arXiv 2403.19887): an attention layer among eight, experts in every other layer."""
+    if not c.flag("mamba_inner_layernorms", True):
+        raise c.unsupported("mamba_inner_layernorms")
     heads = heads_of(c)
     hidden, intermediate = heads.hidden, c.integer("intermediate_size")
     moe = MoeSpec(

@@ -112,6 +112,8 @@ def mamba2(c: Configuration) -> Draft:
     """Mamba 2."""
     hidden = c.integer("hidden_size")
     heads, head_dim = c.integer("num_heads", 128), c.integer("head_dim", 64)
+    if c.integer("intermediate_size", heads * head_dim) != heads * head_dim:
+        raise c.unsupported("intermediate_size")
 
     def fill(b: Block, number: int) -> None:
         b.norm("norm", hidden)
