@@ -129,6 +129,8 @@ def test_without_a_model_the_known_ones_are_listed(residency: Residency) -> None
         (["--on", "H100-80GB", "--context", "100", "--prompt", "101"], "longer than a context"),
         (["--on", "8xH100-80GB", "--tp", "3"], "32 attention heads, which 3 ranks cannot share"),
         (["--on", "2xH100-80GB", "--tp", "4"], "need 4 devices"),
+        (["--on", "H100-80GB", "--pp", "40"], "in 40 stages need 40 devices"),
+        (["--on", "H100-80GB", "--html", "/no/such/folder/page.html"], "/no/such/folder/page.html cannot be written"),
         (["--on", "2xH100-80GB", "--tp", "0"], "0 tensor-parallel ranks cannot be"),
         (["--on", "H100-80GB", "--kv", "int3"], "'int3' is no format of a KV cache"),
         (["--on", "H100-80GB", "--quant", "int3"], "'int3' is no format that weights"),

@@ -7,7 +7,7 @@ from residency.cli.options import PlanOptions
 from residency.cli.progress import Progress
 from residency.engine.calibrate import RUN_FOOTPRINT, this_machine
 from residency.engine.planning import plan_rows, read_plan
-from residency.errors import UsageError
+from residency.errors import FileError, UsageError
 from residency.hardware import Machine
 from residency.planner import Plan
 from residency.store.fetch import pull
@@ -77,15 +77,19 @@ def measured_machine(progress: Progress, *, renew: bool = False) -> Machine:
 
 
 def save_plan(plan: Plan, path: Path) -> None:
-    """Write the plan whole or not at all. OSError where the place cannot be written."""
+    """Write the plan whole or not at all. FileError or OSError where the place cannot be written."""
     write_whole(path, plan.to_json())
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all. OSError where the place cannot be written."""
+    """Write a file whole or not at all. FileError or OSError where the place cannot be written."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         scratch.write_text(text, "utf-8")
         scratch.replace(path)
+    except FileNotFoundError as error:
+        raise FileError(
+            f"{path} cannot be written: there is no folder {path.parent}; name one that is there."
+        ) from error
     finally:
         scratch.unlink(missing_ok=True)

@@ -203,7 +203,7 @@ def default_choice(question: Question) -> Choice:
             raise UsageError(f"{degree} {name} cannot be; give at least 1.")
     tensor, pipeline = question.tensor_parallel, question.pipeline_parallel
     if tensor is None:
-        most = _quickly_joined(question) // (pipeline or 1)
+        most = max(1, _quickly_joined(question) // (pipeline or 1))
         tensor = next(ranks for ranks in range(most, 0, -1) if most % ranks == 0 and can_share(question.model, ranks))
     if pipeline is None:
         pipeline = min(count // tensor, len(question.model.layers)) if question.tensor_parallel is None else 1
