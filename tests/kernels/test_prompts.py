@@ -128,17 +128,17 @@ def _gated(run: Runner, gate_TC: Floats, up_TC: Floats, *, num_prompt: int, pack
 @pytest.mark.parametrize("tokens", [1, 16, 40, 530])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_both_products_and_their_gate_at_once_are_those_of_the_definition(run: Runner, name: str, tokens: int) -> None:
-    matrices = [pack_rows(FORMATS[name], random(96, 512) * np.float32(0.05) + np.float32(at)) for at in (0.0, 0.01)]
+    gate_RB, up_RB = (pack_rows(FORMATS[name], random(96, 512) * np.float32(0.05) + np.float32(at)) for at in (0, 0.01))
     x_TC, num_sampled = random(tokens + 3, 512), 3
     step = Step(num_tokens=len(x_TC), num_prompt=tokens)
     step.buffers["q8"] = step.poisoned_groups(len(x_TC), 96)
     gate, up = (
         Matrix(format=FORMATS[name], rows=96, columns=512, tiles=step.given(tile_rows(FORMATS[name], rows_RB)))
-        for rows_RB in matrices
+        for rows_RB in (gate_RB, up_RB)
     )
     gated_linear(step.recorder, step.rows(x_TC, num_prompt=tokens), gate, up, "silu", "q8")
     run(step, 2)
-    expected_TR = gated_reference.gated_linear(x_TC[num_sampled:], FORMATS[name], *matrices, "silu")
+    expected_TR = gated_reference.gated_linear(x_TC[num_sampled:], FORMATS[name], gate_RB, up_RB, "silu")
     found_TR = unpacked_prompt(step.buffers["q8"][num_sampled:])
     assert np.abs(found_TR - expected_TR).max() < 2.0**-8 * np.abs(expected_TR).max()
     assert (step.buffers["q8"][:num_sampled] == 0xFF).all()

@@ -119,9 +119,9 @@ def _described(operation: _Operation) -> dict[str, Any]:
 
 
 def _event(type_: Any) -> dict[str, Any]:
-    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": _reference(type_)}
-    description = "One event; the data of the last is [DONE]."
-    return {"type": "object", "properties": {"data": data}, "required": ["data"], "description": description}
+    chunk = {"type": "string", "contentMediaType": "application/json", "contentSchema": _reference(type_)}
+    data = {"anyOf": [{"const": "[DONE]"}, chunk], "description": "A chunk as JSON; of the last event [DONE]."}
+    return {"type": "object", "properties": {"data": data}, "required": ["data"]}
 
 
 def _problems(operation: _Operation) -> dict[str, Any]:
