@@ -173,6 +173,21 @@ def test_a_context_that_was_not_asked_for_leaves_room_for_a_chunk(make_model: Ma
     assert (plan.chunk_tokens, plan.context_tokens < 2048) == (128, True)
 
 
+@pytest.mark.parametrize(("prompts_in_tiles", "rows"), [(False, 32), (True, 2)])
+def test_products_that_are_gated_at_once_are_kept_of_sampled_tokens_alone(
+    make_model: MakeModel, prompts_in_tiles: bool, rows: int
+) -> None:
+    buffers = activation_buffers(
+        make_model(None),
+        chunk_tokens=32,
+        max_sequences=2,
+        max_context_tokens=100,
+        threads=2,
+        prompts_in_tiles=prompts_in_tiles,
+    )
+    assert [buffer.shape[0] for buffer in buffers if buffer.name in ("gate", "up")] == [rows, rows]
+
+
 def test_a_packed_row_is_64_bytes_for_every_32_values_begun() -> None:
     assert [quantized_bytes(columns) for columns in (32, 33, 576)] == [64, 128, 1152]
 

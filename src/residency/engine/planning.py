@@ -6,6 +6,7 @@ from residency.engine.calibrate import RUN_FOOTPRINT, runtime_bytes, this_machin
 from residency.errors import FileError, MachineError
 from residency.hardware import Machine
 from residency.hardware.host import read_host
+from residency.kernels.simd.tiles import has_tiles
 from residency.models.registry import forward_of
 from residency.models.specs import model_spec
 from residency.planner import Plan, plan_run
@@ -82,6 +83,7 @@ def plan_rows(
         logit_rows=logit_rows,
         threads=threads,
         kv_format=kv_format,
+        prompts_in_tiles=has_tiles(),
         model_path=checkpoint.path.absolute(),
         fingerprint=checkpoint.fingerprint,
     )
@@ -118,6 +120,8 @@ def open_planned(plan: Plan) -> tuple[Checkpoint, ModelSpec]:
     if checkpoint.fingerprint != plan.model_fingerprint:
         raise FileError(f"{plan.model_path} has changed since it was planned; make the plan anew.")
     model = model_spec(checkpoint)
+    if plan.prompts_in_tiles and not has_tiles():
+        raise FileError("the plan wants tile registers (AMX), which this process may not use; make the plan anew.")
     check_plan(plan, model)
     forward_of(model)
     return checkpoint, model

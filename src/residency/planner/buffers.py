@@ -2,7 +2,7 @@
 
 from residency.formats.tiles import TILE_ROWS
 from residency.planner.plan import PAGE_TOKENS, Buffer
-from residency.spec.model import AttentionSpec, ModelSpec
+from residency.spec.model import AttentionSpec, LayerSpec, ModelSpec
 
 # Activations are packed in groups of 32 values: 32 int8 and 4 words (scale and sums), or 32 of bfloat16 for prompts.
 GROUP_VALUES = 32
@@ -27,13 +27,15 @@ def activation_buffers(
     max_context_tokens: int,
     threads: int,
     logit_rows: int | None = None,
+    prompts_in_tiles: bool = False,
 ) -> tuple[Buffer, ...]:
     """All arrays that a step of at most `chunk_tokens` tokens of at most `max_sequences` sequences writes to.
 
     "gate" is overwritten by the gated product. "rope" holds cosines and sines, one table for each way of rotating
     that the model has (`rope_variants`). Of each part of a split context, the partials hold the weighted sum, the
     largest score and the sum of weights. `logit_rows` is how many tokens' logits a step gives, by default one of
-    each sequence.
+    each sequence. `prompts_in_tiles`: prompts are multiplied in tile registers, so that "gate" and "up" hold a row
+    of each sequence alone where all layers' products can be gated at once.
     """
     attentions = [layer.grouped_attention for layer in model.layers]
     query_values = max(a.num_heads * a.head_dim for a in attentions)
@@ -44,6 +46,7 @@ def activation_buffers(
     groups = len({(a.window_tokens, a.num_kv_heads * a.head_dim) for a in attentions})
     tokens, hidden, logits = chunk_tokens, model.hidden, logit_rows or max_sequences
     context_pages = -(-max_context_tokens // PAGE_TOKENS)
+    gated_tokens = max_sequences if prompts_in_tiles and all(map(_is_gated_at_once, model.layers)) else tokens
     return (
         Buffer(name="counts", shape=(8,), dtype="int64"),
         Buffer(name="token_ids", shape=(tokens,), dtype="int64"),
@@ -67,11 +70,18 @@ def activation_buffers(
             name="attention_partials", shape=(max_sequences * heads * ATTENTION_SPLITS, head_dim + 16), dtype="float32"
         ),
         Buffer(name="attention_scratch", shape=(threads, max(map(_scratch_bytes, attentions))), dtype="uint8"),
-        Buffer(name="gate", shape=(tokens, in_tiles(intermediate)), dtype="float32"),
-        Buffer(name="up", shape=(tokens, in_tiles(intermediate)), dtype="float32"),
+        Buffer(name="gate", shape=(gated_tokens, in_tiles(intermediate)), dtype="float32"),
+        Buffer(name="up", shape=(gated_tokens, in_tiles(intermediate)), dtype="float32"),
         Buffer(name="gated_q8", shape=(tokens, quantized_bytes(intermediate)), dtype="uint8"),
         Buffer(name="logits", shape=(logits, in_tiles(model.vocabulary)), dtype="float32"),
     )
+
+
+def _is_gated_at_once(layer: LayerSpec) -> bool:
+    """Whether a prompt's two products and their gate are one kernel in tile registers."""
+    gate, up, down = (layer.tensor(f"mlp.{name}_proj.weight") for name in ("gate", "up", "down"))
+    in_blocks = not gate.format.is_float and not down.format.is_float
+    return in_blocks and gate.format == up.format and gate.shape[0] % GROUP_VALUES == 0
 
 
 def _scratch_bytes(attention: AttentionSpec) -> int:

@@ -20,6 +20,7 @@ def check_plan(plan: Plan, model: ModelSpec) -> None:
         max_context_tokens=plan.context_tokens,
         threads=plan.threads,
         logit_rows=logit_rows,
+        prompts_in_tiles=plan.prompts_in_tiles,
     )
     least, most = (
         kv_groups(

@@ -19,10 +19,12 @@ from residency.spec.state import KV_F16, KvFormat
 
 _PROMPT_RATE = "prompt_matrix_operations_per_second"
 _UNPACKING_RATE = "prompt_unpacked_values_per_second"
+_PROMPT_ATTENTION_RATE = "prompt_attention_operations_per_second"
 _USED_FIGURES = (
     "matrix_int8_operations_per_second",
     _PROMPT_RATE,
     _UNPACKING_RATE,
+    _PROMPT_ATTENTION_RATE,
     "vector_f32_operations_per_second",
     "read_efficiency",
     "step_overhead_seconds",
@@ -228,7 +230,8 @@ def step_seconds(
     cores = min(threads, machine.cores)
     of_prompt = of_prompt and _PROMPT_RATE in machine.figures
     matrix_rate = machine.figure(_PROMPT_RATE if of_prompt else "matrix_int8_operations_per_second") * cores
-    vector_rate = machine.figure("vector_f32_operations_per_second") * cores
+    in_tiles = of_prompt and _PROMPT_ATTENTION_RATE in machine.figures
+    vector_rate = machine.figure(_PROMPT_ATTENTION_RATE if in_tiles else "vector_f32_operations_per_second") * cores
     return StepSeconds(
         read=work.read_bytes / read_rate,
         compute=work.matrix_operations / matrix_rate + work.attention_operations / vector_rate,

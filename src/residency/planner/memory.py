@@ -41,6 +41,7 @@ class _Request:
     budget_bytes: int
     kv_format: KvFormat
     kv_tokens: int | None  # see kv_groups
+    prompts_in_tiles: bool
 
     def buffers(self, context_tokens: int, chunk_tokens: int) -> tuple[Buffer, ...]:
         return activation_buffers(
@@ -50,6 +51,7 @@ class _Request:
             max_context_tokens=context_tokens,
             threads=self.threads,
             logit_rows=self.logit_rows,
+            prompts_in_tiles=self.prompts_in_tiles,
         )
 
     def kv_groups(self, context_tokens: int, chunk_tokens: int) -> tuple[KvGroup, ...]:
@@ -87,6 +89,7 @@ def plan_run(
     logit_rows: int | None = None,
     threads: int | None = None,
     kv_format: KvFormat = "F16",
+    prompts_in_tiles: bool = False,
     model_path: Path,
     fingerprint: str,
 ) -> Plan:
@@ -95,9 +98,9 @@ def plan_run(
     None lets the planner choose: as budget nine tenths of what is available; as context the model's, at most 2048,
     or the most that fits; as chunk the smallest that is about as fast as any; as threads all that the container
     allows; as logit rows, the tokens of a step whose logits are kept, one for each sequence. With `oversubscribe`
-    all sequences share the pages that the budget leaves, at least those of one whole context. BudgetError names the
-    missing bytes and the cheapest change, ContextError a context that the model does not have, UsageError what
-    cannot mean anything.
+    all sequences share the pages that the budget leaves, at least those of one whole context. `prompts_in_tiles`:
+    prompts are multiplied in tile registers. BudgetError names the missing bytes and the cheapest change, ContextError
+    a context that the model does not have, UsageError what cannot mean anything.
     """
     asked = {"context": context_tokens, "sequences": max_sequences, "chunk": chunk_tokens, "logit rows": logit_rows}
     for name, number in asked.items():
@@ -119,6 +122,7 @@ def plan_run(
         budget_bytes=_budget(machine, budget_bytes),
         kv_format=kv_format,
         kv_tokens=0 if oversubscribe else None,
+        prompts_in_tiles=prompts_in_tiles,
     )
     context = _context(request, context_tokens, chunk_tokens)
     cost = ModelCost.of(model, kv_value_bytes=KV_VALUE_BYTES[kv_format])
@@ -143,6 +147,7 @@ def plan_run(
         kv_groups=request.kv_groups(context, chunk),
         memory=memory,
         forecast=forecast_speed(cost, machine=machine, context_tokens=context, chunk_tokens=chunk, threads=threads),
+        prompts_in_tiles=prompts_in_tiles,
     )
 
 

@@ -96,6 +96,7 @@ class Plan:
     kv_groups: tuple[KvGroup, ...]
     memory: MemoryBytes
     forecast: SpeedForecast
+    prompts_in_tiles: bool = False  # whether prompts are multiplied in tile registers (Intel AMX)
 
     @property
     def free_bytes(self) -> int:
