@@ -4,7 +4,6 @@ from residency.kernels.recorder import FloatArray, Recorder, Rows, address_of, r
 from residency.kernels.rotary import LayerPages
 from residency.spec.model import AttentionSpec
 
-MAX_ROWS = 8  # queries that meet a page together
 PROMPT_TOKENS = 16  # of an item of a prompt
 MAX_SPLITS = 16  # parts of one long context
 _NO_WINDOW = 1 << 40

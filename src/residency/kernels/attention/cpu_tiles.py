@@ -140,43 +140,55 @@ def _finish_head(head_at, out, out_stride, tokens, head_dim):
 
 
 @_function
+def _add_products(rows, columns, stride):
+    """Add the products of split rows and of four tiles of split columns, `stride` bytes apart, to registers 0 to 3.
+
+    Three terms each; products that follow each other go to different registers, as one takes longer than its turn.
+    """
+    tile_load(4, rows, 64)
+    tile_load(5, rows + 1024, 64)
+    tile_load(6, columns, 64)
+    tile_dot_bf16(0, 4, 6)
+    tile_load(7, columns + stride, 64)
+    tile_dot_bf16(1, 4, 7)
+    tile_load(6, columns + 2 * stride, 64)
+    tile_dot_bf16(2, 4, 6)
+    tile_load(7, columns + 3 * stride, 64)
+    tile_dot_bf16(3, 4, 7)
+    tile_dot_bf16(2, 5, 6)
+    tile_dot_bf16(3, 5, 7)
+    tile_load(6, columns, 64)
+    tile_dot_bf16(0, 5, 6)
+    tile_load(7, columns + stride, 64)
+    tile_dot_bf16(1, 5, 7)
+    tile_load(6, columns + 2 * stride + 1024, 64)
+    tile_dot_bf16(2, 4, 6)
+    tile_load(7, columns + 3 * stride + 1024, 64)
+    tile_dot_bf16(3, 4, 7)
+    tile_load(6, columns + 1024, 64)
+    tile_dot_bf16(0, 4, 6)
+    tile_load(7, columns + stride + 1024, 64)
+    tile_dot_bf16(1, 4, 7)
+
+
+@_function
+def _store_registers(at, stride):
+    tile_store(0, at, stride)
+    tile_store(1, at + 64, stride)
+    tile_store(2, at + 128, stride)
+    tile_store(3, at + 192, stride)
+
+
+@_function
 def _scores(queries, keys, steps, scores):
     """Scores of 16 tokens and four pages: `steps` times 32 values of a head."""
     tile_zero(0)
     tile_zero(1)
     tile_zero(2)
     tile_zero(3)
-    page_bytes = PAIR_BYTES * steps
     for step in range(steps):
-        at = keys + PAIR_BYTES * step
-        tile_load(4, queries + PAIR_BYTES * step, 64)
-        tile_load(5, queries + PAIR_BYTES * step + 1024, 64)
-        tile_load(6, at, 64)
-        tile_dot_bf16(0, 4, 6)
-        tile_load(7, at + page_bytes, 64)
-        tile_dot_bf16(1, 4, 7)
-        tile_load(6, at + 2 * page_bytes, 64)
-        tile_dot_bf16(2, 4, 6)
-        tile_load(7, at + 3 * page_bytes, 64)
-        tile_dot_bf16(3, 4, 7)
-        tile_dot_bf16(2, 5, 6)
-        tile_dot_bf16(3, 5, 7)
-        tile_load(6, at, 64)
-        tile_dot_bf16(0, 5, 6)
-        tile_load(7, at + page_bytes, 64)
-        tile_dot_bf16(1, 5, 7)
-        tile_load(6, at + 2 * page_bytes + 1024, 64)
-        tile_dot_bf16(2, 4, 6)
-        tile_load(7, at + 3 * page_bytes + 1024, 64)
-        tile_dot_bf16(3, 4, 7)
-        tile_load(6, at + 1024, 64)
-        tile_dot_bf16(0, 4, 6)
-        tile_load(7, at + page_bytes + 1024, 64)
-        tile_dot_bf16(1, 4, 7)
-    tile_store(0, scores, SCORE_STRIDE)
-    tile_store(1, scores + 64, SCORE_STRIDE)
-    tile_store(2, scores + 128, SCORE_STRIDE)
-    tile_store(3, scores + 192, SCORE_STRIDE)
+        _add_products(queries + PAIR_BYTES * step, keys + PAIR_BYTES * step, PAIR_BYTES * steps)
+    _store_registers(scores, SCORE_STRIDE)
 
 
 @_function
@@ -187,35 +199,8 @@ def _weigh(weights, values, values_stride, sums, sums_stride):
     tile_load(2, sums + 128, sums_stride)
     tile_load(3, sums + 192, sums_stride)
     for step in range(2):
-        at = values + values_stride * step
-        tile_load(4, weights + PAIR_BYTES * step, 64)
-        tile_load(5, weights + PAIR_BYTES * step + 1024, 64)
-        tile_load(6, at, 64)
-        tile_dot_bf16(0, 4, 6)
-        tile_load(7, at + PAIR_BYTES, 64)
-        tile_dot_bf16(1, 4, 7)
-        tile_load(6, at + 2 * PAIR_BYTES, 64)
-        tile_dot_bf16(2, 4, 6)
-        tile_load(7, at + 3 * PAIR_BYTES, 64)
-        tile_dot_bf16(3, 4, 7)
-        tile_dot_bf16(2, 5, 6)
-        tile_dot_bf16(3, 5, 7)
-        tile_load(6, at, 64)
-        tile_dot_bf16(0, 5, 6)
-        tile_load(7, at + PAIR_BYTES, 64)
-        tile_dot_bf16(1, 5, 7)
-        tile_load(6, at + 2 * PAIR_BYTES + 1024, 64)
-        tile_dot_bf16(2, 4, 6)
-        tile_load(7, at + 3 * PAIR_BYTES + 1024, 64)
-        tile_dot_bf16(3, 4, 7)
-        tile_load(6, at + 1024, 64)
-        tile_dot_bf16(0, 4, 6)
-        tile_load(7, at + PAIR_BYTES + 1024, 64)
-        tile_dot_bf16(1, 4, 7)
-    tile_store(0, sums, sums_stride)
-    tile_store(1, sums + 64, sums_stride)
-    tile_store(2, sums + 128, sums_stride)
-    tile_store(3, sums + 192, sums_stride)
+        _add_products(weights + PAIR_BYTES * step, values + values_stride * step, PAIR_BYTES)
+    _store_registers(sums, sums_stride)
 
 
 @_function

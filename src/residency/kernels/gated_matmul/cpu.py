@@ -6,17 +6,19 @@ tokens; the sums never leave the second-level cache, and what is written is the 
 
 from numba import njit
 
-from residency.kernels.matmul import cpu_unpack as unpack
 from residency.kernels.matmul.cpu_panels import (
     MOST_TOKENS,
     PANELS_BYTES,
     PART_GROUPS,
     SUM_BYTES,
+    SUMS,
     SUMS_BYTES,
+    ZEROS,
     even_parts,
     multiply_part,
     part_unpacker,
 )
+from residency.kernels.matmul.cpu_unpack import UNPACKED
 from residency.kernels.simd.blocks import gelu_tanh, place_of_row, share_start, silu
 from residency.kernels.simd.language import (
     load_f32x16,
@@ -28,7 +30,6 @@ from residency.kernels.simd.language import (
 )
 
 X_BYTES = 3 << 19  # of x, that stay in the second-level cache while all tiles pass
-FROM_ZERO, TO_SUMS, FROM_SUMS = 0, 2, 2  # as multiply_part has them
 
 _function = njit(error_model="numpy", nogil=True)
 
@@ -43,10 +44,10 @@ def _kernel(unpack_block, block_bytes, block_groups, activation):
         for block in range(0, blocks, part_blocks):
             count = min(part_blocks, blocks - block)
             unpack_part(gate + block_bytes * block, up + block_bytes * block, count, panels)
-            load = FROM_SUMS if block > 0 else FROM_ZERO
+            load = SUMS if block > 0 else ZEROS
             multiply_part(
                 panels, count * block_groups, block * block_groups, x, x_stride, tokens,
-                0, 0, 0, sums, load, TO_SUMS, configuration,
+                0, 0, 0, sums, load, SUMS, configuration,
             )  # fmt: skip
 
     @_function
@@ -81,19 +82,8 @@ def _kernel(unpack_block, block_bytes, block_groups, activation):
     return gated_matmul
 
 
-_BLOCKS = {
-    "Q4_0": (unpack.q4_0, 16 * 18, 1),
-    "Q4_1": (unpack.q4_1, 16 * 20, 1),
-    "Q5_0": (unpack.q5_0, 16 * 22, 1),
-    "Q5_1": (unpack.q5_1, 16 * 24, 1),
-    "Q8_0": (unpack.q8_0, 16 * 34, 1),
-    "Q4_K": (unpack.q4_k, 16 * 144, 8),
-    "Q5_K": (unpack.q5_k, 16 * 176, 8),
-    "Q6_K": (unpack.q6_k, 16 * 210, 8),
-}
-
 KERNELS = {
     f"{name}_{number_format}": _kernel(*blocks, activation)
     for name, activation in (("silu", silu), ("gelu_tanh", gelu_tanh))
-    for number_format, blocks in _BLOCKS.items()
+    for number_format, blocks in UNPACKED.items()
 }

@@ -346,15 +346,20 @@ def _kernel(block_of, block_bytes, x_block_bytes, unpack_block=None, block_group
     return matmul
 
 
+def _of_blocks(block_of, name):
+    unpack_block, block_bytes, block_groups = unpack.UNPACKED[name]
+    return _kernel(block_of, block_bytes, block_groups * GROUP_BYTES, unpack_block, block_groups)
+
+
 KERNELS = {
-    "Q4_0": _kernel(_q4_0, 16 * 18, GROUP_BYTES, unpack.q4_0),
-    "Q4_1": _kernel(_q4_1, 16 * 20, GROUP_BYTES, unpack.q4_1),
-    "Q5_0": _kernel(_q5_0, 16 * 22, GROUP_BYTES, unpack.q5_0),
-    "Q5_1": _kernel(_q5_1, 16 * 24, GROUP_BYTES, unpack.q5_1),
-    "Q8_0": _kernel(_q8_0, 16 * 34, GROUP_BYTES, unpack.q8_0),
-    "Q4_K": _kernel(_q4_k, 16 * 144, 8 * GROUP_BYTES, unpack.q4_k, 8),
-    "Q5_K": _kernel(_q5_k, 16 * 176, 8 * GROUP_BYTES, unpack.q5_k, 8),
-    "Q6_K": _kernel(_q6_k, 16 * 210, 8 * GROUP_BYTES, unpack.q6_k, 8),
+    "Q4_0": _of_blocks(_q4_0, "Q4_0"),
+    "Q4_1": _of_blocks(_q4_1, "Q4_1"),
+    "Q5_0": _of_blocks(_q5_0, "Q5_0"),
+    "Q5_1": _of_blocks(_q5_1, "Q5_1"),
+    "Q8_0": _of_blocks(_q8_0, "Q8_0"),
+    "Q4_K": _of_blocks(_q4_k, "Q4_K"),
+    "Q5_K": _of_blocks(_q5_k, "Q5_K"),
+    "Q6_K": _of_blocks(_q6_k, "Q6_K"),
     "F32": _kernel(_float(load_f32x16, 4), 16 * 4 * 4, 16),
     "F16": _kernel(_float(load_f16x16, 2), 16 * 2 * 4, 16),
     "BF16": _kernel(_float(load_bf16x16, 2), 16 * 2 * 4, 16),

@@ -33,6 +33,8 @@ MOST_TOKENS = 512  # whose sums are kept together
 SUM_BYTES = 128  # of a token with 32 rows
 SUMS_BYTES = MOST_TOKENS * SUM_BYTES
 
+ZEROS, RESULT, SUMS = range(3)  # places of the sums of a part
+
 _device = njit(error_model="numpy", nogil=True, forceinline=True)
 _function = njit(error_model="numpy", nogil=True)
 
@@ -110,8 +112,7 @@ def _start_with_bias(out, out_stride, tokens, bias, accumulate):
 
 @_function
 def multiply_part(panels, groups, first_group, x, x_stride, tokens, result, other, out_stride, sums, load, store, at):
-    """All tokens times one part: sums come from zeros (load = 0), `result` (1) or `sums` (2), and go to
-    `result` (1) or `sums` (2)."""
+    """All tokens times one part: `load` and `store` say where the sums come from and go to (ZEROS, RESULT, SUMS)."""
     configured = 0
     for token in range(0, tokens, PAIR_TOKENS):
         count = min(tokens - token, PAIR_TOKENS)
@@ -120,10 +121,10 @@ def multiply_part(panels, groups, first_group, x, x_stride, tokens, result, othe
             configured = count
         has_two = 1 if count > TILE_TOKENS else 0
         kept, row = sums + SUM_BYTES * token, out_stride * token
-        if load == 1:
+        if load == RESULT:
             _load_sums(0, result + row, other + row, out_stride, has_two)
         else:
-            _load_sums(1 if load == 0 else 0, kept, kept + 64, SUM_BYTES, has_two)
+            _load_sums(1 if load == ZEROS else 0, kept, kept + 64, SUM_BYTES, has_two)
         group_bytes = 64 * min(count, TILE_TOKENS)
         source = x + x_stride * token + group_bytes * first_group
         if has_two != 0:
@@ -132,7 +133,7 @@ def multiply_part(panels, groups, first_group, x, x_stride, tokens, result, othe
             _multiply_two(panels, groups, source, group_bytes, next_source, next_bytes)
         else:
             _multiply_one(panels, groups, source, group_bytes)
-        if store == 1:
+        if store == RESULT:
             _store_sums(result + row, other + row, out_stride, has_two)
         else:
             _store_sums(kept, kept + 64, SUM_BYTES, has_two)
@@ -186,9 +187,9 @@ def panel_kernel(unpack, block_bytes, block_groups):
                     count = min(part_blocks, end - block)
                     at = weights + block_bytes * block
                     unpack_part(at + tile_bytes * index, at + tile_bytes * next_index, count, panels)
-                    begun = 1 if start > 0 or bias != 0 or accumulate != 0 else 0
-                    load = 2 if block > start else begun
-                    store = 1 if block + count == end else 2
+                    begun = RESULT if start > 0 or bias != 0 or accumulate != 0 else ZEROS
+                    load = SUMS if block > start else begun
+                    store = RESULT if block + count == end else SUMS
                     multiply_part(
                         panels, count * block_groups, block * block_groups, x, x_stride, tokens,
                         result, other, out_stride, sums, load, store, configuration,

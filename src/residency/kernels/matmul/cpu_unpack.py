@@ -174,3 +174,16 @@ def q6_k(at, out):
             high = or_u8(high_nibbles(packed), plane_bits(planes, 2 * part + 1))
             _four_columns(low, s, m, out + 512 * half + 256 * part)
             _four_columns(high, s, m, out + 512 * half + 256 * part + 128)
+
+
+# Of each format: how a tile's block is unpacked, its bytes, and its groups of 32 columns.
+UNPACKED = {
+    "Q4_0": (q4_0, 16 * 18, 1),
+    "Q4_1": (q4_1, 16 * 20, 1),
+    "Q5_0": (q5_0, 16 * 22, 1),
+    "Q5_1": (q5_1, 16 * 24, 1),
+    "Q8_0": (q8_0, 16 * 34, 1),
+    "Q4_K": (q4_k, 16 * 144, 8),
+    "Q5_K": (q5_k, 16 * 176, 8),
+    "Q6_K": (q6_k, 16 * 210, 8),
+}
