@@ -87,13 +87,7 @@ def deepseek(c: Configuration) -> Draft:
     attention = _latent(c)
     for implied in ("num_key_value_heads", "qk_head_dim"):  # the cache holds none of these heads
         c.integer(implied, 1)
-    moe = MoeSpec(
-        num_experts=c.integer("n_routed_experts"),
-        experts_per_token=c.integer("num_experts_per_tok"),
-        intermediate=c.integer("moe_intermediate_size"),
-        activation=activation_of(c),
-        shared_intermediate=c.integer("n_shared_experts", 0, least=0) * c.integer("moe_intermediate_size"),
-    )
+    moe = _routed_and_shared(c)
     dense_intermediate = c.integer("intermediate_size")
     first, every = c.integer("first_k_dense_replace", 0, least=0), c.integer("moe_layer_freq", 1)
 
@@ -108,24 +102,13 @@ def deepseek(c: Configuration) -> Draft:
             if c.text("topk_method", "") == "noaux_tc" or c.architecture == "deepseek_v3":
                 b.add("mlp.gate.e_score_correction_bias", moe.num_experts, role="router", format=F32)
 
-    layers = blocks(c, fill)
-    draft = whole(c, layers)
-    if c.integer("num_nextn_predict_layers", 0, least=0):
-        draft.unused = _next_token_layer(c, fill, len(layers))
-        draft.notes = ("the checkpoint's layer that predicts one token further is not loaded unless it drafts",)
-    return draft
+    return _with_next_token_layer(c, fill)
 
 
 def glm4_moe(c: Configuration) -> Draft:
     """GLM-4.5: grouped-query attention with DeepSeek-V3's experts."""
     heads, bias = heads_of(c, head_dim=128), c.flag("attention_bias", False)
-    moe = MoeSpec(
-        num_experts=c.integer("n_routed_experts"),
-        experts_per_token=c.integer("num_experts_per_tok"),
-        intermediate=c.integer("moe_intermediate_size"),
-        activation=activation_of(c),
-        shared_intermediate=c.integer("n_shared_experts", 0, least=0) * c.integer("moe_intermediate_size"),
-    )
+    moe = _routed_and_shared(c)
     first, qk_norm = c.integer("first_k_dense_replace", 1, least=0), c.flag("use_qk_norm", False)
 
     def fill(b: Block, number: int) -> None:
@@ -138,12 +121,7 @@ def glm4_moe(c: Configuration) -> Draft:
             experts(b, heads.hidden, moe, shared="shared_experts")
             b.add("mlp.gate.e_score_correction_bias", moe.num_experts, role="router", format=F32)
 
-    layers = blocks(c, fill)
-    draft = whole(c, layers)
-    if c.integer("num_nextn_predict_layers", 0, least=0):
-        draft.unused = _next_token_layer(c, fill, len(layers))
-        draft.notes = ("the checkpoint's layer that predicts one token further is not loaded unless it drafts",)
-    return draft
+    return _with_next_token_layer(c, fill)
 
 
 def llama4(c: Configuration) -> Draft:
@@ -276,6 +254,27 @@ def _latent_attention(b: Block, hidden: int, spec: LatentAttentionSpec, *, bias:
     b.norm("self_attn.kv_a_layernorm", spec.kv_rank)
     b.matrix("self_attn.kv_b_proj", spec.num_heads * (spec.nope_dim + spec.value_dim), spec.kv_rank)
     b.matrix("self_attn.o_proj", hidden, spec.num_heads * spec.value_dim, "columns", bias=bias)
+
+
+def _routed_and_shared(c: Configuration) -> MoeSpec:
+    """DeepSeek's experts: those that tokens are sent to, and those that every token meets."""
+    return MoeSpec(
+        num_experts=c.integer("n_routed_experts"),
+        experts_per_token=c.integer("num_experts_per_tok"),
+        intermediate=c.integer("moe_intermediate_size"),
+        activation=activation_of(c),
+        shared_intermediate=c.integer("n_shared_experts", 0, least=0) * c.integer("moe_intermediate_size"),
+    )
+
+
+def _with_next_token_layer(c: Configuration, fill: Fill) -> Draft:
+    """The whole model, and beside it the layer that a checkpoint may have to draft with."""
+    layers = blocks(c, fill)
+    draft = whole(c, layers)
+    if c.integer("num_nextn_predict_layers", 0, least=0):
+        draft.unused = _next_token_layer(c, fill, len(layers))
+        draft.notes = ("the checkpoint's layer that predicts one token further is not loaded unless it drafts",)
+    return draft
 
 
 def _next_token_layer(c: Configuration, fill: Fill, number: int) -> tuple[TensorSpec, ...]:
