@@ -1,9 +1,9 @@
 """The engine's logits are those of transformers, prefilled in chunks and then decoded token by token.
 
-Differences are in parts of the largest logit. Keys and values in float16, as a plan keeps them unless it is asked for
-float32, move the logits of these random models by 2e-4 to 7e-4, so that they are compared with a float16 cache in
-transformers too. What remains is float32's rounding, and here and there a key or value that lies so near to the
-middle of two float16 numbers that the two sides round it to different ones.
+Differences are in parts of the largest logit. With keys and values in float32 they are float32's rounding. In float16, as
+a plan keeps them unless it is asked otherwise, logits of these random models move by 2e-4 to 7e-4, and a single key of the
+first tokens that lies near the middle of two float16 numbers, and is rounded the other way, by 2e-4. So a float16 cache is
+held to what the same cache does to transformers.
 """
 
 from dataclasses import dataclass
@@ -72,13 +72,18 @@ class Compared:
     folder: Path
 
     @cached_property
+    def exact(self) -> Floats:
+        """The logits of transformers in float32."""
+        return reference_logits(self.folder, TOKENS)
+
+    @cached_property
     def ours(self) -> Floats:
-        """The engine's logits."""
+        """The engine's logits with a float16 cache."""
         return engine_logits(self.folder, TOKENS, prompt_tokens=PROMPT_TOKENS)
 
     @cached_property
     def theirs(self) -> Floats:
-        """Those of transformers, in float32 with a float16 cache."""
+        """Those of transformers with a float16 cache."""
         return reference_logits(self.folder, TOKENS, float16_cache=True)
 
 
@@ -101,31 +106,28 @@ def usual(ours: npt.NDArray[Any], theirs: npt.NDArray[Any]) -> float:
     return float(np.sqrt(((ours - theirs) ** 2).mean()) / np.abs(theirs).max())
 
 
-def test_logits_usually_differ_by_rounding_alone(compared: Compared) -> None:
-    assert usual(compared.ours, compared.theirs) < 5e-5
-
-
-def test_no_logit_differs_by_more_than_a_few_values_rounded_the_other_way(compared: Compared) -> None:
-    assert largest(compared.ours, compared.theirs) < 4e-4
-
-
-def test_the_first_tokens_differ_by_rounding_alone(compared: Compared) -> None:
-    assert largest(compared.ours[:3], compared.theirs[:3]) < 1e-4
-
-
-def test_with_keys_and_values_in_float32_logits_are_within_a_ten_thousandth_of_transformers(compared: Compared) -> None:
+def test_with_keys_and_values_in_float32_logits_differ_by_rounding_alone(compared: Compared) -> None:
     """Measured: within 4e-6."""
     ours = engine_logits(compared.folder, TOKENS, prompt_tokens=PROMPT_TOKENS, kv_format="F32")
-    assert largest(ours, reference_logits(compared.folder, TOKENS)) < 1e-4
+    assert largest(ours, compared.exact) < 2e-5
+
+
+def test_a_float16_cache_usually_costs_no_more_than_it_costs_transformers(compared: Compared) -> None:
+    assert usual(compared.ours, compared.exact) < 1.5 * usual(compared.theirs, compared.exact)
+
+
+def test_a_float16_cache_costs_no_logit_much_more_than_it_costs_transformers(compared: Compared) -> None:
+    assert largest(compared.ours, compared.exact) < 2 * largest(compared.theirs, compared.exact)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_bfloat16_folder_computes_what_its_rounded_weights_do(architecture: str, tmp_path: Path) -> None:
     model = small_model(architecture)
     weights = random_weights(model)
-    ours = engine_logits(write_folder(tmp_path / "bf16", model, dtype="BF16", weights=weights), TOKENS[:100])
+    folder = write_folder(tmp_path / "bf16", model, dtype="BF16", weights=weights)
     rounded = write_folder(tmp_path / "f32", model, weights=in_bfloat16(weights))
-    assert usual(ours, reference_logits(rounded, TOKENS[:100], float16_cache=True)) < 5e-5
+    ours = engine_logits(folder, TOKENS[:100], kv_format="F32")
+    assert largest(ours, reference_logits(rounded, TOKENS[:100])) < 2e-5
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
