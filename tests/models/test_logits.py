@@ -1,9 +1,9 @@
 """The engine's logits are those of transformers, prefilled in chunks and then decoded token by token.
 
-Differences are in parts of the largest logit. With keys and values in float32 they are float32's rounding. In float16, as
-a plan keeps them unless it is asked otherwise, logits of these random models move by 2e-4 to 7e-4, and a single key of the
-first tokens that lies near the middle of two float16 numbers, and is rounded the other way, by 2e-4. So a float16 cache is
-held to what the same cache does to transformers.
+Differences are in parts of the largest logit. With keys and values in float32 they are float32's rounding. In float16,
+logits of these random models move by 2e-4 to 7e-4, and where a single key of the first tokens lies near the middle of
+two float16 numbers and is rounded the other way, by 2e-4. So a float16 cache is held to what the same cache does to
+transformers.
 """
 
 from dataclasses import dataclass
