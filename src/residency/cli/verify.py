@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from residency.cli.evaluate import read_text
 from residency.cli.options import PlanOptions, json_option, model_argument, plan_options
 from residency.cli.planned import is_plan_file, planned
 from residency.cli.prepare import prepare_first
 from residency.cli.progress import Progress
 from residency.cli.tables import columns
-from residency.errors import FileError, UsageError
+from residency.errors import UsageError
 from residency.planner.explain import speed
 from residency.units import mib
 from residency.verifier.forecast import Comparison, Tolerances, compare, run_as_forecast
@@ -100,7 +101,7 @@ def command(
 def _verify_perplexity(model: str, asked: PlanOptions, text_path: Path, chunks: int | None, as_json: bool) -> None:
     if asked.context_tokens is not None or is_plan_file(model):
         raise UsageError(f"perplexity is measured with a context of {CHUNK_TOKENS}; leave --context and plans away.")
-    text = _read_text(text_path)
+    text = read_text(text_path)
     with Progress() as progress:
         plan = planned(
             model,
@@ -114,13 +115,6 @@ def _verify_perplexity(model: str, asked: PlanOptions, text_path: Path, chunks: 
         click.echo(json.dumps({"model": plan.model_name, "perplexity": measured.to_data()}, ensure_ascii=False))
     else:
         click.echo(f"perplexity {measured.value:.4f} ± {measured.error:.4f} over {measured.chunks} chunks")
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8", errors="replace")  # which writes every end of a line as \n
-    except OSError as error:
-        raise FileError(f"the text {path} could not be read: {error.strerror}; give another file.") from error
 
 
 def _table(comparisons: tuple[Comparison, ...]) -> list[str]:

@@ -1,13 +1,16 @@
 """Perplexity the standard way: how surprised a model is, on average, by each token of a text.
 
 F. Jelinek et al.: Perplexity, a measure of the difficulty of speech recognition tasks (JASA 62/S1, 1977). The text is
-cut into consecutive chunks of 512 tokens, each begun anew; of each chunk the second half is scored, so that every
-scored token has at least 256 before it. The first token of a chunk is the begin token where the tokenizer adds one.
+cut into consecutive chunks of 512 tokens, or as many as the plan's context has, each begun anew; of each chunk the
+second half is scored, so that every scored token has at least 256 before it. The first token of a chunk is the begin
+token where the tokenizer adds one.
 
 Shape suffixes: T tokens, V vocabulary.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +30,6 @@ from residency.store.weights import Weights, ensure_store
 
 CHUNK_TOKENS = 512
 STEP_TOKENS = 64  # what a plan for measuring perplexity has as chunk and as rows of logits
-_FIRST_SCORED = CHUNK_TOKENS // 2  # the logits after this token are the first that count
 _CHARACTERS_PER_TOKEN = 8  # more than texts have; a first guess at how much of a text to encode
 
 Logits = npt.NDArray[np.float32]
@@ -51,25 +53,32 @@ def measure_perplexity(
 ) -> Perplexity:
     """The perplexity of the plan's model on `text`, or on its first `max_chunks` chunks.
 
-    The plan is for one sequence of CHUNK_TOKENS, with STEP_TOKENS as chunk and rows of logits. UsageError for a text
-    that is shorter than one chunk.
+    The plan is for one sequence of a chunk's tokens, with STEP_TOKENS as chunk and rows of logits. UsageError for a
+    text that is shorter than one chunk.
     """
     report = progress or _nobody
-    checkpoint = open_checkpoint(plan.model_path)
-    spec = model_spec(checkpoint)
-    chunks = chunks_of(load_tokenizer(checkpoint), text, max_chunks)
-    folder = ensure_store(spec, plan.model_fingerprint, progress=lambda done, total: report("converting", done, total))
+    chunks = chunks_of(load_tokenizer(open_checkpoint(plan.model_path)), text, max_chunks, plan.context_tokens)
     losses: list[npt.NDArray[np.float64]] = []
+    with scoring(plan, report) as executor:
+        for number, tokens_T in enumerate(chunks):
+            losses += [token_losses(*scored) for scored in scored_logits(plan, executor, tokens_T)]
+            report("measuring perplexity", number + 1, len(chunks))
+    return perplexity_of(np.concatenate(losses), chunks=len(chunks))
+
+
+@contextmanager
+def scoring(plan: Plan, progress: Progress | None = None) -> Iterator[CpuExecutor]:
+    """The executor of the plan's model, converted first where it has to be; closed afterwards."""
+    report = progress or _nobody
+    spec = model_spec(open_checkpoint(plan.model_path))
+    folder = ensure_store(spec, plan.model_fingerprint, progress=lambda done, total: report("converting", done, total))
     with (
         Weights(spec, folder) as weights,
         CpuExecutor(
             plan, spec, weights, compiling=lambda done, total: report("compiling kernels", done, total)
         ) as executor,
     ):
-        for number, tokens_T in enumerate(chunks):
-            losses.append(_chunk_losses(plan, executor, tokens_T))
-            report("measuring perplexity", number + 1, len(chunks))
-    return perplexity_of(np.concatenate(losses), chunks=len(chunks))
+        yield executor
 
 
 def perplexity_of(losses: npt.NDArray[np.float64], *, chunks: int) -> Perplexity:
@@ -90,18 +99,20 @@ def token_losses(logits_TV: Logits, targets_T: npt.NDArray[np.int64]) -> npt.NDA
     return losses
 
 
-def chunks_of(tokenizer: Tokenizer, text: str, max_chunks: int | None) -> list[npt.NDArray[np.int64]]:
+def chunks_of(
+    tokenizer: Tokenizer, text: str, max_chunks: int | None, chunk_tokens: int = CHUNK_TOKENS
+) -> list[npt.NDArray[np.int64]]:
     """Consecutive chunks of the text's tokens. UsageError where there is not even one."""
-    tokens = _tokens(tokenizer, text, max_chunks)
-    num_chunks = len(tokens) // CHUNK_TOKENS
+    tokens = _tokens(tokenizer, text, None if max_chunks is None else (max_chunks + 1) * chunk_tokens)
+    num_chunks = len(tokens) // chunk_tokens
     if num_chunks == 0:
         raise UsageError(
-            f"the text has {len(tokens)} tokens, {CHUNK_TOKENS - len(tokens)} too few for one chunk of {CHUNK_TOKENS}; "
+            f"the text has {len(tokens)} tokens, {chunk_tokens - len(tokens)} too few for one chunk of {chunk_tokens}; "
             "give a longer one."
         )
     if max_chunks is not None:
         num_chunks = min(num_chunks, max_chunks)
-    chunks = [tokens[CHUNK_TOKENS * number : CHUNK_TOKENS * (number + 1)] for number in range(num_chunks)]
+    chunks = [tokens[chunk_tokens * number : chunk_tokens * (number + 1)] for number in range(num_chunks)]
     begins_with = tokenizer.encode("", add_special=True)
     if begins_with and begins_with[0] == tokenizer.bos_id:
         for chunk in chunks:
@@ -109,9 +120,8 @@ def chunks_of(tokenizer: Tokenizer, text: str, max_chunks: int | None) -> list[n
     return chunks
 
 
-def _tokens(tokenizer: Tokenizer, text: str, max_chunks: int | None) -> npt.NDArray[np.int64]:
-    """The text's tokens, or as many as `max_chunks` need: what is far past them is not encoded."""
-    wanted_tokens = None if max_chunks is None else (max_chunks + 1) * CHUNK_TOKENS
+def _tokens(tokenizer: Tokenizer, text: str, wanted_tokens: int | None) -> npt.NDArray[np.int64]:
+    """The text's tokens, or at least the first `wanted_tokens`: what is far past them is not encoded."""
     characters = len(text) if wanted_tokens is None else wanted_tokens * _CHARACTERS_PER_TOKEN
     while True:
         tokens = tokenizer.encode(text[:characters], add_special=True, parse_special=False)
@@ -120,22 +130,26 @@ def _tokens(tokenizer: Tokenizer, text: str, max_chunks: int | None) -> npt.NDAr
         characters *= 2
 
 
-def _chunk_losses(plan: Plan, executor: CpuExecutor, tokens_T: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """The losses of tokens _FIRST_SCORED + 1 and later of one chunk, begun on an empty KV cache."""
+def scored_logits(
+    plan: Plan, executor: CpuExecutor, tokens_T: npt.NDArray[np.int64]
+) -> Iterator[tuple[Logits, npt.NDArray[np.int64]]]:
+    """The logits of the second half of one chunk, begun on an empty KV cache, and the tokens that came: step by step.
+
+    The logits are a view that the next step overwrites.
+    """
     groups = [PageGroup(num_pages=group.num_pages, window_tokens=group.window_tokens) for group in plan.kv_groups]
     pages = KvPages(groups, page_tokens=plan.page_tokens)
-    losses = []
+    first_scored = len(tokens_T) // 2  # the logits after this token are the first that count
     for start in range(0, len(tokens_T), plan.chunk_tokens):
         step_T = tokens_T[start : start + plan.chunk_tokens]
         pages.extend(0, start_token=start, num_tokens=len(step_T))
         entry = BatchEntry(request_id=0, start_token=start, num_tokens=len(step_T), of_prompt=True, needs_logits=False)
-        scored = start + len(step_T) > _FIRST_SCORED
+        scored = start + len(step_T) > first_scored
         logits_TV = executor.compute(Batch(entries=(entry,)), pages, step_T, every_logit=scored)
         if scored:
             targets_T = tokens_T[start + 1 : start + len(step_T) + 1]
-            skipped = max(0, _FIRST_SCORED - start)
-            losses.append(token_losses(logits_TV[skipped : len(targets_T)], targets_T[skipped:]))
-    return np.concatenate(losses)
+            skipped = max(0, first_scored - start)
+            yield logits_TV[skipped : len(targets_T)], targets_T[skipped:]
 
 
 def _nobody(what: str, done: int, total: int) -> None:
