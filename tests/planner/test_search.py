@@ -87,6 +87,7 @@ def test_an_answer_survives_its_json() -> None:
         ("Llama-3.1-70B", "2xH100-80GB", None, 0.3),
         ("Llama-3.1-70B", "8xH100-80GB", "throughput", 2.0),
         ("DeepSeek-V3", "8xH200", "throughput", 2.0),
+        ("Llama-3.1-405B", "64xH100-80GB", "cost", 2.0),
     ],
 )
 def test_an_answer_takes_no_longer_than_it_may(model: str, on: str, goal: str | None, limit_seconds: float) -> None:

@@ -2,7 +2,7 @@ import pytest
 
 from residency.models.specs import named_spec
 from residency.planner.cost import MatrixCost, ModelCost, Step
-from residency.planner.serving import Speculation
+from residency.planner.serving import expected_tokens
 from residency.spec.layout import read_bytes_per_token
 from support.deployments import forecast
 
@@ -60,8 +60,7 @@ def test_the_engine_s_layout_reads_its_own_bytes() -> None:
     ("acceptance", "drafted", "tokens"), [(0.0, 4, 1.0), (1.0, 4, 5.0), (0.5, 1, 1.5), (0.8, 3, 2.952)]
 )
 def test_a_round_brings_what_is_accepted_and_one(acceptance: float, drafted: int, tokens: float) -> None:
-    speculation = Speculation(cost=ModelCost(num_layers=0, matrices=(), attention=()), acceptance=acceptance)
-    assert speculation.expected_tokens(drafted) == pytest.approx(tokens)
+    assert expected_tokens(acceptance, drafted) == pytest.approx(tokens)
 
 
 def test_a_good_draft_is_faster_and_a_bad_one_is_not_used() -> None:

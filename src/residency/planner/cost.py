@@ -286,14 +286,14 @@ def _cost(model: ModelSpec, kv: KvFormat, tensor_parallel: int, bytes_of: Tensor
     matrices: Counter[MatrixCost] = Counter()
     attention: Counter[AttentionCost] = Counter()
     state_bytes = state_values = 0
-    for layer in model.layers:
+    for layer, count in model.alike:
         for matrix in _layer_matrices(layer, bytes_of):
-            matrices[matrix] += 1
+            matrices[matrix] += count
         if layer.attention is not None:
-            attention[_attention_cost(layer.attention, kv, tensor_parallel)] += 1
+            attention[_attention_cost(layer.attention, kv, tensor_parallel)] += count
         if layer.mixer is not None:
-            state_bytes += layer.mixer.state().fixed_bytes // tensor_parallel
-            state_values += layer.mixer.state_values // tensor_parallel
+            state_bytes += count * (layer.mixer.state().fixed_bytes // tensor_parallel)
+            state_values += count * (layer.mixer.state_values // tensor_parallel)
     return ModelCost(
         num_layers=len(model.layers),
         matrices=(*(replace(each, num_layers=count) for each, count in matrices.items()), _head(model, bytes_of)),

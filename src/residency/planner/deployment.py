@@ -21,7 +21,7 @@ from residency.planner.placing import (
     stage_weights,
 )
 from residency.planner.quality import loss_of
-from residency.planner.rates import Ranks
+from residency.planner.rates import Pace, Ranks, Spilled
 from residency.planner.serving import ServingForecast, Speculation, forecast_serving
 from residency.spec.model import ModelSpec
 from residency.spec.ranks import check_tensor_parallel
@@ -100,6 +100,8 @@ class Deployer:
         self._states: dict[tuple[object, ...], tuple[tuple[StateSpec, ...], ...]] = {}
         self._rest: dict[tuple[object, ...], tuple[StageRest, ...]] = {}
         self._costs: dict[tuple[object, ...], ModelCost] = {}
+        self._paces: dict[tuple[object, ...], Pace] = {}
+        self._forecasts: dict[tuple[object, ...], ServingForecast] = {}
 
     def model(self, quant: str | None) -> ModelSpec:
         """The model in a format. UsageError or UnsupportedError where it cannot be had."""
@@ -132,9 +134,9 @@ class Deployer:
             engine=question.engine,
             budget_bytes=question.budget_bytes,
         )
-        forecast = (
-            self._forecast(choice, load, placement, machine, device) if placement.fits or always_forecast else None
-        )
+        forecast = None
+        if placement.fits or always_forecast:
+            forecast = self._forecast(choice, load, placement.spilled, machine)
         return Deployment(
             choice=choice,
             load=asked,
@@ -170,25 +172,38 @@ class Deployer:
             return (needs[0].with_draft(question.draft, choice.kv), *needs[1:])
         return needs
 
-    def _forecast(
-        self, choice: Choice, load: Load, placement: Placement, machine: Machine, device: Device
-    ) -> ServingForecast:
+    def _forecast(self, choice: Choice, load: Load, spilled: Spilled, machine: Machine) -> ServingForecast:
+        """Of one replica: replicas with as much to do each are equally fast."""
+        device = machine.compute_devices()[0]
+        split = (choice.quant, choice.kv, choice.tensor_parallel, choice.pipeline_parallel)
+        pace_key = (*split, spilled, device.count)
+        if pace_key not in self._paces:
+            ranks = Ranks(
+                machine=machine,
+                device=device,
+                tensor_parallel=choice.tensor_parallel,
+                pipeline_parallel=choice.pipeline_parallel,
+                hidden=self.question.model.hidden,
+                spilled=spilled,
+            )
+            self._paces[pace_key] = Pace(self.cost(choice), ranks)
+        if (*pace_key, load) not in self._forecasts:
+            chunk_tokens = self.question.engine.chunk_tokens(device)
+            self._forecasts[*pace_key, load] = forecast_serving(
+                self._paces[pace_key],
+                load,
+                chunk_tokens=chunk_tokens,
+                speculation=self._speculation(choice.kv, machine),
+            )
+        return self._forecasts[*pace_key, load]
+
+    def _speculation(self, kv: KvFormat, machine: Machine) -> Speculation | None:
         question = self.question
-        cost = self.cost(choice)
-        speculation = None
-        if question.draft is not None:
-            draft_cost = ModelCost.of_rank(question.draft, kv=choice.kv)
-            speculation = Speculation(cost=draft_cost, acceptance=question.acceptance)
-        ranks = Ranks(
-            machine=machine,
-            device=device,
-            tensor_parallel=choice.tensor_parallel,
-            pipeline_parallel=choice.pipeline_parallel,
-            hidden=question.model.hidden,
-            spilled=placement.spilled,
-        )
-        chunk_tokens = question.engine.chunk_tokens(device)
-        return forecast_serving(cost, load, ranks, chunk_tokens=chunk_tokens, speculation=speculation)
+        if question.draft is None:
+            return None
+        ranks = Ranks(machine=machine, device=machine.compute_devices()[0], hidden=question.model.hidden)
+        pace = Pace(ModelCost.of_rank(question.draft, kv=kv), ranks)
+        return Speculation(pace=pace, acceptance=question.acceptance)
 
 
 def default_choice(question: Question) -> Choice:

@@ -46,10 +46,9 @@ def peak_bytes(model: ModelSpec, shape: StepShape) -> int:
     """Bytes that live at once at most: the carried arrays with the largest layer's, or with the logits."""
     carried = sum(buffer.num_bytes for buffer in carried_arrays(model, shape))
     logits = logit_array(model, shape).num_bytes if shape.has_head else 0
-    alike = {(layer.attention, layer.mixer, layer.mlp): layer for layer in model.layers}
     in_layers = max(
         sum(buffer.num_bytes for buffer in part)
-        for layer in alike.values()
+        for layer, _ in model.alike
         for part in layer_arrays(model, layer, shape).values()
     )
     return carried + max(in_layers, logits)

@@ -5,6 +5,7 @@ to disk: one step reads few of the experts, and all of the layers. Keys and valu
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 from residency.errors import UsageError
@@ -13,7 +14,7 @@ from residency.ledger.kv import pages_of_a_sequence
 from residency.planner.engines import Engine
 from residency.planner.graph import AttentionKind, StepShape
 from residency.planner.rates import Spilled
-from residency.spec.model import ModelSpec
+from residency.spec.model import LayerSpec, ModelSpec
 from residency.spec.ranks import layer_rank_bytes, rank_bytes, rank_states, rank_tensor_bytes
 from residency.spec.state import KvFormat, StateSpec
 
@@ -136,7 +137,7 @@ class Placement:
         elsewhere = self.ram_bytes + self.ram_cache_bytes + self.disk_bytes
         return elsewhere + sum(device.used_bytes for device in self.devices)
 
-    @property
+    @cached_property
     def missing_bytes(self) -> int:
         """Of all devices together."""
         return sum(device.missing_bytes for device in self.devices)
@@ -216,7 +217,7 @@ def place(
     """
     budget = int(device.usable_bytes * engine.utilisation) if budget_bytes is None else budget_bytes
     placed = [_placed(each, index, load, device, engine, budget) for index, each in enumerate(needs)]
-    if choice.may_spill:
+    if choice.may_spill and any(each.missing_bytes for each in placed):
         return _spill(needs, placed, choice, load, machine=machine, device=device)
     devices = tuple(each for each in placed for _ in range(choice.tensor_parallel))
     return Placement(devices=devices, spilled=Spilled(), ram_bytes=0, ram_cache_bytes=0, disk_bytes=0)
@@ -239,8 +240,8 @@ def _weights(
 ) -> StageWeights:
     ranks = choice.tensor_parallel
     is_last = index == choice.pipeline_parallel - 1
-    layers = sum(layer_rank_bytes(layer, ranks) for layer in stage.layers)
-    experts = sum(t.num_bytes for layer in stage.layers for t in layer.tensors if t.role == "expert") // ranks
+    layers = sum(count * layer_rank_bytes(layer, ranks) for layer, count in stage.alike)
+    experts = sum(count * _expert_bytes(layer) for layer, count in stage.alike) // ranks
     absent = _absent_bytes(model, index, is_last, ranks, engine.padding_rows, embedding_is_left)
     around_bytes = rank_bytes(replace(model, layers=()), ranks, padding_rows=engine.padding_rows)
     return StageWeights(
@@ -248,6 +249,11 @@ def _weights(
         layer_bytes=layers - experts,
         expert_bytes=experts,
     )
+
+
+def _expert_bytes(layer: LayerSpec) -> int:
+    """Bytes of a layer's experts."""
+    return sum(tensor.num_bytes for tensor in layer.tensors if tensor.role == "expert")
 
 
 def _placed(

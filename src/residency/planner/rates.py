@@ -6,6 +6,7 @@ catalog finishes one kernel before the next: there each operator has its own, an
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from functools import cache
 
 from residency.hardware import Device, Link, Machine, NumberFormat
 from residency.planner.cost import MatrixCost, ModelCost, Step, StepSeconds, Work
@@ -48,6 +49,14 @@ class Ranks:
     pipeline_parallel: int = 1
     hidden: int  # width of what they hand on
     spilled: Spilled = Spilled()
+
+
+class Pace:
+    """How fast one rank of `ranks` goes whose steps are made of `cost`; steps that are alike are weighed once."""
+
+    def __init__(self, cost: ModelCost, ranks: Ranks) -> None:
+        self.cost, self.ranks = cost, ranks
+        self.step_seconds = cache(lambda step: step_seconds_on(cost, step, ranks))
 
 
 def step_seconds_on(cost: ModelCost, step: Step, ranks: Ranks) -> StepSeconds:

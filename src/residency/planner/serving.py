@@ -7,9 +7,9 @@ of new ones are computed in chunks (Sarathi, arXiv 2308.16369) between them: so 
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from residency.planner.cost import ModelCost, Step, StepSeconds
+from residency.planner.cost import Step, StepSeconds
 from residency.planner.placing import Load
-from residency.planner.rates import Ranks, step_seconds_on
+from residency.planner.rates import Pace
 
 MAX_DRAFT_TOKENS = 8
 
@@ -18,14 +18,8 @@ MAX_DRAFT_TOKENS = 8
 class Speculation:
     """A draft model proposes tokens that the model then verifies in one step (arXiv 2211.17192)."""
 
-    cost: ModelCost  # the draft's, read once for each token that it proposes
+    pace: Pace  # the draft's, read once for each token that it proposes
     acceptance: float  # how likely each proposed token is the one that the model would have taken
-
-    def expected_tokens(self, num_drafted: int) -> float:
-        """Tokens that a round brings: those before the first that is refused, and one of the model's own."""
-        if self.acceptance == 1.0:
-            return num_drafted + 1.0
-        return (1 - self.acceptance ** (num_drafted + 1)) / (1 - self.acceptance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,72 +52,75 @@ class ServingForecast:
     drafted_tokens: int  # a round; 0: no draft
 
 
+def expected_tokens(acceptance: float, num_drafted: int) -> float:
+    """Tokens that a round brings: those before the first that is refused, and one of the model's own."""
+    if acceptance == 1.0:
+        return num_drafted + 1.0
+    return (1 - acceptance ** (num_drafted + 1)) / (1 - acceptance)
+
+
 def forecast_serving(
-    cost: ModelCost, load: Load, ranks: Ranks, *, chunk_tokens: int, speculation: Speculation | None = None
+    pace: Pace, load: Load, *, chunk_tokens: int, speculation: Speculation | None = None
 ) -> ServingForecast:
-    """The forecast of one replica whose ranks each have `cost`."""
+    """The forecast of one replica whose ranks each go at `pace`."""
     seen_tokens = load.prompt_tokens + load.answer_tokens // 2  # by a token of an answer, on average
     alone_step = Step(sequences=1, context_tokens=seen_tokens)
-    stages = ranks.pipeline_parallel
-    batch = -(-load.concurrency // stages)  # stages work on a part of the sequences each, in turn
+    batch = -(-load.concurrency // pace.ranks.pipeline_parallel)  # stages work on a part of the sequences each, in turn
     together_step = Step(sequences=batch, context_tokens=seen_tokens)
-    drafted, alone_seconds = _best_round(cost, alone_step, ranks, speculation)
-    together = _round(cost, together_step, ranks, speculation, drafted)
+    drafted, alone_seconds = _best_round(pace, alone_step, speculation)
+    together = _round(pace, together_step, speculation, drafted)
     chunk = min(chunk_tokens, load.prompt_tokens)
     mixed = replace(together_step, chunk_tokens=chunk, chunk_start=max(0, load.prompt_tokens - chunk) // 2)
-    mixed_seconds = step_seconds_on(cost, mixed, ranks).total
-    added_seconds = mixed_seconds - step_seconds_on(cost, together_step, ranks).total
+    mixed_seconds = pace.step_seconds(mixed).total
+    added_seconds = mixed_seconds - pace.step_seconds(together_step).total
     mean_seconds = _mean_round(load, batch, chunk, together, added_seconds)
-    prefill_seconds = prompt_seconds(cost, load.prompt_tokens, ranks, chunk_tokens=chunk)
+    prefill_seconds = prompt_seconds(pace, load.prompt_tokens, chunk_tokens=chunk)
     chunks = -(-load.prompt_tokens // chunk)
     together_seconds = together[0] / 2 + chunks * mixed_seconds if load.concurrency > 1 else prefill_seconds
-    read_bytes = sum(work.read_bytes for work in cost.works(alone_step))
+    alone = _phase(pace, alone_step)
     return ServingForecast(
-        alone=_phase(cost, alone_step, ranks),
-        together=_phase(cost, together_step, ranks),
-        prefill=_phase(cost, Step(chunk_tokens=chunk, chunk_start=mixed.chunk_start), ranks),
+        alone=alone,
+        together=_phase(pace, together_step),
+        prefill=_phase(pace, Step(chunk_tokens=chunk, chunk_start=mixed.chunk_start)),
         decode_tokens_per_second_alone=1 / alone_seconds,
         decode_tokens_per_second=load.concurrency / mean_seconds if load.concurrency > 1 else 1 / alone_seconds,
         prefill_tokens_per_second=load.prompt_tokens / prefill_seconds,
         time_to_first_token_seconds=prefill_seconds,
         time_to_first_token_seconds_together=together_seconds,
-        plain_roofline_tokens_per_second=ranks.device.memory_bytes_per_second / read_bytes,
+        plain_roofline_tokens_per_second=pace.ranks.device.memory_bytes_per_second / alone.read_bytes,
         drafted_tokens=drafted,
     )
 
 
-def prompt_seconds(cost: ModelCost, prompt_tokens: int, ranks: Ranks, *, chunk_tokens: int) -> float:
+def prompt_seconds(pace: Pace, prompt_tokens: int, *, chunk_tokens: int) -> float:
     """From an empty cache to the logits after the prompt, chunk by chunk; few chunks stand for many alike."""
     starts = range(0, prompt_tokens, chunk_tokens)
     sampled = sorted({round(index * (len(starts) - 1) / 7) for index in range(8)}) if len(starts) > 8 else None
     total = 0.0
     for index in sampled or range(len(starts)):
         tokens = min(chunk_tokens, prompt_tokens - starts[index])
-        total += step_seconds_on(cost, Step(chunk_tokens=tokens, chunk_start=starts[index]), ranks).total
+        total += pace.step_seconds(Step(chunk_tokens=tokens, chunk_start=starts[index])).total
     return total * len(starts) / len(sampled) if sampled else total
 
 
-def _best_round(cost: ModelCost, step: Step, ranks: Ranks, speculation: Speculation | None) -> tuple[int, float]:
+def _best_round(pace: Pace, step: Step, speculation: Speculation | None) -> tuple[int, float]:
     """How many tokens to draft a round, and seconds a token so."""
-    plain_seconds, _ = _round(cost, step, ranks, None, 0)
+    plain_seconds, _ = _round(pace, step, None, 0)
     best = (0, plain_seconds)
     if speculation is not None:
         for drafted in range(1, MAX_DRAFT_TOKENS + 1):
-            seconds, tokens = _round(cost, step, ranks, speculation, drafted)
+            seconds, tokens = _round(pace, step, speculation, drafted)
             best = min(best, (drafted, seconds / tokens), key=lambda pair: pair[1])
     return best
 
 
-def _round(
-    cost: ModelCost, step: Step, ranks: Ranks, speculation: Speculation | None, drafted: int
-) -> tuple[float, float]:
+def _round(pace: Pace, step: Step, speculation: Speculation | None, drafted: int) -> tuple[float, float]:
     """Seconds of a round, and tokens of each sequence that it brings."""
     if speculation is None or not drafted:
-        return step_seconds_on(cost, step, ranks).total, 1.0
-    draft_ranks = Ranks(machine=ranks.machine, device=ranks.device, hidden=ranks.hidden)
-    drafting = drafted * step_seconds_on(speculation.cost, step, draft_ranks).total
-    verifying = step_seconds_on(cost, replace(step, candidates=drafted + 1), ranks).total
-    return drafting + verifying, speculation.expected_tokens(drafted)
+        return pace.step_seconds(step).total, 1.0
+    drafting = drafted * speculation.pace.step_seconds(step).total
+    verifying = pace.step_seconds(replace(step, candidates=drafted + 1)).total
+    return drafting + verifying, expected_tokens(speculation.acceptance, drafted)
 
 
 def _mean_round(load: Load, batch: int, chunk: int, alone: tuple[float, float], added_seconds: float) -> float:
@@ -137,10 +134,10 @@ def _mean_round(load: Load, batch: int, chunk: int, alone: tuple[float, float], 
     return (round_seconds + chunks * added_seconds) / round_tokens
 
 
-def _phase(cost: ModelCost, step: Step, ranks: Ranks) -> Phase:
-    works = cost.works(step)
+def _phase(pace: Pace, step: Step) -> Phase:
+    works = pace.cost.works(step)
     return Phase(
-        seconds=step_seconds_on(cost, step, ranks),
+        seconds=pace.step_seconds(step),
         read_bytes=round(sum(work.read_bytes for work in works)),
         operations=round(sum(work.matrix_operations + work.attention_operations for work in works)),
     )

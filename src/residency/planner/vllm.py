@@ -34,14 +34,10 @@ def is_large(device: Device) -> bool:
 def held_bytes(stage: ModelSpec, ranks: int) -> int:
     """Beside the tensors: what the allocator rounds up of fused matrices, rotation tables for all positions, latent
     attention's up-projections a second time, and what kernels pad experts in MXFP4 with."""
-    alike: dict[tuple[object, ...], list[LayerSpec]] = defaultdict(list)
-    for layer in stage.layers:
-        alike[layer.attention, layer.mlp, *((t.shape, t.format.name) for t in layer.tensors)].append(layer)
     in_layers = 0
-    for layers in alike.values():
-        layer = layers[0]
+    for layer, count in stage.alike:
         held = _rounded_layer_bytes(layer, ranks) + _absorbed_bytes(layer, ranks) + _padded_bytes(stage, layer, ranks)
-        in_layers += len(layers) * held
+        in_layers += count * held
     return in_layers + _rotation_bytes(stage)
 
 
@@ -54,7 +50,7 @@ def activation_bytes(model: ModelSpec, shape: StepShape, *, logit_bytes: float =
     vocabulary = -(-model.vocabulary // VOCABULARY_PADDING) * VOCABULARY_PADDING
     sampled = round(shape.sequences * vocabulary * logit_bytes) if shape.has_head else 0
     hidden_bytes = shape.tokens * model.hidden * 2
-    experts_bytes = max(_experts_bytes(model, layer, shape) for layer in model.layers)
+    experts_bytes = max(_experts_bytes(model, layer, shape) for layer, _ in model.alike)
     dense = replace(model, layers=tuple(replace(each, mlp=None) if _is_sparse(each) else each for each in model.layers))
     step = peak_bytes(dense, replace(shape, has_head=False)) + (2 + 2 * shape.is_stage) * hidden_bytes
     return experts_bytes + max(sampled + 3 * hidden_bytes, step)

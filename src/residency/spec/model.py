@@ -211,6 +211,12 @@ class LayerSpec:
         kept = attended if self.mixer is None else (*attended, self.mixer.state())
         return tuple(state for state in kept if state.bytes_per_token or state.fixed_bytes)
 
+    @cached_property
+    def likeness(self) -> tuple[object, ...]:
+        """What layers with equal bytes and equal work have in common: all but the names of their tensors."""
+        tensors = tuple((t.shape, t.format.name, t.role, t.split, t.copies) for t in self.tensors)
+        return self.attention, self.mixer, self.mlp, tensors
+
     @property
     def routed_share(self) -> float:
         """The share of the expert tensors that one token passes."""
@@ -242,6 +248,14 @@ class ModelSpec:
         """All tensors, in the order in which a token meets them; those beside the layers last."""
         last = (self.final_norm,) if self.head is None else (self.final_norm, self.head)
         return (self.embedding, *(t for layer in self.layers for t in layer.tensors), *last, *self.others)
+
+    @cached_property
+    def alike(self) -> tuple[tuple[LayerSpec, int], ...]:
+        """A layer of each kind, and how many layers are like it."""
+        found: dict[tuple[object, ...], list[LayerSpec]] = {}
+        for layer in self.layers:
+            found.setdefault(layer.likeness, []).append(layer)
+        return tuple((layers[0], len(layers)) for layers in found.values())
 
     @property
     def tied(self) -> bool:

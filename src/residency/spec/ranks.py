@@ -15,7 +15,7 @@ def rank_bytes(model: ModelSpec, tensor_parallel: int = 1, *, padding_rows: int 
     """Bytes of weights on each of `tensor_parallel` ranks. UsageError where heads or rows cannot be shared evenly."""
     check_tensor_parallel(model, tensor_parallel)
     beside = sum(rank_tensor_bytes(each, tensor_parallel, padding_rows=padding_rows) for each in model.beside_layers)
-    return beside + sum(layer_rank_bytes(layer, tensor_parallel) for layer in model.layers)
+    return beside + sum(count * layer_rank_bytes(layer, tensor_parallel) for layer, count in model.alike)
 
 
 def layer_rank_bytes(layer: LayerSpec, tensor_parallel: int = 1) -> int:
@@ -49,7 +49,7 @@ def check_tensor_parallel(model: ModelSpec, tensor_parallel: int) -> None:
     """UsageError if the model's heads cannot be shared by `tensor_parallel` ranks."""
     if tensor_parallel < 1:
         raise UsageError(f"{tensor_parallel} ranks of tensor parallelism cannot be; give at least 1.")
-    for layer in model.layers:
+    for layer, _ in model.alike:
         if layer.attention is None:
             continue
         heads, kv_heads = layer.attention.num_heads, kv_heads_of(layer)
