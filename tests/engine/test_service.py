@@ -192,3 +192,36 @@ def test_memory_is_told_by_class_within_what_was_planned(service: Service) -> No
     heard.wait()
     kv_cache = service.memory()["classes"]["kv_cache"]  # type: ignore[index]
     assert 0 < kv_cache["measured_bytes"] <= kv_cache["planned_bytes"]
+
+
+def test_an_answer_that_is_finished_ends_while_the_others_go_on(service: Service) -> None:
+    release, heard = blocked(service), Heard(answers=2)
+    enough = threading.Event()
+
+    def listen(event: TokenEvent) -> None:
+        heard(event)
+        if event.answer == 1 and not event.is_last:
+            enough.set()
+
+    request_id = service.submit(PROMPT, options(100, num_answers=2), listen)
+    release()
+    assert enough.wait(20)
+    service.finish(request_id, 1)
+    heard.wait()
+    lengths = [sum(event.answer == answer for event in heard.events) for answer in (0, 1)]
+    assert lengths[0] == 100 > lengths[1]
+
+
+def test_the_pages_of_an_answer_that_is_finished_are_free(service: Service) -> None:
+    heard = Heard()
+    first = threading.Event()
+
+    def listen(event: TokenEvent) -> None:
+        heard(event)
+        first.set()
+
+    request_id = service.submit(PROMPT, options(100), listen)
+    assert first.wait(20)
+    service.finish(request_id, 0)
+    assert heard.finish_reason == "stop"
+    assert service.metrics().loop.used_pages == 0

@@ -48,9 +48,48 @@ def test_log_probabilities_stand_beside_their_tokens(client: openai.OpenAI) -> N
     assert logprobs and len(logprobs.tokens or ()) == len(logprobs.token_logprobs or ()) == 6
 
 
-def test_log_probabilities_of_an_echo_are_refused(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="echo together with logprobs is not supported"):
-        complete(client, echo=True, logprobs=1)
+def test_an_echo_has_the_log_probabilities_of_the_prompt_before_the_answers(client: openai.OpenAI) -> None:
+    alone = complete(client, max_tokens=3, logprobs=1).choices[0].logprobs
+    echoed = complete(client, max_tokens=3, logprobs=1, echo=True).choices[0].logprobs
+    assert alone and echoed and echoed.tokens and echoed.token_logprobs and alone.token_logprobs
+    assert echoed.tokens[:5] == list("hello")
+    assert echoed.token_logprobs[0] is None
+    assert echoed.token_logprobs[5:] == alone.token_logprobs
+
+
+def test_a_prompts_token_has_the_log_probability_that_an_answer_would_give_it(client: openai.OpenAI) -> None:
+    """The answer's first token, once as an answer and once as the prompt's last."""
+    prompt = list(b"hello, and so on for more tokens than rows of logits are kept")
+    answered = complete(client, prompt=prompt, max_tokens=1, logprobs=1, logit_bias={"65": 100}).choices[0].logprobs
+    scored = complete(client, prompt=[*prompt, 65], max_tokens=0, logprobs=1, echo=True).choices[0].logprobs
+    assert answered and scored and answered.token_logprobs and scored.token_logprobs
+    assert scored.token_logprobs[len(prompt)] == answered.token_logprobs[0]
+
+
+def test_no_token_is_answered_where_none_is_asked_for(client: openai.OpenAI) -> None:
+    answer = complete(client, max_tokens=0, echo=True, logprobs=0)
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("hello", "length")
+    assert answer.usage and answer.usage.completion_tokens == 0
+
+
+def test_a_stream_has_the_log_probabilities_of_its_echo(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"max_tokens": 4, "echo": True, "logprobs": 2}
+    chunks = list(complete(client, stream=True, **asked))
+    whole = complete(client, **asked).choices[0].logprobs
+    found = [value for chunk in chunks for value in chunk.choices[0].logprobs.token_logprobs]  # type: ignore[attr-defined]
+    assert whole and found == whole.token_logprobs
+
+
+def test_log_probabilities_of_more_than_can_be_written_are_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="33600 log probabilities of prompts are asked for"):
+        complete(client, prompt=[[65] * 100] * 16, echo=True, logprobs=20)
+
+
+def test_the_first_prompt_that_is_scored_says_what_later_ones_say(client: openai.OpenAI) -> None:
+    """Nothing of it comes from the cache."""
+    prompt = "the same words, longer than a page, again and again"
+    first, again = (complete(client, prompt=prompt, echo=True, logprobs=1, max_tokens=1) for _ in range(2))
+    assert first.choices[0].logprobs == again.choices[0].logprobs
 
 
 def test_a_token_that_the_model_does_not_have_is_refused(client: openai.OpenAI) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from residency.planner import Plan
 from residency.server.app import Limits
+from residency.server.serving import bound_socket
 from support.engines import plan_of
 from support.servers import Running, running_server
 
@@ -156,6 +157,18 @@ def test_the_log_has_a_line_of_each_request(server: Running, caplog: pytest.LogC
         eventually(lambda: bool(caplog.records))
     fields = vars(caplog.records[0])["fields"]
     assert (fields["request_id"], fields["status"], fields["completion_tokens"]) == ("logged", 200, 4)
+
+
+def test_small_answers_are_sent_without_delay() -> None:
+    """asyncio switches Nagle's algorithm off on sockets whose protocol is named; 40 ms for each small write else."""
+    with bound_socket("127.0.0.1", 0) as bound:
+        assert bound.proto == socket.IPPROTO_TCP
+
+
+def test_the_tokens_around_a_text_are_told(server: Running) -> None:
+    told = httpx.get(f"{server.url}/tokenizer_info").json()
+    end = httpx.post(f"{server.url}/tokenize", json={"prompt": told["eos_token"], "add_special_tokens": False}).json()
+    assert set(end["tokens"]) <= server.engine.tokenizer.eos_ids
 
 
 def test_the_models_are_listed(server: Running) -> None:

@@ -1,6 +1,6 @@
 """The loop's device: arrays, the recorded step and the threads that replay it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -57,6 +57,7 @@ class CpuExecutor:
             self._kernels = step.kernels
             self._library = Library([*step.kernels, *DRIVERS], compiling)
             self._program = step.finish(self._library)
+            self._logits_program = step.finish(self._library, only_logits=True)
             self._workers = opened.enter_context(Workers(self._library, plan.threads))
             self._opened = opened.pop_all()
 
@@ -88,6 +89,19 @@ class CpuExecutor:
         self._start(tokens)
         rows = self._inputs.write(batch, pages, every_logit=every_logit)
         self._workers.run(self._program)
+        return self._logits[: len(rows), : self._vocabulary]
+
+    @property
+    def most_logits(self) -> int:
+        """Rows of logits that there are at one time."""
+        return len(self._logits)
+
+    def more_logits(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The logits (rows, vocabulary) of further tokens of the last step, by their place in it, at most
+        `most_logits`; in the place of those that there were.
+        """
+        self._inputs.write_logit_rows(rows)
+        self._workers.run(self._logits_program)
         return self._logits[: len(rows), : self._vocabulary]
 
     def copy_pages(self, copies: Iterable[PageCopy], swap: SwapFile | None = None) -> None:

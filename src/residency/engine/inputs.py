@@ -33,7 +33,7 @@ class StepInputs:
         for rope in dict.fromkeys(layer.grouped_attention.rope for layer in spec.layers):
             self.angles[rope] = buffers["rope"][len(self.angles)]
         self._frequencies = {rope: np.asarray(rope.inverse_frequencies) for rope in self.angles}
-        self._most_split = len(self.tables[0])  # tokens of whose contexts parts can be kept
+        self._most_sampled = len(self.tables[0])  # of whose contexts parts can be kept
 
     @property
     def addresses(self) -> Inputs:
@@ -53,8 +53,8 @@ class StepInputs:
         )
 
     def write(self, batch: Batch, pages: KvPages, *, every_logit: bool = False) -> Sequence[int]:
-        """Write a batch; returns for each row of logits its request. `every_logit` asks for all tokens' logits."""
-        row_of: list[int] = []
+        """Write a batch; the tokens whose logits the step gives, by their place in it. `every_logit` asks for all."""
+        rows: list[int] = []
         first = num_items = 0
         for index, entry in enumerate(batch.entries):
             last = first + entry.num_tokens
@@ -65,16 +65,21 @@ class StepInputs:
             for start in range(first, last, item_tokens):
                 self._items[num_items] = start, min(item_tokens, last - start)
                 num_items += 1
-            wanted = range(first, last) if every_logit else range(last - 1, last) if entry.needs_logits else ()
-            for row in wanted:
-                self._logit_rows[len(row_of)] = row
-                row_of.append(entry.request_id)
+            rows += range(first, last) if every_logit else range(last - 1, last) if entry.needs_logits else ()
             first = last
+        self.write_logit_rows(rows)
         self._write_angles(first)
         num_int8 = sum(entry.num_tokens for entry in batch.entries if not entry.of_prompt)
+        if num_int8 > self._most_sampled:
+            raise ValueError(f"a step has room for {self._most_sampled} sampled tokens, not for {num_int8}")
         most_splits = self._write_splits(first, num_int8)
-        self._counts[: NUM_INT8 + 1] = first, len(row_of), num_items, most_splits, num_int8
-        return row_of
+        self._counts[: NUM_INT8 + 1] = first, len(rows), num_items, most_splits, num_int8
+        return rows
+
+    def write_logit_rows(self, rows: Sequence[int]) -> None:
+        """Ask for the logits of these of the step's tokens."""
+        self._logit_rows[: len(rows)] = rows
+        self._counts[NUM_LOGITS] = len(rows)
 
     def _write_pages(self, index: int, request_id: int, first: int, last: int, pages: KvPages) -> None:
         for group, sequence in enumerate(pages.sequences[request_id]):
@@ -103,6 +108,6 @@ class StepInputs:
         """
         splits = self._splits[:num_tokens]
         splits[:] = 1
-        sampled = self._positions[: min(num_sampled, self._most_split)]
+        sampled = self._positions[:num_sampled]
         np.clip((sampled // self._page_tokens + 1) // _PAGES_PER_SPLIT, 1, MAX_SPLITS, out=splits[: len(sampled)])
         return int(splits.max(initial=1))

@@ -12,6 +12,7 @@ from residency.engine.executor import CpuExecutor
 from residency.engine.generation import FinishReason, GenerationOptions, TokenEvent, TokenLogprob
 from residency.engine.metrics import LoopCounts
 from residency.engine.sampler import FloatArray, Sampler, allowed_by, likeliest, log_probabilities
+from residency.engine.scoring import ScoredPrompt, score_prompts
 from residency.engine.swap import SwapFile, SwapSpace
 from residency.errors import UsageError
 from residency.ledger import KvPages
@@ -32,6 +33,7 @@ class _Answer:
     known_tokens: int
     sampler: Sampler
     page_tokens: int
+    scored: ScoredPrompt | None
     cached_tokens: int = 0
 
     def sample(self, logits: FloatArray) -> int:
@@ -73,7 +75,7 @@ class _Answer:
             wanted_tokens=self.options.max_tokens,
             priority=self.options.priority,
             num_answers=num_answers,
-            page_key=self.page_key if self.options.use_prefix_cache else None,
+            page_key=self.page_key if self.options.shares_pages else None,
         )
 
     def twin(self, number: int) -> "_Answer":
@@ -168,17 +170,21 @@ class Loop:
             known_tokens=len(prompt),
             sampler=Sampler(options.sampling),
             page_tokens=self._plan.page_tokens,
+            scored=ScoredPrompt.of(tokens[: len(prompt)], options.prompt_logprobs),
         )
         self._scheduler.add(answer.request(self._next_sequence, options.num_answers))
         self._sequences[request_id] = []
         self._take_in(answer)
         return request_id
 
-    def cancel(self, request_id: int) -> None:
-        """Forget a request, wherever it is; nothing happens for one that has ended."""
-        for sequence in self._sequences.pop(request_id, ()):
-            self._scheduler.cancel(sequence)
-            del self._answers[sequence]
+    def cancel(self, request_id: int, answer: int | None = None) -> None:
+        """Forget a request, or one of its answers that has begun, wherever it is; nothing happens for one that has
+        ended.
+        """
+        for sequence in tuple(self._sequences.get(request_id, ())):
+            if answer is None or self._answers[sequence].number == answer:
+                self._scheduler.cancel(sequence)
+                self._let_go(sequence)
 
     def counts(self) -> LoopCounts:
         """The state between two steps."""
@@ -235,6 +241,9 @@ class Loop:
         started = time.perf_counter()
         self._executor.copy_pages(batch.copies, self._swap_file)
         logits = self._executor.compute(batch, self._pages, tokens)
+        answers = {entry.request_id: self._answers[entry.request_id] for entry in batch.entries}
+        if scored := {sequence: each.scored for sequence, each in answers.items() if each.scored is not None}:
+            logits = score_prompts(self._executor, batch, scored)
         self.compute_seconds += time.perf_counter() - started
         self._totals.update(
             steps=1,
@@ -263,6 +272,7 @@ class Loop:
             token = answer.sample(logits)
         except Exception as error:  # one answer's fault ends no other
             return _end(answer, "error", str(error))
+        is_first = answer.known_tokens == answer.prompt_tokens + 1
         at_eos = token in self._eos_ids and not answer.options.ignore_eos
         at_length = answer.known_tokens == len(answer.tokens)
         logprob: float | None = None
@@ -278,6 +288,7 @@ class Loop:
             finish_reason="stop" if at_eos else "length" if at_length else None,
             logprob=logprob,
             top_logprobs=top,
+            prompt_logprobs=answer.scored.logprobs if is_first and answer.scored is not None else None,
         )
 
     def _read_bytes(self, batch: Batch) -> int:

@@ -73,6 +73,7 @@ class Service:
         self._open: dict[int, _Open] = {}
         self._submitted: list[_Open] = []
         self._cancelled: list[int] = []
+        self._finished: list[tuple[int, int]] = []  # requests with one of their answers
         self._ending = False
         self._failure: BaseException | None = None
         self._num_requests = self._num_refused = 0
@@ -130,6 +131,15 @@ class Service:
         with self._changed:
             if request_id in self._open:
                 self._cancelled.append(request_id)
+                self._changed.notify_all()
+
+    def finish(self, request_id: int, answer: int) -> None:
+        """End one answer before the next step, for its caller has what he wanted; nothing happens for one that has
+        ended. It must have begun.
+        """
+        with self._changed:
+            if request_id in self._open and answer in self._open[request_id].open_answers:
+                self._finished.append((request_id, answer))
                 self._changed.notify_all()
 
     def drain(self, timeout_seconds: float) -> bool:
@@ -217,16 +227,27 @@ class Service:
         """Wait until there is something to do, and take in what was submitted and cancelled; False at the end."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._submitted or self._cancelled or self._loop.has_work or (self._ending and not self._open)
+                lambda: (
+                    self._submitted
+                    or self._cancelled
+                    or self._finished
+                    or self._loop.has_work
+                    or (self._ending and not self._open)
+                )
             )
             submitted, self._submitted = self._submitted, []
             cancelled, self._cancelled = self._cancelled, []
+            finished, self._finished = self._finished, []
             for request in submitted:
                 self._loop.submit(request.prompt, request.options, request_id=request.request_id)
             for request_id in cancelled:
                 self._loop.cancel(request_id)
+            for request_id, answer in finished:
+                self._loop.cancel(request_id, answer)
             self._counts = self._loop.counts()
         self._end_all(cancelled, "cancelled")
+        for request_id, answer in finished:
+            self._end(request_id, "stop", only=answer)
         return bool(self._open) or not self._ending
 
     def _step(self) -> None:
@@ -244,8 +265,15 @@ class Service:
 
     def _end_all(self, request_ids: Iterable[int], reason: FinishReason, error: str | None = None) -> None:
         """End all open answers of requests; those that have ended already are passed over."""
-        for request in [self._open[each] for each in dict.fromkeys(request_ids) if each in self._open]:
-            self._deliver([request.end(answer, reason, error) for answer in sorted(request.open_answers)])
+        for request_id in dict.fromkeys(request_ids):
+            self._end(request_id, reason, error)
+
+    def _end(self, request_id: int, reason: FinishReason, error: str | None = None, *, only: int | None = None) -> None:
+        """End the open answers of a request, or one of them."""
+        request = self._open.get(request_id)
+        if request is not None:
+            ended = [answer for answer in sorted(request.open_answers) if only is None or answer == only]
+            self._deliver([request.end(answer, reason, error) for answer in ended])
 
     def _deliver(self, events: Iterable[TokenEvent]) -> None:
         for event in events:

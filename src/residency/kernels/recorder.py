@@ -86,11 +86,15 @@ class Recorder:
         """The names of all kernels that were recorded."""
         return {launch.kernel for launch in self.launches}
 
-    def finish(self, library: Library) -> "Program":
-        """The recording with every address resolved."""
-        blocks = [library[launch.kernel].pack(dict(launch.words)) for launch in self.launches]
+    def finish(self, library: Library, *, only_logits: bool = False) -> "Program":
+        """The recording with every address resolved; or of it, only what makes logits of a step's last hidden states,
+        which may be run again for other rows.
+        """
+        first = next(i for i, each in enumerate(self.launches) if each.words.get("rows_at")) if only_logits else 0
+        launches = self.launches[first:]
+        blocks = [library[launch.kernel].pack(dict(launch.words)) for launch in launches]
         table = np.empty((len(blocks), 3), np.int64)
-        for i, (launch, block) in enumerate(zip(self.launches, blocks, strict=True)):
+        for i, (launch, block) in enumerate(zip(launches, blocks, strict=True)):
             table[i] = library[launch.kernel].address, np.frombuffer(block, np.int64).ctypes.data, launch.meet
         table[-1:, 2] = 1  # a step ends when all threads are done
         return Program(table, blocks)

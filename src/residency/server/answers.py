@@ -39,11 +39,18 @@ class Answer:
     """One answer as its tokens come."""
 
     def __init__(
-        self, tokenizer: Tokenizer, *, stops: Sequence[str], starts_text: bool, skip_special: bool = True
+        self,
+        tokenizer: Tokenizer,
+        *,
+        stops: Sequence[str],
+        starts_text: bool,
+        skip_special: bool = True,
+        is_empty: bool = False,
     ) -> None:
-        """starts_text and skip_special: see StreamDecoder."""
+        """starts_text and skip_special: see StreamDecoder. is_empty: no token is wanted; the engine samples one."""
         self._eos_ids = tokenizer.eos_ids
         self._decoder = StreamDecoder(tokenizer, starts_text=starts_text, skip_special=skip_special)
+        self._is_empty = is_empty
         self._stops = StopStrings(stops)
         self._decoded_characters = 0
         self._shown_characters = 0
@@ -53,6 +60,9 @@ class Answer:
 
     def take(self, event: TokenEvent) -> Piece:
         """What the event adds. After a piece with a finish reason there is nothing more."""
+        if self._is_empty:
+            self.has_ended = True
+            return Piece(finish_reason="length")
         text = ""
         if event.token is not None:
             self.num_tokens += 1

@@ -66,6 +66,7 @@ class App:
         got = {
             "/v1/models": self._models,
             "/v1/models/{model:path}": self._one_model,
+            "/tokenizer_info": self._tokenizer_info,
             "/health": self._health,
             "/metrics": self._metrics_text,
             "/plan": self._plan_data,
@@ -114,6 +115,9 @@ class App:
             self._model.require_name(asked.model)
             tokens = self._model.prompts.checked(asked.tokens)
             return JSONResponse({"prompt": self._model.prompts.tokenizer.decode(tokens, skip_special=False)})
+
+    async def _tokenizer_info(self, request: Request) -> Response:
+        return JSONResponse(self._model.prompts.info())
 
     async def _health(self, request: Request) -> Response:
         failed = self._service.failure is not None

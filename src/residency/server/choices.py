@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from residency.engine.generation import GenerationOptions, TokenEvent
+from residency.engine.generation import GenerationOptions, PromptLogprobs, TokenEvent
 from residency.server.answers import Answer, FinishReason, Shown
 from residency.server.tools import Call, Parsed, ToolParser
 
@@ -19,11 +19,12 @@ class Delta:
     calls: tuple[Call, ...] = ()
     tokens: list[Shown] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    prompt_logprobs: PromptLogprobs | None = None  # with the first, where they were asked for
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to tell."""
-        return not (self.text or self.calls or self.tokens or self.finish_reason)
+        return not (self.text or self.calls or self.tokens or self.finish_reason or self.prompt_logprobs)
 
     def add(self, later: "Delta") -> None:
         """Grow by what the answer grew by after this."""
@@ -31,6 +32,7 @@ class Delta:
         self.calls += later.calls
         self.tokens += later.tokens
         self.finish_reason = later.finish_reason
+        self.prompt_logprobs = self.prompt_logprobs or later.prompt_logprobs
 
 
 @dataclass(kw_only=True)
@@ -64,6 +66,7 @@ class Choice:
         delta.text += parsed.text
         delta.calls += parsed.calls
         delta.tokens += piece.tokens
+        delta.prompt_logprobs = delta.prompt_logprobs or event.prompt_logprobs
         ended_by_call = self.called and piece.finish_reason == "stop"
         delta.finish_reason = "tool_calls" if ended_by_call else piece.finish_reason
 
@@ -90,6 +93,10 @@ class Choices:
     def have_ended(self) -> bool:
         """Whether all answers are complete."""
         return all(choice.answer.has_ended for choice in self._choices)
+
+    def place_of(self, index: int) -> tuple[int, int]:
+        """The submission, and its answer, that has the index."""
+        return divmod(index, self._per_submission)
 
     def take(self, events: Sequence[tuple[int, TokenEvent]]) -> list[Delta]:
         """What the events, each with the number of its submission, bring: a delta for each answer that grew."""

@@ -1,7 +1,8 @@
 """How much memory a serving process takes beside weights: `python -m residency.server.footprint [MODEL [BODY_BYTES]]`.
 
 Does what a server does, with a service that computes nothing: imports, tokenizer, chat template, a JSON schema, the
-longest body that it takes. Prints the peak of its resident bytes, and what open requests may take on top of it.
+longest body that it takes, the most log probabilities of prompts. Prints the peak of its resident bytes, and what open
+requests may take on top of it.
 """
 
 import asyncio
@@ -19,12 +20,13 @@ import residency.server.app
 import residency.server.serving  # noqa: F401  (what is imported is what is measured)
 from residency.engine.arena import peak_resident_bytes
 from residency.engine.executor import DRIVERS
-from residency.engine.generation import GenerationOptions, TokenEvent
+from residency.engine.generation import GenerationOptions, PromptLogprobs, TokenEvent
 from residency.engine.sampler import Sampler
 from residency.engine.text import load_chat_template, load_tokenizer
 from residency.engine.workers import Workers
 from residency.kernels.library import Library
 from residency.models.specs import model_spec
+from residency.server.completions import most_prompt_logprobs
 from residency.server.desk import Desk
 from residency.server.intake import OPEN_BODIES_BYTES, body_bytes_for
 from residency.server.model import Model
@@ -69,11 +71,23 @@ class _Silent:
                 prompt_tokens=len(prompt_ids),
                 cached_tokens=0,
                 finish_reason="stop",
+                prompt_logprobs=_some_logprobs(len(prompt_ids), options.prompt_logprobs),
             )
         )
         return 0
 
     def cancel(self, request_id: int) -> None: ...
+
+    def finish(self, request_id: int, answer: int) -> None: ...
+
+
+def _some_logprobs(prompt_tokens: int, num_likeliest: int | None) -> PromptLogprobs | None:
+    if num_likeliest is None:
+        return None
+    found = PromptLogprobs.room_for(prompt_tokens, num_likeliest)
+    for values in (found.logprobs, found.top_tokens, found.top_logprobs):
+        values.fill(1)
+    return found
 
 
 async def _answer(path: Path, body_bytes: int) -> None:
@@ -91,6 +105,9 @@ async def _answer(path: Path, body_bytes: int) -> None:
         text = "Why does memory bandwidth limit a language model? " * 32
         prompt = {"model": "model", "prompt": text, "temperature": 1, "top_p": 0.9}
         await (await desk.job("/v1/completions", json.dumps(prompt), {})).whole(desk.generator)
+        scored = [[0] * (_CONTEXT_TOKENS - 1)] * (most_prompt_logprobs(_CONTEXT_TOKENS) // (2 * _CONTEXT_TOKENS))
+        echo = {"model": "model", "prompt": scored, "echo": True, "logprobs": 1, "max_tokens": 0}
+        json_bytes(await (await desk.job("/v1/completions", json.dumps(echo), {})).whole(desk.generator))
         model.prepare_grammars()
         if model.prompts.template is not None:
             chat = {"model": "model", "messages": [{"role": "user", "content": text}], "stream": True}

@@ -24,6 +24,9 @@ class Submits(Protocol):
     def cancel(self, request_id: int) -> None:
         """Forget a request; nothing happens for one that has ended."""
 
+    def finish(self, request_id: int, answer: int) -> None:
+        """End one answer that has begun; nothing happens for one that has ended."""
+
     @property
     def failure(self) -> BaseException | None:
         """Why the service has failed; None while it is well."""
@@ -58,7 +61,9 @@ class Mailbox:
 class Generation:
     """The answers to one HTTP request: of several prompts, or several of one."""
 
-    def __init__(self) -> None:
+    def __init__(self, service: Submits) -> None:
+        self._service = service
+        self.request_ids: list[int] = []  # of each submission
         self._events: deque[tuple[int, TokenEvent]] = deque()
         self._arrival = asyncio.Event()
 
@@ -66,6 +71,10 @@ class Generation:
         """An event of the submission `part`."""
         self._events.append((part, event))
         self._arrival.set()
+
+    def finish(self, part: int, answer: int) -> None:
+        """Nothing more is wanted of one answer: it ends, and its pages are free."""
+        self._service.finish(self.request_ids[part], answer)
 
     async def events(self) -> list[tuple[int, TokenEvent]]:
         """All events since the last call, each with the number of its submission; waits for one. Refused if an answer
@@ -103,14 +112,14 @@ class Generator:
         """
         if self._mailbox is None:
             self._mailbox = Mailbox(asyncio.get_running_loop())
-        generation, request_ids = Generation(), []
+        generation = Generation(self._service)
         try:
             for part, (tokens, options) in enumerate(submissions):
                 listener = partial(self._mailbox.post, generation, part)
-                request_ids.append(self._service.submit(tokens, options, listener))
+                generation.request_ids.append(self._service.submit(tokens, options, listener))
             yield generation
         finally:
-            for request_id in request_ids:
+            for request_id in generation.request_ids:
                 self._service.cancel(request_id)
 
 

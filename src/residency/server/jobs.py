@@ -70,6 +70,9 @@ class Job:
             async with generator.started(self.choices.submissions) as generation:
                 while not self.choices.have_ended:
                     deltas = self.choices.take(await self._events(generation))
+                    for delta in deltas:
+                        if delta.finish_reason is not None:  # a stop string is nothing that the engine knows of
+                            generation.finish(*self.choices.place_of(delta.index))
                     self.watch.saw(self.choices.usage, deltas)
                     yield deltas
 
@@ -91,6 +94,7 @@ def generation_options(
     context_tokens: int,
     max_tokens: int | None,
     logprobs: int | None,
+    prompt_logprobs: int | None = None,
 ) -> GenerationOptions:
     """What the engine is to do. Without a bound an answer may fill the context; ContextError where nothing is left."""
     room = context_tokens - prompt_tokens
@@ -104,6 +108,7 @@ def generation_options(
         num_answers=asked.n or 1,
         ignore_eos=asked.ignore_eos,
         logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
         cache_salt=asked.cache_salt or "",
         priority=asked.priority,
     )

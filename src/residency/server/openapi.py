@@ -17,6 +17,7 @@ from residency.server.responses import (
     ModelCard,
     ModelList,
     Text,
+    TokenizerInfo,
     Tokens,
 )
 
@@ -63,6 +64,7 @@ _OPERATIONS = (
         path="/tokenize", summary="The tokens of a text or a conversation.", asks=TokenizeRequest, answer=Tokens
     ),
     _Operation(path="/detokenize", summary="The text of tokens.", asks=DetokenizeRequest, answer=Text),
+    _Operation(path="/tokenizer_info", summary="The tokens around a text, and the template.", answer=TokenizerInfo),
     _Operation(path="/health", summary="Whether the server is well (200) or not (503).", answer=Health),
     _Operation(path="/metrics", summary="Counts and times, for Prometheus.", answer=None, text=True),
     _Operation(path="/plan", summary="The plan that the server runs.", answer=None),

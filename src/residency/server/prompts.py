@@ -9,6 +9,7 @@ from typing import Any
 from residency.engine.text import ChatTemplate, Tokenizer
 from residency.errors import UsageError
 from residency.server.requests import AssistantMessage, Content, Message, Tool, ToolMessage
+from residency.server.responses import TokenizerInfo
 
 
 class Prompts:
@@ -41,6 +42,19 @@ class Prompts:
             if token >= self.vocabulary:
                 raise UsageError(f"the token {token} is not one of the model's {self.vocabulary}.")
         return list(tokens)
+
+    def info(self) -> TokenizerInfo:
+        """Of tokens that begin and end a text, and of chats."""
+        eos_id = min(self.tokenizer.eos_ids, default=None)
+        template = self.template
+        return {
+            "bos_token": self._text_of(self.tokenizer.bos_id),
+            "eos_token": template.eos_token if template and template.eos_token else self._text_of(eos_id),
+            "chat_template": None if template is None else template.source,
+        }
+
+    def _text_of(self, token: int | None) -> str | None:
+        return None if token is None else self.tokenizer.decode([token], skip_special=False)
 
     def close(self) -> None:
         """End the thread."""

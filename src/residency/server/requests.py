@@ -260,8 +260,9 @@ class CompletionRequest(GenerationRequest):
     """A text to go on with."""
 
     prompt: Prompts = Field(description="A text or its tokens, or several of either.")
+    max_tokens: int | None = Field(None, ge=0, description="Tokens of the answer at most; default 16.")
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS, description="Log probabilities of so many tokens.")
-    echo: bool = Field(False, description="Begin the answer with the prompt.")
+    echo: bool = Field(False, description="Begin the answer with the prompt, and with its log probabilities.")
     response_format: ResponseFormat | None = None
     suffix: None = Field(None, description="Not supported.")
     best_of: None = Field(None, description="Not supported.")

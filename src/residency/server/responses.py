@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from typing import Literal, NotRequired
 
+import numpy as np
+import numpy.typing as npt
 from typing_extensions import TypedDict  # as pydantic wants it before Python 3.12
 
-from residency.engine.text import Tokenizer
+from residency.engine.generation import PromptLogprobs
+from residency.engine.text import StreamDecoder, Tokenizer
 from residency.server.answers import FinishReason, Shown
 from residency.server.choices import Usage
 from residency.server.tools import Call
@@ -123,8 +126,8 @@ class CompletionLogprobs(TypedDict):
     """Log probabilities in a completion, token by token."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]  # none of a prompt's first
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
@@ -179,6 +182,14 @@ class Text(TypedDict):
     prompt: str
 
 
+class TokenizerInfo(TypedDict):
+    """What clients that write prompts of tokens themselves ask for, as vLLM's servers tell it."""
+
+    bos_token: str | None
+    eos_token: str | None
+    chat_template: str | None
+
+
 class Health(TypedDict):
     """How the server is."""
 
@@ -209,21 +220,50 @@ def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[Shown]) -> ChatLogprobs
     return {"content": content}
 
 
-def completion_logprobs(tokenizer: Tokenizer, tokens: Sequence[Shown]) -> CompletionLogprobs:
-    """Log probabilities as a completion has them."""
-
-    def text_of(token: int) -> str:
-        return tokenizer.token_bytes(token).decode("utf-8", "replace")
-
+def completion_logprobs(tokenizer: Tokenizer, tokens: Sequence[Shown], *, text_offset: int = 0) -> CompletionLogprobs:
+    """Log probabilities as a completion has them. text_offset: characters before the answer."""
     return {
-        "tokens": [text_of(shown.token) for shown in tokens],
+        "tokens": [_text_of(tokenizer, shown.token) for shown in tokens],
         "token_logprobs": [shown.logprob for shown in tokens],
         "top_logprobs": [
-            {text_of(int(t)): float(p) for t, p in zip(shown.top_tokens, shown.top_logprobs, strict=True)}
-            for shown in tokens
+            _top(tokenizer, shown.token, shown.logprob, shown.top_tokens, shown.top_logprobs) for shown in tokens
         ],
-        "text_offset": [shown.start_character for shown in tokens],
+        "text_offset": [text_offset + shown.start_character for shown in tokens],
     }
+
+
+def prompt_logprobs(
+    tokenizer: Tokenizer, tokens: Sequence[int], found: PromptLogprobs, rest: CompletionLogprobs
+) -> CompletionLogprobs:
+    """Those of a prompt that the completion begins with, and of the `rest`."""
+    decoder, offsets, num_characters = StreamDecoder(tokenizer), [], 0
+    for token in tokens:
+        offsets.append(num_characters)
+        num_characters += len(decoder.feed(token))
+    rows = zip(tokens[1:], found.logprobs.tolist(), found.top_tokens, found.top_logprobs, strict=True)
+    return {
+        "tokens": [_text_of(tokenizer, token) for token in tokens] + rest["tokens"],
+        "token_logprobs": [None, *found.logprobs.tolist(), *rest["token_logprobs"]],
+        "top_logprobs": [None, *(_top(tokenizer, *row) for row in rows), *rest["top_logprobs"]],
+        "text_offset": offsets + rest["text_offset"],
+    }
+
+
+def _text_of(tokenizer: Tokenizer, token: int) -> str:
+    return tokenizer.token_bytes(token).decode("utf-8", "replace")
+
+
+def _top(
+    tokenizer: Tokenizer,
+    token: int,
+    logprob: float,
+    top_tokens: npt.NDArray[np.int32],
+    top_logprobs: npt.NDArray[np.float32],
+) -> dict[str, float]:
+    """The likeliest tokens, and the one that came, which may be none of them."""
+    pairs = zip(reversed(top_tokens.tolist()), reversed(top_logprobs.tolist()), strict=True)
+    likely = {_text_of(tokenizer, each): value for each, value in pairs}  # of two with one text, the likelier
+    return likely | {_text_of(tokenizer, token): logprob}
 
 
 def _likely(tokenizer: Tokenizer, token: int, logprob: float) -> LikelyToken:

@@ -36,7 +36,7 @@ class _Server(uvicorn.Server):
 def bound_socket(host: str, port: int) -> socket.socket:
     """A bound socket; port 0 takes any that is free. UsageError where the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio leaves Nagle's delay on
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
