@@ -140,8 +140,9 @@ def test_rows_of_zeros_give_zeros(run: Runner, name: str) -> None:
 
 
 def _randomise_codes(number_format: Format, rows_RB: npt.NDArray[np.uint8], rng: np.random.Generator) -> None:
-    """Random bits everywhere but in the float16 scales."""
+    """Random bits everywhere but in the floating-point scales."""
     blocks = rows_RB.reshape(-1, number_format.block_bytes)
-    scales = {"Q4_1": 4, "Q5_1": 4, "Q4_K": 4, "Q5_K": 4, "Q6_K": 0}.get(number_format.name, 2)
-    end = 208 if number_format.name == "Q6_K" else number_format.block_bytes
+    first = {"Q4_1": 4, "Q5_1": 4, "Q4_K": 4, "Q5_K": 4, "MXFP4": 1, "Q2_K": 0, "Q3_K": 0, "Q6_K": 0}
+    scales = first.get(number_format.name, 2)
+    end = {"Q2_K": 80, "Q3_K": 108, "Q6_K": 208}.get(number_format.name, number_format.block_bytes)
     blocks[:, scales:end] = rng.integers(0, 256, (len(blocks), end - scales))

@@ -12,7 +12,7 @@ from residency.kernels.library import Library, kernel_folder
 from residency.kernels.matmul import Matrix, linear, reference
 from support.steps import Runner, Step
 
-INTEGER_FORMATS = ["Q4_1", "Q5_K", "Q6_K", "Q8_0"]  # codes of 4, 5, 6 and 8 bits
+INTEGER_FORMATS = ["Q2_K", "Q3_K", "Q4_1", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "MXFP4"]  # codes of each kind
 
 
 def flags() -> set[str]:

@@ -1,4 +1,4 @@
-"""The formats of 256-value blocks (Q4_K, Q5_K, Q6_K), packed and unpacked in plain NumPy: their definition here.
+"""The formats of 256-value blocks (Q2_K … Q6_K), packed and unpacked in plain NumPy: their definition here.
 
 Layouts as in ggml's ggml-common.h. Packing sets each group's range by its extremes, without a search for a better one.
 Shape suffixes: N blocks, G groups of a block (8 of 32 values, or 16 of 16), V values of a group.
@@ -11,9 +11,31 @@ Blocks = npt.NDArray[np.void]
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
 
+Q2_K_BLOCK = np.dtype([("groups", "u1", 16), ("low", "u1", 64), ("scale", "<f2"), ("min", "<f2")])
+Q3_K_BLOCK = np.dtype([("high", "u1", 32), ("low", "u1", 64), ("groups", "u1", 12), ("scale", "<f2")])
 Q4_K_BLOCK = np.dtype([("scale", "<f2"), ("min", "<f2"), ("groups", "u1", 12), ("low", "u1", 128)])
 Q5_K_BLOCK = np.dtype([("scale", "<f2"), ("min", "<f2"), ("groups", "u1", 12), ("high", "u1", 32), ("low", "u1", 128)])
 Q6_K_BLOCK = np.dtype([("low", "u1", 128), ("high", "u1", 64), ("groups", "i1", 16), ("scale", "<f2")])
+
+_QUARTERS: Codes = np.array([[0], [2], [4], [6]], np.uint8)  # shifts of the four pairs of bits in a byte
+
+
+def unpack_q2_k(blocks_N: Blocks) -> Floats:
+    """value = scale * group_scale * code - min * group_min, groups of 16."""
+    groups_NG = blocks_N["groups"]
+    step_NG = blocks_N["scale"].astype(np.float32)[:, None] * (groups_NG & 15).astype(np.float32)
+    least_NG = blocks_N["min"].astype(np.float32)[:, None] * (groups_NG >> 4).astype(np.float32)
+    values_NGV = step_NG[:, :, None] * _two_bits(blocks_N).astype(np.float32) - least_NG[:, :, None]
+    return values_NGV.reshape(len(blocks_N), 256)
+
+
+def unpack_q3_k(blocks_N: Blocks) -> Floats:
+    """value = scale * (group_scale - 32) * (code - 4), groups of 16."""
+    third_NG = blocks_N["high"][:, None, :] >> np.arange(8, dtype=np.uint8)[:, None] & 1
+    codes_NGV = _two_bits(blocks_N) | third_NG.reshape(len(blocks_N), 16, 16) << np.uint8(2)
+    step_NG = blocks_N["scale"].astype(np.float32)[:, None] * _six_bits(blocks_N["groups"])
+    values_NGV = step_NG[:, :, None] * (codes_NGV.astype(np.float32) - 4)
+    return values_NGV.reshape(len(blocks_N), 256)
 
 
 def unpack_q4_k(blocks_N: Blocks) -> Floats:
@@ -37,6 +59,43 @@ def unpack_q6_k(blocks_N: Blocks) -> Floats:
     scale_NG = blocks_N["scale"].astype(np.float32)[:, None] * blocks_N["groups"].astype(np.float32)
     values_NGV = scale_NG[:, :, None] * (codes_NGV.astype(np.float32) - 32)
     return values_NGV.reshape(num_blocks, 256)
+
+
+def pack_q2_k(values_NB: Floats) -> Blocks:
+    """Codes 0 to 3 between each group's extremes; zero is always in the range."""
+    values_NGV = values_NB.reshape(-1, 16, 16)
+    blocks_N = np.zeros(len(values_NGV), Q2_K_BLOCK)
+    least_NG = np.maximum(-values_NGV.min(axis=2), np.float32(0))
+    step_NG = (np.maximum(values_NGV.max(axis=2), np.float32(0)) + least_NG) / np.float32(3)
+    blocks_N["scale"] = _half(step_NG.max(axis=1, keepdims=True) / np.float32(15))
+    blocks_N["min"] = _half(least_NG.max(axis=1, keepdims=True) / np.float32(15))
+    scale_N1, min_N1 = (blocks_N[field].astype(np.float32)[:, None] for field in ("scale", "min"))
+    scale_NG = np.ceil(_ratio(step_NG, scale_N1) - np.float32(0.01)).clip(0, 15).astype(np.uint8)
+    min_NG = np.rint(_ratio(least_NG, min_N1)).clip(0, 15).astype(np.uint8)
+    blocks_N["groups"] = scale_NG | min_NG << 4
+    step_NG1, least_NG1 = (scale_N1 * scale_NG)[:, :, None], (min_N1 * min_NG)[:, :, None]
+    _set_two_bits(blocks_N, np.rint(_ratio(values_NGV + least_NG1, step_NG1)).clip(0, 3).astype(np.uint8))
+    return blocks_N
+
+
+def pack_q3_k(values_NB: Floats) -> Blocks:
+    """Each group's value of largest magnitude becomes code 0, that is -4 group scales."""
+    values_NGV = values_NB.reshape(-1, 16, 16)
+    blocks_N = np.zeros(len(values_NGV), Q3_K_BLOCK)
+    group_NG = _extreme(values_NGV) / np.float32(-4)
+    blocks_N["scale"] = _half(_extreme(group_NG) / np.float32(-32))
+    scale_N1 = blocks_N["scale"].astype(np.float32)[:, None]
+    whole_NG = np.rint(_ratio(group_NG, scale_N1)).clip(-32, 31)
+    bits_NG = (whole_NG + 32).astype(np.uint8)
+    high_NPQ = (bits_NG >> 4).reshape(-1, 4, 4) << _QUARTERS
+    blocks_N["groups"][:, :8] = bits_NG[:, :8] & 15 | (bits_NG[:, 8:] & 15) << 4
+    blocks_N["groups"][:, 8:] = np.bitwise_or.reduce(high_NPQ, axis=1)
+    step_NG1 = (scale_N1 * whole_NG.astype(np.float32))[:, :, None]
+    codes_NGV = (np.rint(_ratio(values_NGV, step_NG1)).clip(-4, 3) + 4).astype(np.uint8)
+    _set_two_bits(blocks_N, codes_NGV & np.uint8(3))
+    third_NGV = (codes_NGV >> 2).reshape(-1, 8, 32) << np.arange(8, dtype=np.uint8)[:, None]
+    blocks_N["high"] = np.bitwise_or.reduce(third_NGV, axis=1)
+    return blocks_N
 
 
 def pack_q4_k(values_NB: Floats) -> Blocks:
@@ -73,6 +132,25 @@ def pack_q6_k(values_NB: Floats) -> Blocks:
     high_NHQL = (codes_NGV >> 4).reshape(num_blocks, 2, 4, 32) << np.array([0, 2, 4, 6], np.uint8)[:, None]
     blocks_N["high"] = np.bitwise_or.reduce(high_NHQL, axis=2).reshape(num_blocks, 64)
     return blocks_N
+
+
+def _two_bits(blocks_N: Blocks) -> Codes:
+    """Of each 128 values, the first 32 are the low two bits of 32 bytes, the next 32 the two above, and so on."""
+    codes_NHQV: Codes = blocks_N["low"].reshape(-1, 2, 1, 32) >> _QUARTERS & np.uint8(3)
+    return codes_NHQV.reshape(len(blocks_N), 16, 16)
+
+
+def _set_two_bits(blocks_N: Blocks, codes_NGV: Codes) -> None:
+    low_NHV = np.bitwise_or.reduce(codes_NGV.reshape(-1, 2, 4, 32) << _QUARTERS, axis=2)
+    blocks_N["low"] = low_NHV.reshape(len(blocks_N), 64)
+
+
+def _six_bits(groups_NB: Codes) -> Floats:
+    """Q3_K's 16 group scales: four bits in the halves of the first eight bytes, two in quarters of the last four."""
+    low_NG = np.concatenate([groups_NB[:, :8] & 15, groups_NB[:, :8] >> 4], axis=1)
+    high_NPQ = groups_NB[:, None, 8:] >> _QUARTERS & 3
+    scales_NG: Floats = (low_NG | high_NPQ.reshape(-1, 16) << 4).astype(np.float32) - np.float32(32)
+    return scales_NG
 
 
 def _four_bits(blocks_N: Blocks) -> Codes:

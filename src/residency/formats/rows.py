@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from residency.formats import blocks32, blocks256
+from residency.formats import blocks32, blocks256, tabled
 from residency.formats.format import Format
 
 Unpack = Callable[[npt.NDArray[np.void]], npt.NDArray[np.float32]]
@@ -17,9 +17,14 @@ CODECS: dict[str, tuple[np.dtype[np.void], Unpack, Pack]] = {
     "Q5_0": (blocks32.Q5_0_BLOCK, blocks32.unpack_q5_0, blocks32.pack_q5_0),
     "Q5_1": (blocks32.Q5_1_BLOCK, blocks32.unpack_q5_1, blocks32.pack_q5_1),
     "Q8_0": (blocks32.Q8_0_BLOCK, blocks32.unpack_q8_0, blocks32.pack_q8_0),
+    "Q2_K": (blocks256.Q2_K_BLOCK, blocks256.unpack_q2_k, blocks256.pack_q2_k),
+    "Q3_K": (blocks256.Q3_K_BLOCK, blocks256.unpack_q3_k, blocks256.pack_q3_k),
     "Q4_K": (blocks256.Q4_K_BLOCK, blocks256.unpack_q4_k, blocks256.pack_q4_k),
     "Q5_K": (blocks256.Q5_K_BLOCK, blocks256.unpack_q5_k, blocks256.pack_q5_k),
     "Q6_K": (blocks256.Q6_K_BLOCK, blocks256.unpack_q6_k, blocks256.pack_q6_k),
+    "IQ4_NL": (tabled.IQ4_NL_BLOCK, tabled.unpack_iq4_nl, tabled.pack_iq4_nl),
+    "IQ4_XS": (tabled.IQ4_XS_BLOCK, tabled.unpack_iq4_xs, tabled.pack_iq4_xs),
+    "MXFP4": (tabled.MXFP4_BLOCK, tabled.unpack_mxfp4, tabled.pack_mxfp4),
 }
 
 

@@ -6,8 +6,10 @@ tile holds the same bits as the 16 blocks of its rows, rearranged:
     codes     per group of 32 columns four vectors of 64 bytes; byte 4 r + i of vector q holds, for row r, the code of
               column 8 q + i in its low nibble and of column 8 q + 4 + i in its high nibble (8-bit codes: eight vectors,
               vector p holds columns 4 p + i)
-    planes    the codes' bits above the fourth: bit (or pair of bits) 2 q + h of byte 4 r + i belongs to half h of
-              vector q
+    pairs     codes' two low bits, of formats with two or three: two vectors for a group of 32 columns; the pair of bits
+              k of byte 4 r + i of vector h holds, for row r, the code of column 16 h + 4 k + i
+    planes    the codes' bits above those: bit (or pair of bits) k of byte 4 r + i of a plane belongs to column 4 k + i
+              of the 32 (or 16)
     scales    one value for each of the 16 rows, group after group
 
 Codes are unsigned; Q8_0's are shifted by 128. Float formats keep the 16 values of a column together. Rows missing from
@@ -80,21 +82,23 @@ def _from_nibbles(packed_ABX: Bytes, lanes: Lanes) -> Bytes:
     return np.stack([mine & _LOW, mine >> _FOUR], axis=3).reshape(a, b, -1)
 
 
-def _planes(codes_ABRC: Bytes, bits: int) -> Bytes:
-    """The bits above the fourth, `8 // bits` vectors of four columns in each byte."""
+def _planes(codes_ABRC: Bytes, bits: int, above: int = 4) -> Bytes:
+    """The `bits` bits above the first `above`, of `8 // bits` times four columns in each vector."""
     a, b, r, c = codes_ABRC.shape
-    fields = (codes_ABRC >> _FOUR).reshape(a, b, r, c // (32 // bits), 8 // bits, 4)
+    fields = (codes_ABRC >> np.uint8(above) & np.uint8((1 << bits) - 1)).reshape(
+        a, b, r, c // (32 // bits), 8 // bits, 4
+    )
     shifts = (np.arange(8 // bits, dtype=np.uint8) * bits)[:, None]
     packed: Bytes = np.bitwise_or.reduce(fields << shifts, axis=4)
     return packed.transpose(0, 1, 3, 2, 4).reshape(a, b, -1)
 
 
-def _from_planes(packed_ABX: Bytes, lanes: Lanes, bits: int) -> Bytes:
+def _from_planes(packed_ABX: Bytes, lanes: Lanes, bits: int, above: int = 4) -> Bytes:
     a, b, _ = packed_ABX.shape
     mine = packed_ABX.reshape(a, b, -1, TILE_ROWS, 4)[np.arange(a), :, :, lanes]
     shifts = (np.arange(8 // bits, dtype=np.uint8) * bits)[:, None]
     fields = (mine[:, :, :, None, :] >> shifts) & ((1 << bits) - 1)
-    return (fields << 4).reshape(a, b, -1).astype(np.uint8)
+    return (fields << above).reshape(a, b, -1).astype(np.uint8)
 
 
 def _by_row(part_ABRX: Bytes, value_bytes: int) -> Bytes:
@@ -119,19 +123,20 @@ def _to_halves(codes: Bytes) -> Bytes:
 
 
 def _small(scale_bytes: int, has_plane: bool) -> Codec:
-    """Q4_0, Q4_1, Q5_0, Q5_1: scale (and minimum), fifth bits, nibbles."""
+    """Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, MXFP4: scale (and minimum), fifth bits, nibbles."""
+    each_bytes = min(scale_bytes, 2)
 
     def pack(blocks: Bytes) -> list[Bytes]:
         scales = blocks[..., :scale_bytes]
         codes = _halves(blocks[..., -16:])
         if not has_plane:
-            return [_nibbles(codes), _by_row(scales, 2)]
+            return [_nibbles(codes), _by_row(scales, each_bytes)]
         high = np.unpackbits(blocks[..., scale_bytes : scale_bytes + 4], axis=-1, bitorder="little")
         codes = codes | (high << _FOUR)
-        return [_nibbles(codes), _planes(codes, 1), _by_row(scales, 2)]
+        return [_nibbles(codes), _planes(codes, 1), _by_row(scales, each_bytes)]
 
     def unpack(blocks: Bytes, lanes: Lanes) -> list[Bytes]:
-        scales = _from_row(blocks[..., 320 if has_plane else 256 :], lanes, 2)
+        scales = _from_row(blocks[..., 320 if has_plane else 256 :], lanes, each_bytes)
         packed = _to_halves(_from_nibbles(blocks[..., :256], lanes))
         if not has_plane:
             return [scales, packed]
@@ -203,13 +208,75 @@ def _unpack_q6_k(blocks: Bytes, lanes: Lanes) -> list[Bytes]:
     return [nibbles, pairs, _from_row(blocks[..., 3072:3328], lanes, 1), _from_row(blocks[..., 3328:], lanes, 2)]
 
 
+def _quarters(pairs: Bytes) -> Bytes:
+    """ggml's order of two-bit codes: of 128, the first 32 are the low bits of 32 bytes, the next those above."""
+    shape = pairs.shape[:-1]
+    codes: Bytes = pairs.reshape(*shape, -1, 1, 32) >> np.array([[0], [2], [4], [6]], np.uint8) & np.uint8(3)
+    return codes.reshape(*shape, 256)
+
+
+def _to_quarters(codes: Bytes) -> Bytes:
+    fields = codes.reshape(*codes.shape[:-1], 2, 4, 32) << np.array([[0], [2], [4], [6]], np.uint8)
+    pairs: Bytes = np.bitwise_or.reduce(fields, axis=-2)
+    return pairs.reshape(*codes.shape[:-1], 64)
+
+
+def _pack_q2_k(blocks: Bytes) -> list[Bytes]:
+    codes = _quarters(blocks[..., 16:80])
+    return [_planes(codes, 2, 0), _by_row(blocks[..., :16], 1), _by_row(blocks[..., 80:], 2)]
+
+
+def _unpack_q2_k(blocks: Bytes, lanes: Lanes) -> list[Bytes]:
+    codes = _from_planes(blocks[..., :1024], lanes, 2, 0)
+    return [_from_row(blocks[..., 1024:1280], lanes, 1), _to_quarters(codes), _from_row(blocks[..., 1280:], lanes, 2)]
+
+
+def _pack_q3_k(blocks: Bytes) -> list[Bytes]:
+    """A group's pairs, then its plane; group scales in three words, as they come."""
+    bits = (blocks[..., None, :32] >> np.arange(8, dtype=np.uint8)[:, None]) & np.uint8(1)
+    codes = _quarters(blocks[..., 32:96]) | bits.reshape(*blocks.shape[:3], 256) << np.uint8(2)
+    a, b = blocks.shape[:2]
+    pairs, planes = _planes(codes, 2, 0).reshape(a, b, 8, 128), _planes(codes, 1, 2).reshape(a, b, 8, 64)
+    body = np.concatenate([pairs, planes], axis=3).reshape(a, b, -1)
+    return [body, _by_row(blocks[..., 96:108], 4), _by_row(blocks[..., 108:], 2)]
+
+
+def _unpack_q3_k(blocks: Bytes, lanes: Lanes) -> list[Bytes]:
+    a, b, _ = blocks.shape
+    body = blocks[..., :1536].reshape(a, b, 8, 192)
+    pairs = _from_planes(body[..., :128].reshape(a, b, -1), lanes, 2, 0)
+    third = _from_planes(body[..., 128:].reshape(a, b, -1), lanes, 1, 0).reshape(a, b, 8, 32)
+    high = np.bitwise_or.reduce(third << np.arange(8, dtype=np.uint8)[:, None], axis=2)
+    tail = [_from_row(blocks[..., 1536:1728], lanes, 4), _from_row(blocks[..., 1728:], lanes, 2)]
+    return [high, _to_quarters(pairs), *tail]
+
+
+def _pack_iq4_xs(blocks: Bytes) -> list[Bytes]:
+    shape = blocks.shape[:3]
+    codes = _halves(blocks[..., 8:].reshape(*shape, 8, 16)).reshape(*shape, 256)
+    tail = [_by_row(blocks[..., 4:8], 4), _by_row(blocks[..., 2:4], 1), _by_row(blocks[..., :2], 2)]
+    return [_nibbles(codes), *tail]
+
+
+def _unpack_iq4_xs(blocks: Bytes, lanes: Lanes) -> list[Bytes]:
+    codes = _from_nibbles(blocks[..., :2048], lanes)
+    nibbles = _to_halves(codes.reshape(*codes.shape[:2], 8, 32)).reshape(*codes.shape[:2], 128)
+    ends = [(2144, 2176, 2), (2112, 2144, 1), (2048, 2112, 4)]
+    return [*(_from_row(blocks[..., first:last], lanes, size) for first, last, size in ends), nibbles]
+
+
 _CODECS: dict[str, Codec] = {
     "Q4_0": _small(2, False),
     "Q4_1": _small(4, False),
     "Q5_0": _small(2, True),
     "Q5_1": _small(4, True),
     "Q8_0": (_pack_q8_0, _unpack_q8_0),
+    "Q2_K": (_pack_q2_k, _unpack_q2_k),
+    "Q3_K": (_pack_q3_k, _unpack_q3_k),
     "Q4_K": _k(False),
     "Q5_K": _k(True),
     "Q6_K": (_pack_q6_k, _unpack_q6_k),
+    "IQ4_NL": _small(2, False),
+    "IQ4_XS": (_pack_iq4_xs, _unpack_iq4_xs),
+    "MXFP4": _small(1, False),
 }

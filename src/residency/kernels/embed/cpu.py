@@ -5,6 +5,7 @@ One value at a time: a step embeds few tokens, and its time is lost beside the h
 
 from numba import njit
 
+from residency.formats.tabled import IQ4_TABLE, MXFP4_TABLE
 from residency.kernels.simd.blocks import GROUP, share_start
 from residency.kernels.simd.language import (
     load_bf16,
@@ -88,6 +89,50 @@ def _q6_k(at, lane, column):
     return load_f16(at + 3328 + 2 * lane) * load_i8(at + 3072 + 16 * half + lane) * (code - 32)
 
 
+@_device
+def _pair(at, lane, column):
+    """The two low bits of a code of its group of 16 columns."""
+    return (load_u8(at + 4 * lane + column % 4) >> (2 * (column % 16 // 4))) & 3
+
+
+@_device
+def _q2_k(at, lane, column):
+    half = column // 16
+    bits, ends = load_u8(at + 1024 + 16 * half + lane), at + 1280 + 2 * lane
+    return load_f16(ends) * (bits & 15) * _pair(at + 64 * half, lane, column) - load_f16(ends + 32) * (bits >> 4)
+
+
+@_device
+def _q3_k(at, lane, column):
+    half, group = column // 16, at + 192 * (column // 32)
+    third = (load_u8(group + 128 + 4 * lane + column % 4) >> (column % 32 // 4)) & 1
+    code = _pair(group + 64 * (half % 2), lane, column) | (third << 2)
+    words = at + 1536 + 4 * lane
+    low = (load_i32(words + 64 * (half // 4 % 2)) >> (8 * (half % 4) + 4 * (half // 8))) & 15
+    high = (load_i32(words + 128) >> (8 * (half % 4) + 2 * (half // 4))) & 3
+    return load_f16(at + 1728 + 2 * lane) * ((low | (high << 4)) - 32) * (code - 4)
+
+
+@_device
+def _iq4_nl(at, lane, column):
+    return load_f16(at + 256 + 2 * lane) * IQ4_TABLE[_nibble(at, lane, column)]
+
+
+@_device
+def _iq4_xs(at, lane, column):
+    group = column // 32
+    low = (load_i32(at + 2048 + 4 * lane) >> (4 * group)) & 15
+    high = (load_u8(at + 2112 + 16 * (group // 4) + lane) >> (2 * (group % 4))) & 3
+    scale = load_f16(at + 2144 + 2 * lane) * ((low | (high << 4)) - 32)
+    return scale * IQ4_TABLE[_nibble(at + 256 * group, lane, column)]
+
+
+@_device
+def _mxfp4(at, lane, column):
+    scale = 2.0 ** (load_u8(at + 256 + lane) - 128)
+    return scale * MXFP4_TABLE[_nibble(at, lane, column)]
+
+
 def _float(load, value_bytes):
     @_device
     def value(at, lane, column):
@@ -119,9 +164,14 @@ KERNELS = {
     "Q5_0": _kernel(_small(320, 16.0, False, True), 32, 16 * 22),
     "Q5_1": _kernel(_small(320, 0.0, True, True), 32, 16 * 24),
     "Q8_0": _kernel(_q8_0, 32, 16 * 34),
+    "Q2_K": _kernel(_q2_k, 256, 16 * 84),
+    "Q3_K": _kernel(_q3_k, 256, 16 * 110),
     "Q4_K": _kernel(_k(2048, False), 256, 16 * 144),
     "Q5_K": _kernel(_k(2560, True), 256, 16 * 176),
     "Q6_K": _kernel(_q6_k, 256, 16 * 210),
+    "IQ4_NL": _kernel(_iq4_nl, 32, 16 * 18),
+    "IQ4_XS": _kernel(_iq4_xs, 256, 16 * 136),
+    "MXFP4": _kernel(_mxfp4, 32, 16 * 17),
     "F32": _kernel(_float(load_f32, 4), 1, 16 * 4),
     "F16": _kernel(_float(load_f16, 2), 1, 16 * 2),
     "BF16": _kernel(_float(load_bf16, 2), 1, 16 * 2),

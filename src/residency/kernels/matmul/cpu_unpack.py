@@ -10,14 +10,18 @@ from residency.kernels.simd.language import (
     and_i32,
     as_i32,
     bf16_pairs,
+    f32_from_bits,
     fma,
     high_nibbles,
+    iq4_values,
     load_f16x16,
     load_i8x16,
     load_i32x16,
     load_u8x64,
     low_nibbles,
+    low_pairs,
     mul_f32,
+    mxfp4_values,
     or_i32,
     or_u8,
     plane_bit,
@@ -27,6 +31,8 @@ from residency.kernels.simd.language import (
     shift_right,
     splat_f32,
     store_i32x16,
+    sub_f32,
+    third_bit,
     to_f32,
 )
 
@@ -176,6 +182,104 @@ def q6_k(at, out):
             _four_columns(high, s, m, out + 512 * half + 256 * part + 128)
 
 
+@_device
+def q2_k_scales(bits, scale, minimum):
+    """A group's scale and minimum, of four bits each."""
+    return mul_f32(scale, to_f32(and_i32(bits, 15))), mul_f32(minimum, to_f32(and_i32(shift_right(bits, 4), 15)))
+
+
+@_function
+def q2_k(at, out):
+    """Eight groups, each of two scales and minima."""
+    _ahead(at, 1344)
+    scale, minimum = load_f16x16(at + 1280), mul_f32(load_f16x16(at + 1312), splat_f32(-1.0))
+    for half in range(16):
+        s, m = q2_k_scales(load_i8x16(at + 1024 + 16 * half), scale, minimum)
+        pairs = load_u8x64(at + 64 * half)
+        for part in range(4):
+            _four_columns(low_pairs(pairs, part), s, m, out + 512 * half + 128 * part)
+
+
+@_device
+def q3_k_scale(words, half, scale):
+    """A group's scale of six bits: four in the first two words, two in the third."""
+    low = and_i32(shift_right(load_i32x16(words + 64 * (half // 4 % 2)), 8 * (half % 4) + 4 * (half // 8)), 15)
+    high = and_i32(shift_right(load_i32x16(words + 128), 8 * (half % 4) + 2 * (half // 4)), 3)
+    return mul_f32(scale, sub_f32(to_f32(or_i32(low, shift_left(high, 4))), splat_f32(32.0)))
+
+
+@_function
+def q3_k(at, out):
+    """Eight groups, each of two scales."""
+    _ahead(at, 1760)
+    scale = load_f16x16(at + 1728)
+    for half in range(16):
+        group, which = half // 2, half % 2
+        s = q3_k_scale(at + 1536, half, scale)
+        m = mul_f32(s, splat_f32(-4.0))
+        pairs, plane = load_u8x64(at + 192 * group + 64 * which), load_u8x64(at + 192 * group + 128)
+        for part in range(4):
+            codes = or_u8(low_pairs(pairs, part), third_bit(plane, 4 * which + part))
+            _four_columns(codes, s, m, out + 512 * half + 128 * part)
+
+
+def _places(values):
+    """A group whose nibbles are places in a table."""
+
+    @_device
+    def places(at, scale, minimum, out):
+        for quarter in range(4):
+            packed = load_u8x64(at + 64 * quarter)
+            _four_columns(values(low_nibbles(packed)), scale, minimum, out + 256 * quarter)
+            _four_columns(values(high_nibbles(packed)), scale, minimum, out + 256 * quarter + 128)
+
+    return places
+
+
+_iq4_places = _places(iq4_values)
+_mxfp4_places = _places(mxfp4_values)
+
+
+@_function
+def iq4_nl(at, out):
+    """One group."""
+    _ahead(at, 288)
+    scale = load_f16x16(at + 256)
+    _iq4_places(at, scale, mul_f32(scale, splat_f32(-127.0)), out)
+
+
+@_device
+def iq4_xs_scale(at, group, scale):
+    """A group's scale of six bits: four in a word, two in one of two bytes after it."""
+    low = and_i32(shift_right(load_i32x16(at), 4 * group), 15)
+    high = and_i32(shift_right(load_i8x16(at + 64 + 16 * (group // 4)), 2 * (group % 4)), 3)
+    return mul_f32(scale, sub_f32(to_f32(or_i32(low, shift_left(high, 4))), splat_f32(32.0)))
+
+
+@_function
+def iq4_xs(at, out):
+    """Eight groups."""
+    _ahead(at, 2176)
+    scale = load_f16x16(at + 2144)
+    for group in range(8):
+        s = iq4_xs_scale(at + 2048, group, scale)
+        _iq4_places(at + 256 * group, s, mul_f32(s, splat_f32(-127.0)), out + GROUP_BYTES * group)
+
+
+@_device
+def half_power(exponents):
+    """2**(exponent - 128); the two smallest, which are denormal, become 0 or the other."""
+    return mul_f32(f32_from_bits(shift_left(and_i32(exponents, 255), 23)), splat_f32(0.5))
+
+
+@_function
+def mxfp4(at, out):
+    """One group."""
+    _ahead(at, 272)
+    scale = half_power(load_i8x16(at + 256))
+    _mxfp4_places(at, scale, mul_f32(scale, splat_f32(-12.0)), out)
+
+
 # Of each format: how a tile's block is unpacked, its bytes, and its groups of 32 columns.
 UNPACKED = {
     "Q4_0": (q4_0, 16 * 18, 1),
@@ -183,7 +287,12 @@ UNPACKED = {
     "Q5_0": (q5_0, 16 * 22, 1),
     "Q5_1": (q5_1, 16 * 24, 1),
     "Q8_0": (q8_0, 16 * 34, 1),
+    "Q2_K": (q2_k, 16 * 84, 8),
+    "Q3_K": (q3_k, 16 * 110, 8),
     "Q4_K": (q4_k, 16 * 144, 8),
     "Q5_K": (q5_k, 16 * 176, 8),
     "Q6_K": (q6_k, 16 * 210, 8),
+    "IQ4_NL": (iq4_nl, 16 * 18, 1),
+    "IQ4_XS": (iq4_xs, 16 * 136, 8),
+    "MXFP4": (mxfp4, 16 * 17, 1),
 }

@@ -15,7 +15,9 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from residency.formats.tabled import IQ4_TABLE, MXFP4_TABLE
 from residency.kernels.simd.dot4 import dot4, dot4_full
+from residency.kernels.simd.lookup import looked_up
 from residency.kernels.simd.target import has
 from residency.kernels.simd.vectors import (
     F16,
@@ -166,20 +168,24 @@ sum_i32 = operation(
 )
 
 
-def _plane(mask: int, width: int) -> Callable[..., Value]:
-    """Field `index` of each byte's fields of `width` bits, moved to bits 4 and up."""
+def _plane(mask: int, width: int, place: int) -> Callable[..., Value]:
+    """Field `index` of each byte's fields of `width` bits, moved to bits `place` and up."""
 
     def body(b: Builder, plane: Value, index: Value) -> Value:
         count = b.mul(b.trunc(index, I32), ir.Constant(I32, width))
         moved = b.lshr(b.bitcast(plane, i32x16.llvm), splat(b, count, i32x16.llvm))
-        shifted = b.shl(moved, constant(i32x16, 4))
+        shifted = b.shl(moved, constant(i32x16, place))
         return b.and_(b.bitcast(shifted, u8x64.llvm), constant(u8x64, mask))
 
     return body
 
 
-plane_bit = operation(u8x64(u8x64, types.int64), _plane(0x10, 1))
-plane_bits = operation(u8x64(u8x64, types.int64), _plane(0x30, 2))
+plane_bit = operation(u8x64(u8x64, types.int64), _plane(0x10, 1, 4))
+plane_bits = operation(u8x64(u8x64, types.int64), _plane(0x30, 2, 4))
+low_pairs = operation(u8x64(u8x64, types.int64), _plane(0x03, 2, 0))
+third_bit = operation(u8x64(u8x64, types.int64), _plane(0x04, 1, 2))
+iq4_values = operation(u8x64(u8x64), looked_up([value + 127 for value in IQ4_TABLE]))
+mxfp4_values = operation(u8x64(u8x64), looked_up([value + 12 for value in MXFP4_TABLE]))
 less_than = operation(mask16(i32x16, i32x16), lambda b, x, y: b.icmp_signed("<", x, y))
 
 # -- floats
