@@ -11,6 +11,7 @@ from residency.engine.generation import GenerationOptions
 from residency.engine.loop import Loop
 from residency.engine.sampler import Sampling
 from residency.engine.swap import SwapSpace
+from residency.planner.memory import PAGE_RECORD_BYTES
 from residency.scheduler import Admission
 from support.engines import plan_of
 from support.gguf_files import write_gguf
@@ -41,11 +42,8 @@ def loop_of(
     """Contexts of 256 tokens; `num_pages` for all sequences together in place of a whole context for each."""
     plan = plan_of(path, context_tokens=256, chunk_tokens=32, max_sequences=max_sequences)
     if num_pages is not None:
-        least = plan_of(
-            path, context_tokens=256, chunk_tokens=32, max_sequences=max_sequences, oversubscribe=True
-        ).memory
-        page_bytes = sum(group.page_bytes * len(group.layers) for group in plan.kv_groups)
-        budget_bytes = least.peak - least.kv_cache + num_pages * page_bytes
+        page_bytes = sum(group.page_bytes * len(group.layers) + PAGE_RECORD_BYTES for group in plan.kv_groups)
+        budget_bytes = plan.memory.peak - plan.memory.kv_cache + num_pages * page_bytes
         plan = plan_of(
             path,
             context_tokens=256,

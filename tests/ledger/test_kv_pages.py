@@ -1,3 +1,5 @@
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -5,6 +7,7 @@ from hypothesis import strategies as st
 from residency.errors import BudgetError
 from residency.ledger import KvPages, PageCopy, PageGroup, PageKey
 from residency.ledger.kv import pages_of_a_sequence
+from residency.planner.memory import PAGE_RECORD_BYTES
 
 
 def test_a_sequence_holds_pages_in_every_group() -> None:
@@ -136,3 +139,20 @@ def test_the_forecast_pages_of_a_sequence_suffice_however_it_is_chunked(
         kv.extend(0, start_token=start, num_tokens=num_tokens)
         start += num_tokens
     assert kv.sequences[0][0].capacity_tokens >= total
+
+
+def test_a_cached_page_is_remembered_in_the_bytes_that_plans_have_for_it() -> None:
+    num_pages = 512
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        pages = KvPages([PageGroup(num_pages=num_pages)], page_tokens=16)
+        pages.begin(0, known_tokens=16 * num_pages, page_key=lambda page: bytes(61) + page.to_bytes(4))
+        pages.extend(0, start_token=0, num_tokens=16 * num_pages)
+        pages.publish(0, computed_tokens=16 * num_pages)
+        pages.free(0)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert pages.pools[0].num_cached == num_pages
+    assert after - before <= PAGE_RECORD_BYTES * num_pages

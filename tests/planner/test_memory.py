@@ -11,6 +11,7 @@ from residency.errors import BudgetError, ContextError, UsageError
 from residency.hardware import Machine
 from residency.planner import Plan, plan_run
 from residency.planner.buffers import activation_buffers, quantized_bytes
+from residency.planner.memory import PAGE_RECORD_BYTES
 from residency.spec.layout import store_layout
 from residency.spec.model import ModelSpec
 from residency.units import parse_bytes
@@ -206,15 +207,17 @@ def test_a_plan_fits_its_budget_or_is_refused(
     assert plan.memory.peak <= plan.budget_bytes == budget
 
 
+PAGE_BYTES = 16 * 128 + PAGE_RECORD_BYTES  # 16 tokens of 128 bytes, and what is remembered of them
+
+
 def oversubscribed(model: ModelSpec, machine: Machine, **changes: Any) -> Plan:
     return planned(model, machine, context_tokens=160, max_sequences=8, chunk_tokens=32, oversubscribe=True, **changes)
 
 
 def test_oversubscribed_sequences_share_what_the_budget_leaves(make_model: MakeModel, machine: Machine) -> None:
-    """Ten pages are one sequence's whole context; a page has 16 tokens of 128 bytes."""
+    """Of 80 pages; ten are one sequence's whole context."""
     model = make_model(None)
-    least = oversubscribed(model, machine, budget_bytes=None).memory
-    budget = least.peak - least.kv_cache + 25 * 16 * 128 + 100
+    budget = oversubscribed(model, machine, budget_bytes=None).memory.peak - (80 - 25) * PAGE_BYTES + 100
     assert oversubscribed(model, machine, budget_bytes=budget).kv_groups[0].num_pages == 25
 
 
@@ -224,7 +227,10 @@ def test_oversubscribed_sequences_have_at_most_their_whole_contexts(make_model: 
 
 def test_oversubscription_leaves_room_for_one_whole_context(make_model: MakeModel, machine: Machine) -> None:
     model = make_model(None)
-    least = oversubscribed(model, machine).memory
-    budget = least.peak - least.kv_cache + 9 * 16 * 128
+    budget = oversubscribed(model, machine).memory.peak - (80 - 9) * PAGE_BYTES
     with pytest.raises(BudgetError):
         oversubscribed(model, machine, budget_bytes=budget)
+
+
+def test_what_is_remembered_of_shared_pages_is_part_of_the_runtime(make_model: MakeModel, machine: Machine) -> None:
+    assert oversubscribed(make_model(None), machine).memory.runtime == 1_000_000 + 80 * PAGE_RECORD_BYTES

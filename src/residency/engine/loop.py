@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -57,15 +57,17 @@ class _Answer:
             raise UsageError("the logit mask allows no token.")
         return allowed
 
-    def page_key(self, page: int) -> Hashable:
-        """The tokens of a page, how many of them were sampled, and for the first page the salt.
+    def page_key(self, page: int) -> bytes:
+        """How many of a page's tokens were sampled, the tokens, and for the first page the salt.
 
         Sampled tokens are computed in another way than the same ones in a prompt, with a result that may be rounded
         differently; what a request gets shall not depend on what is cached.
         """
         start, end = page * self.page_tokens, (page + 1) * self.page_tokens
         num_sampled = min(self.page_tokens, max(0, end - self.prompt_tokens))
-        return self.tokens[start:end].tobytes(), num_sampled, "" if page else self.options.cache_salt
+        tokens = self.tokens[start:end].astype(np.int32).tobytes()
+        salt = b"" if page else self.options.cache_salt.encode("utf-8", "surrogatepass")
+        return num_sampled.to_bytes() + tokens + salt
 
     def request(self, sequence: int, num_answers: int = 1) -> Request:
         """What the scheduler is asked for."""

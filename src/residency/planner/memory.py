@@ -23,6 +23,9 @@ CHUNK_CHOICES = (512, 256, 128)
 SMALL_CHUNKS = (64, 32, 16)  # where no larger one fits: each costs more prefill than it saves memory
 DEFAULT_BUDGET_PART = 0.9  # of what is available; the rest is for whatever else runs
 
+# What a server's process remembers of a page: its place in the tree of prefixes, its tokens, its holders.
+PAGE_RECORD_BYTES = 768
+
 # A chunk that is smaller keeps activations in the processor's caches and leaves room for context; it is taken when
 # its prefill is forecast to be at most this much slower than the best.
 _CHUNK_SLOWER_AT_MOST = 1.03
@@ -65,11 +68,13 @@ class _Request:
         )
 
     def memory(self, context_tokens: int, chunk_tokens: int) -> MemoryBytes:
+        groups = self.kv_groups(context_tokens, chunk_tokens)
+        shared_pages = sum(group.num_pages for group in groups) if self.kv_tokens is not None else 0
         return MemoryBytes(
             weights=self.weights_bytes,
-            kv_cache=sum(group.num_bytes for group in self.kv_groups(context_tokens, chunk_tokens)),
+            kv_cache=sum(group.num_bytes for group in groups),
             activations=sum(buffer.num_bytes for buffer in self.buffers(context_tokens, chunk_tokens)),
-            runtime=self.runtime_bytes,
+            runtime=self.runtime_bytes + PAGE_RECORD_BYTES * shared_pages,
         )
 
     def fits(self, context_tokens: int, chunk_tokens: int) -> bool:
