@@ -2,6 +2,7 @@
 
 import importlib
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ POINTS = (
     Point(label="decode x2", kind="decode", operations_per_byte=3.1, operations_per_second=1.2e11),
     Point(label="prefill <512>", kind="prefill", operations_per_byte=300.0, operations_per_second=4e11),
 )
-ROOFLINE = Roofline(bytes_per_second=5e10, operations_per_second=8e11, points=POINTS)
+ROOFLINE = Roofline(bytes_per_second=5e10, operations_per_second=8e11, prompt_operations_per_second=8e11, points=POINTS)
+WITH_TILES = replace(ROOFLINE, prompt_operations_per_second=3e12)
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -25,6 +27,11 @@ def test_the_ridge_is_where_both_roofs_meet() -> None:
 @pytest.mark.parametrize(("operations_per_byte", "roof"), [(1.0, 5e10), (16.0, 8e11), (1000.0, 8e11)])
 def test_the_roof_is_the_lower_of_the_two(operations_per_byte: float, roof: float) -> None:
     assert ROOFLINE.roof(operations_per_byte) == roof
+
+
+def test_prompts_that_are_computed_faster_have_a_roof_of_their_own() -> None:
+    root = ElementTree.fromstring(roofline_svg(WITH_TILES, "a model"))
+    assert {"matrix products: 800 Gop/s", "of prompts: 3.00 Top/s"} <= {text.text for text in root.iter(f"{SVG}text")}
 
 
 def test_an_axis_is_of_whole_decades_that_hold_all_values() -> None:

@@ -189,6 +189,7 @@ def _roofline(limits: Limits, speeds: Sequence[Speed]) -> Roofline:
     return Roofline(
         bytes_per_second=limits.read_bytes_per_second,
         operations_per_second=limits.operations_per_second,
+        prompt_operations_per_second=limits.prompt_operations_per_second,
         points=points,
     )
 
@@ -203,7 +204,7 @@ def _name(each: Speed) -> str:
 
 def _lines(plan: Plan, machine: Machine, limits: Limits, speeds: Sequence[Speed]) -> list[str]:
     """The table for people."""
-    head = ["", "tokens/s", "least to most", "forecast", "bytes a step", "read", "of memory", "of vector units"]
+    head = ["", "tokens/s", "least to most", "forecast", "bytes a step", "read", "of memory", "of compute"]
     rows = [
         [
             _name(each),
@@ -213,15 +214,15 @@ def _lines(plan: Plan, machine: Machine, limits: Limits, speeds: Sequence[Speed]
             decimal_bytes(each.read_bytes_per_step),
             rate(each.read_bytes_per_second),
             f"{each.read_bytes_per_second / limits.read_bytes_per_second:.0%}",
-            f"{each.operations_per_second / limits.operations_per_second:.0%}",
+            f"{each.share_of_operations(limits):.0%}",
         ]
         for each in speeds
     ]
-    origin = machine.figures["matrix_int8_operations_per_second"].origin
     return [
         f"{plan.model_name} · {plan.format_label} · {plan.threads} threads · {machine.processor}",
         f"memory {rate(limits.read_bytes_per_second)} by the probe, {rate(limits.read_loop_bytes_per_second)} by a "
-        f"read loop now · vector units {operations_rate(limits.operations_per_second)} ({origin})",
+        f"read loop now · matrix products {operations_rate(limits.operations_per_second)}, "
+        f"{operations_rate(limits.prompt_operations_per_second)} of prompts",
         "",
         *columns([head, *rows], right=tuple(range(1, len(head)))),
     ]

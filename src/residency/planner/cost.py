@@ -222,19 +222,33 @@ def step_workload(cost: ModelCost, *, start_token: int, num_tokens: int) -> Work
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ComputeRates:
+    """Operations per second of all threads together."""
+
+    matrix: float
+    attention: float
+
+
+def compute_rates(machine: Machine, threads: int, *, of_prompt: bool) -> ComputeRates:
+    """What a step is computed at. A prompt has rates of its own where they have been measured."""
+    matrix, attention = "matrix_int8_operations_per_second", "vector_f32_operations_per_second"
+    if of_prompt and _PROMPT_RATE in machine.figures:
+        matrix = _PROMPT_RATE
+        attention = _PROMPT_ATTENTION_RATE if _PROMPT_ATTENTION_RATE in machine.figures else attention
+    cores = min(threads, machine.cores)
+    return ComputeRates(matrix=machine.figure(matrix) * cores, attention=machine.figure(attention) * cores)
+
+
 def step_seconds(
     work: Workload, *, num_layers: int, machine: Machine, threads: int, of_prompt: bool = False
 ) -> StepSeconds:
-    """The roofline of one step. A prompt's products have a rate of their own, where it has been measured."""
+    """The roofline of one step."""
     read_rate = machine.tier("ram").read_bytes_per_second(threads, work.read_bytes) * machine.figure("read_efficiency")
-    cores = min(threads, machine.cores)
-    of_prompt = of_prompt and _PROMPT_RATE in machine.figures
-    matrix_rate = machine.figure(_PROMPT_RATE if of_prompt else "matrix_int8_operations_per_second") * cores
-    in_tiles = of_prompt and _PROMPT_ATTENTION_RATE in machine.figures
-    vector_rate = machine.figure(_PROMPT_ATTENTION_RATE if in_tiles else "vector_f32_operations_per_second") * cores
+    rates = compute_rates(machine, threads, of_prompt=of_prompt)
     return StepSeconds(
         read=work.read_bytes / read_rate,
-        compute=work.matrix_operations / matrix_rate + work.attention_operations / vector_rate,
+        compute=work.matrix_operations / rates.matrix + work.attention_operations / rates.attention,
         overhead=machine.figure("step_overhead_seconds") + num_layers * machine.figure("layer_overhead_seconds"),
     )
 

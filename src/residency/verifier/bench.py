@@ -9,7 +9,7 @@ from typing import Literal
 from residency.engine.calibrate import read_kernel
 from residency.engine.engine import Progress
 from residency.hardware import Machine
-from residency.planner.cost import ModelCost, Workload, prefill_seconds, step_seconds, step_workload
+from residency.planner.cost import ModelCost, Workload, compute_rates, prefill_seconds, step_seconds, step_workload
 from residency.planner.plan import Plan
 from residency.store.memory_rate import memory_read_rates
 from residency.verifier.opened import Opened, opened
@@ -62,6 +62,7 @@ class Limits:
     read_bytes_per_second: float  # as the probe measured it for a working set of the model's weights
     read_loop_bytes_per_second: float  # a bare loop over so many bytes, in this very run
     operations_per_second: float  # the matrix kernels' measured peak, of all cores
+    prompt_operations_per_second: float  # of those that prompts go through
 
     def to_data(self) -> dict[str, float]:
         """As JSON values."""
@@ -69,6 +70,7 @@ class Limits:
             "read_bytes_per_second": self.read_bytes_per_second,
             "read_loop_bytes_per_second": self.read_loop_bytes_per_second,
             "operations_per_second": self.operations_per_second,
+            "prompt_operations_per_second": self.prompt_operations_per_second,
         }
 
 
@@ -105,6 +107,12 @@ class Speed:
         """How much is computed with each byte read."""
         return self.operations_per_step / self.read_bytes_per_step
 
+    def share_of_operations(self, limits: Limits) -> float:
+        """How near computing came to what the kernels that it goes through can do."""
+        is_prompt = self.kind == "prefill"
+        peak = limits.prompt_operations_per_second if is_prompt else limits.operations_per_second
+        return self.operations_per_second / peak
+
     def to_data(self, limits: Limits) -> dict[str, object]:
         """As JSON values, with the shares of the limits."""
         return {
@@ -122,7 +130,7 @@ class Speed:
             "read_bytes_per_second": self.read_bytes_per_second,
             "operations_per_second": self.operations_per_second,
             "share_of_read_rate": self.read_bytes_per_second / limits.read_bytes_per_second,
-            "share_of_operations": self.operations_per_second / limits.operations_per_second,
+            "share_of_operations": self.share_of_operations(limits),
         }
 
 
@@ -254,7 +262,8 @@ def limits_of(machine: Machine, *, weight_bytes: int, threads: int) -> Limits:
     return Limits(
         read_bytes_per_second=machine.tier("ram").read_bytes_per_second(threads, weight_bytes),
         read_loop_bytes_per_second=rates[-1].bytes_per_second,
-        operations_per_second=machine.figure("matrix_int8_operations_per_second") * min(threads, machine.cores),
+        operations_per_second=compute_rates(machine, threads, of_prompt=False).matrix,
+        prompt_operations_per_second=compute_rates(machine, threads, of_prompt=True).matrix,
     )
 
 

@@ -12,7 +12,7 @@ from residency.hardware import Machine
 from residency.kernels.attention import partial_bytes
 from residency.ledger import KvPages
 from residency.ledger.kv import PageGroup
-from residency.planner.cost import AttentionCost, ModelCost, step_workload
+from residency.planner.cost import AttentionCost, ModelCost, compute_rates, step_workload
 from residency.scheduler import Batch, BatchEntry, Request, Scheduler
 from residency.verifier.opened import Opened
 
@@ -130,9 +130,7 @@ def by_operator(times: Iterable[LaunchTime], batch: Batch, machine: Machine, thr
         groups.setdefault((each.kernel, _shape(each)), []).append((each, work_of(each, batch.entries)))
     step_bytes = sum(work.read_bytes for group in groups.values() for _, work in group)
     read_rate = machine.tier("ram").read_bytes_per_second(threads, max(1, step_bytes))
-    cores = min(threads, machine.cores)
-    matrix_rate = machine.figure("matrix_int8_operations_per_second") * cores
-    vector_rate = machine.figure("vector_f32_operations_per_second") * cores
+    rates = compute_rates(machine, threads, of_prompt=any(entry.of_prompt for entry in batch.entries))
     found = []
     for (kernel, shape), launches in groups.items():
         read_bytes = sum(work.read_bytes for _, work in launches)
@@ -146,7 +144,7 @@ def by_operator(times: Iterable[LaunchTime], batch: Batch, machine: Machine, thr
                 seconds=sum(each.seconds for each, _ in launches),
                 read_bytes=read_bytes,
                 operations=matrix + vector,
-                least_seconds=max(read_bytes / read_rate, matrix / matrix_rate + vector / vector_rate),
+                least_seconds=max(read_bytes / read_rate, matrix / rates.matrix + vector / rates.attention),
             )
         )
     return tuple(sorted(found, key=lambda operator: -operator.seconds))

@@ -68,20 +68,28 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class Roofline:
-    """The geometry of the picture: two roofs and the points under them."""
+    """The geometry of the picture: the roofs and the points under them."""
 
     bytes_per_second: float
-    operations_per_second: float
+    operations_per_second: float  # of int8 dot products
+    prompt_operations_per_second: float  # of what prompts go through; as many where it is the same
     points: tuple[Point, ...]
 
     @property
+    def peaks(self) -> dict[str, float]:
+        """The flat roofs by name."""
+        if self.prompt_operations_per_second == self.operations_per_second:
+            return {"matrix products": self.operations_per_second}
+        return {"matrix products": self.operations_per_second, "of prompts": self.prompt_operations_per_second}
+
+    @property
     def ridge(self) -> float:
-        """The operations per byte from which on computing is the limit."""
-        return self.operations_per_second / self.bytes_per_second
+        """The operations per byte from which on computing is the limit, whatever is computed."""
+        return max(self.peaks.values()) / self.bytes_per_second
 
     def roof(self, operations_per_byte: float) -> float:
         """The most operations per second at so many operations per byte."""
-        return min(self.operations_per_second, operations_per_byte * self.bytes_per_second)
+        return min(max(self.peaks.values()), operations_per_byte * self.bytes_per_second)
 
     @property
     def x(self) -> Scale:
@@ -94,7 +102,7 @@ class Roofline:
         """The axis of operations per second; larger is higher up."""
         values = [point.operations_per_second for point in self.points]
         least = self.roof(self.x.least)
-        return Scale.around([*values, least, self.operations_per_second * 1.5], HEIGHT - BOTTOM, TOP)
+        return Scale.around([*values, least, max(self.peaks.values()) * 1.5], HEIGHT - BOTTOM, TOP)
 
 
 def roofline_svg(roofline: Roofline, title: str) -> str:
@@ -144,7 +152,7 @@ def _grid(x: Scale, y: Scale) -> list[str]:
 
 
 def _roofs(roofline: Roofline, x: Scale, y: Scale) -> list[str]:
-    ridge, peak = roofline.ridge, roofline.operations_per_second
+    ridge, peak = roofline.ridge, max(roofline.peaks.values())
     start = max(x.least, y.least / roofline.bytes_per_second)
     left, right = x.at(start), x.at(x.most)
     corner_x, corner_y = x.at(ridge), y.at(peak)
@@ -153,11 +161,15 @@ def _roofs(roofline: Roofline, x: Scale, y: Scale) -> list[str]:
     along = 0.3
     near_x, near_y = left + (corner_x - left) * along, low + (corner_y - low) * along
     name = f"memory: {rate(roofline.bytes_per_second)}"
+    flat = []
+    for label, operations in roofline.peaks.items():
+        begin, level = x.at(operations / roofline.bytes_per_second), y.at(operations)
+        flat.append(_line(begin, level, right, level, "roof", "#22262c", 2))
+        flat.append(_text(right, level - 8, f"{label}: {operations_rate(operations)}", anchor="end"))
     return [
         _line(left, low, corner_x, corner_y, "roof", "#22262c", 2),
-        _line(corner_x, corner_y, right, corner_y, "roof", "#22262c", 2),
+        *flat,
         f'<g transform="translate({near_x:.1f} {near_y:.1f}) rotate({slope:.1f})">{_text(0, -8, name)}</g>',
-        _text(right, corner_y - 8, f"vector units: {operations_rate(peak)}", anchor="end"),
     ]
 
 
