@@ -1,5 +1,6 @@
 """Attention over a paged KV cache."""
 
+from residency.kernels.device import DeviceStep, on_device
 from residency.kernels.recorder import FloatArray, Recorder, Rows, address_of, row_bytes
 from residency.kernels.rotary import LayerPages
 from residency.spec.model import AttentionSpec
@@ -27,6 +28,9 @@ def attention(step: Recorder, spec: AttentionSpec, q: FloatArray, cache: LayerPa
     q (tokens, heads * head_dim), rotated. Items (runs of tokens of one sequence), positions and numbers of splits are
     the step's inputs.
     """
+    if isinstance(step, DeviceStep):
+        attended: Rows = on_device("attention").attention(step, spec, q, cache)
+        return attended
     assert spec.head_dim % 16 == 0 and spec.num_heads * spec.head_dim % 32 == 0
     out, q8 = step.buffers["attended"], step.buffers["attended_q8"]
     partials, scratch = step.buffers["attention_partials"], step.buffers["attention_scratch"]

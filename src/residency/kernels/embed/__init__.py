@@ -1,5 +1,6 @@
 """The embeddings of the step's tokens, from a matrix that is also the output head."""
 
+from residency.kernels.device import DeviceStep, on_device
 from residency.kernels.matmul import Matrix
 from residency.kernels.recorder import FloatArray, Recorder, address_of, row_bytes
 
@@ -9,6 +10,9 @@ def embed(step: Recorder, matrix: Matrix, factor: float, out: FloatArray) -> Non
 
     Token numbers must be below the matrix' rows: nothing checks them here.
     """
+    if isinstance(step, DeviceStep):
+        on_device("embed").embed(step, matrix, factor, out)
+        return
     assert matrix.columns % 32 == 0, "rows are dealt out in groups of 32 columns"
     step.launch(
         f"embed.{matrix.format.name}",

@@ -8,7 +8,13 @@ from residency.spec.model import Activation
 
 def can_gate(gate: Matrix, up: Matrix) -> bool:
     """Whether the products of prompts with these matrices can be computed at once here."""
-    return has_tiles() and gate.format == up.format and not gate.format.is_float and gate.rows % 32 == 0
+    return (
+        isinstance(gate, Matrix)
+        and has_tiles()
+        and gate.format == up.format
+        and not gate.format.is_float
+        and gate.rows % 32 == 0
+    )
 
 
 def gated_linear(step: Recorder, x: Rows, gate: Matrix, up: Matrix, activation: Activation, into_q8: str) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from residency.formats import Format
+from residency.kernels.device import DeviceStep, on_device
 from residency.kernels.recorder import FloatArray, Recorder, Rows, address_of, row_bytes
 
 _FLOAT_BLOCK_COLUMNS = 4
@@ -43,6 +44,11 @@ def linear(
     With `but_prompts` prompts' rows are left out. x (tokens, columns), out (tokens, rows rounded up to 16). Formats in
     blocks multiply the packed rows of x.
     """
+    if isinstance(step, DeviceStep):
+        product: FloatArray = on_device("matmul").linear(
+            step, x, matrix, out, bias=bias, accumulate=accumulate, of_logits=of_logits
+        )
+        return product
     assert x.values.shape[1] >= matrix.columns, (x.values.shape, matrix.columns)
     assert out.shape[1] * 4 >= -(-matrix.rows // 16) * 64, "each tile of 16 rows is stored whole"
     source: FloatArray | npt.NDArray[np.uint8] = x.as_values() if matrix.format.is_float else x.as_q8()

@@ -1,5 +1,6 @@
 """RMS norm."""
 
+from residency.kernels.device import DeviceStep, on_device
 from residency.kernels.recorder import FloatArray, Launch, Recorder, Rows, address_of, row_bytes
 
 
@@ -10,6 +11,9 @@ def rms_norm(
 
     x (tokens, columns), weight (columns,). With `of_logits` only the rows whose logits are wanted, in their order.
     """
+    if isinstance(step, DeviceStep):
+        normed: Rows = on_device("norm").rms_norm(step, x, weight, epsilon, into, of_logits=of_logits)
+        return normed
     rows = Rows(step.buffers[into], step.buffers[f"{into}_q8"])
     rows.launch = _launch(step, x, weight, epsilon, rows.values, of_logits=of_logits)
     rows.launch.words.update(out=0, q8=0, q8_stride=row_bytes(step.buffers[f"{into}_q8"]))
@@ -18,6 +22,9 @@ def rms_norm(
 
 def rms_norm_add(step: Recorder, x: FloatArray, weight: FloatArray, epsilon: float, residual: FloatArray) -> None:
     """residual += x / rms(x) * weight, as after Gemma's attention and feed-forward."""
+    if isinstance(step, DeviceStep):
+        on_device("norm").rms_norm_add(step, x, weight, epsilon, residual)
+        return
     launch = _launch(step, x, weight, epsilon, residual)
     launch.words["add"] = 1
 

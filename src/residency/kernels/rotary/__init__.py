@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from residency.kernels.device import DeviceStep, on_device
 from residency.kernels.recorder import FloatArray, Recorder, address_of, row_bytes
 from residency.spec.model import AttentionSpec
 
@@ -43,6 +44,11 @@ def rotate_and_store(
     The norms (head_dim,) come before the rotation. Shapes: q (tokens, heads * head_dim), k and v (tokens, kv_heads *
     head_dim), angles (tokens, head_dim): cosines | sines. J. Su et al.: RoFormer (2021), in the half-split form.
     """
+    if isinstance(step, DeviceStep):
+        on_device("rotary").rotate_and_store(
+            step, spec, q, k, v, angles, cache, q_norm=q_norm, k_norm=k_norm, epsilon=epsilon
+        )
+        return
     assert k.strides == v.strides and spec.head_dim % 16 == 0
     step.launch(
         f"rotary.rotate_and_store_{cache.number_format}",

@@ -1,0 +1,58 @@
+"""Operators on an accelerator: where their tensors are, and how a model's calls get there.
+
+The model's forward pass is the same as on the CPU. There an operator records a launch; here it launches at once, on
+tensors of PyTorch, and a CUDA graph's capture is what records. `kernels/<operator>/gpu.py` is imported when the first
+such step is computed, and with it PyTorch and Triton.
+"""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from residency.formats.planes import PlaneLayout
+from residency.kernels.recorder import Inputs, Recorder
+
+Tensor = Any  # torch.Tensor, which nothing here imports
+NO_ADDRESSES = Inputs(*[0] * 10)  # a device's kernels are handed tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceMatrix:
+    """A matrix (rows, columns) on a device: plain values in "codes", or the planes of `layout` by name."""
+
+    rows: int
+    columns: int
+    layout: PlaneLayout | None  # None: values of the activations' type
+    planes: dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepShape:
+    """How many of what a step has. Rows beyond what a batch fills are padding: position and slot -1."""
+
+    tokens: int
+    sampled: int  # of them, those of sequences that are given one token each; they come first
+    logits: int
+    items: int  # runs of tokens of prompts
+
+
+class DeviceStep(Recorder):
+    """A step of a fixed shape, computed while a model's forward pass calls operators.
+
+    `buffers` has the plan's arrays as tensors: the activations, and the inputs "positions", "sequences", "slots",
+    "tables", "logit_rows" and "items" (first token, tokens, sequence, 0).
+    """
+
+    def __init__(self, buffers: dict[str, Tensor], shape: StepShape, *, multiprocessors: int) -> None:
+        super().__init__(NO_ADDRESSES, buffers)
+        self.shape = shape
+        self.multiprocessors = multiprocessors
+
+    def rows(self, *, of_logits: bool = False) -> int:
+        """Rows that an operator computes."""
+        return self.shape.logits if of_logits else self.shape.tokens
+
+
+def on_device(operator: str) -> Any:
+    """The module that computes an operator on a device."""
+    return importlib.import_module(f"residency.kernels.{operator}.gpu")
