@@ -31,7 +31,7 @@ KNOWN_SITES = {
     "localhost",
     "127.0.0.1",
 }
-LATE = {"numba", "llvmlite", "torch", "rich", "tokenizers", "huggingface_hub", "transformers"}
+LATE = {"numba", "llvmlite", "torch", "triton", "rich", "tokenizers", "huggingface_hub", "transformers"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = Function | ast.ClassDef
@@ -165,7 +165,8 @@ def test_every_error_for_users_is_a_residency_error() -> None:
 
 def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    listed = [*project["dependencies"], *project["optional-dependencies"]["serve"]]
+    extras = project["optional-dependencies"]
+    listed = [*project["dependencies"], *extras["serve"], *extras["gpu"]]
     declared = {re.split(r"[^\w-]", each)[0].replace("-", "_") for each in listed}
     declared |= {"llvmlite"}  # numba's own compiler: it asks for the one version that fits
     imported = {

@@ -168,8 +168,8 @@ def test_queries_and_keys_are_rotated_after_their_norm(norms: bool) -> None:
         for part, x in enumerate((q, k))
     )
     np.testing.assert_allclose(rotated[:3], q_THD, rtol=1e-5, atol=1e-6)
-    theirs = written("F32", SLOTS[:3], k_TGD.astype(np.float32), v[:3])
-    ours, theirs = (values_of(each.view(torch.float32)) for each in (pages, theirs))
+    expected = written("F32", SLOTS[:3], k_TGD.astype(np.float32), v[:3])
+    ours, theirs = (values_of(each.view(torch.float32)) for each in (pages, expected))
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -198,9 +198,8 @@ def rotated_and_stored(
 ) -> tuple[Floats, torch.Tensor]:
     """The rotated queries and the pages, poisoned before; the fourth token is padding."""
     cache = cache_of(number_format, written(number_format, [], k[:0], v[:0]), SLOTS, np.zeros((1, 1), np.int32))
-    flat: list[Any] = [tensor(x.reshape(len(x), -1)) for x in (q, k, v)]
-    norms: list[Any] = [None if norm is None else tensor(each) for each in (norm if norm is not None else (None, None))]
-    step = step_of(tokens=len(q), positions=tensor(positions))
-    at: Any = tensor(angles)
-    rotate_and_store(step, spec_of(), *flat, at, cache, q_norm=norms[0], k_norm=norms[1], epsilon=EPSILON)
-    return values_of(flat[0]).reshape(q.shape), torch.as_tensor(cache.pages)
+    rows: list[Any] = [tensor(x.reshape(len(x), -1)) for x in (q, k, v)]
+    norms: list[Any] = [None, None] if norm is None else [tensor(each) for each in norm]
+    step, at = step_of(tokens=len(q), positions=tensor(positions)), tensor(angles)
+    rotate_and_store(step, spec_of(), *rows, at, cache, q_norm=norms[0], k_norm=norms[1], epsilon=EPSILON)  # type: ignore
+    return values_of(rows[0]).reshape(q.shape), torch.as_tensor(cache.pages)

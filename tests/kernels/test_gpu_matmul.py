@@ -21,7 +21,9 @@ MANY_SPLITS = 64  # multiprocessors: so many programs share a tile's columns
 LAYOUTS = {**PLANE_LAYOUTS, "int4 of 128": int4_groups(128), "int8 of 64": int8_groups(64)}
 
 
-def product(name: str, x_TC: Floats, *, bias: Floats | None = None, before: Floats | None = None) -> tuple[Floats, ...]:
+def product(
+    name: str, x_TC: Floats, *, bias: Floats | None = None, before: Floats | None = None
+) -> tuple[Floats, Floats]:
     """A product on the device with random codes and scales in every plane, and the definition's."""
     rng = np.random.default_rng()
     layout = LAYOUTS[name]
@@ -38,7 +40,7 @@ def product(name: str, x_TC: Floats, *, bias: Floats | None = None, before: Floa
     expected = x_TC.astype(np.float64) @ unpack_planes(layout, planes).T.astype(np.float64)
     for term in (bias, before):
         expected = expected if term is None else expected + term
-    return values_of(out), expected
+    return values_of(out), expected.astype(np.float32)
 
 
 def assert_near(ours: Floats, expected: Floats) -> None:

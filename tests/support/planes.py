@@ -49,7 +49,7 @@ def _random(plane: PlaneShape, rng: np.random.Generator) -> Array:
 def _codes(layout: PlaneLayout, planes: Mapping[str, Array]) -> npt.NDArray[np.float32]:
     packed = planes["codes"]
     if layout.code_bits == 8:
-        return packed.view(np.int8).astype(np.float32)
+        return packed.astype(np.float32)
     chunks = packed.reshape(len(packed), -1, 16)
     codes = np.concatenate([chunks & 15, chunks >> 4], axis=2).reshape(len(packed), -1).astype(np.uint32)
     if layout.code_bits > 4:

@@ -4,7 +4,7 @@ A block of ggml's (Q4_K: 144 bytes, Q6_K: 210, Q8_0: 34) begins where no 16-byte
 row after row, part after part:
 
     codes    4 bits: per chunk of 32 columns 16 bytes, byte j with column j in its low half, 16 + j in its high half;
-             8 bits: a byte for each column
+             8 bits: a byte for each column, signed ones with 128 added
     high     the bits above the fourth: per chunk one 32-bit word (5-bit codes: bit j is column j's), or two (6-bit
              codes: the two bits from 2 j on of the first word are column j's, of the second column 16 + j's)
     scales   for each group of columns, as `PlaneLayout.scales` says
@@ -85,7 +85,7 @@ PLANE_LAYOUTS: Mapping[str, PlaneLayout] = {
     "Q4_1": PlaneLayout(code_bits=4, group_columns=32, zero=0, scales="half-minimum"),
     "Q5_0": PlaneLayout(code_bits=5, group_columns=32, zero=16, scales="half"),
     "Q5_1": PlaneLayout(code_bits=5, group_columns=32, zero=0, scales="half-minimum"),
-    "Q8_0": PlaneLayout(code_bits=8, group_columns=32, zero=0, scales="half"),
+    "Q8_0": PlaneLayout(code_bits=8, group_columns=32, zero=128, scales="half"),
     "Q4_K": PlaneLayout(code_bits=4, group_columns=32, zero=0, scales="six-bit"),
     "Q5_K": PlaneLayout(code_bits=5, group_columns=32, zero=0, scales="six-bit"),
     "Q6_K": PlaneLayout(code_bits=6, group_columns=16, zero=32, scales="byte"),
@@ -99,7 +99,7 @@ def int4_groups(group_columns: int) -> PlaneLayout:
 
 def int8_groups(group_columns: int) -> PlaneLayout:
     """Symmetric bytes with a float16 scale for each group."""
-    return PlaneLayout(code_bits=8, group_columns=group_columns, zero=0, scales="half")
+    return PlaneLayout(code_bits=8, group_columns=group_columns, zero=128, scales="half")
 
 
 def to_planes(number_format: Format, rows_RB: Bytes) -> dict[str, Array]:
@@ -109,9 +109,9 @@ def to_planes(number_format: Format, rows_RB: Bytes) -> dict[str, Array]:
     columns = rows_RB.shape[1] // number_format.block_bytes * number_format.block_values
     blocks_RN = np.ascontiguousarray(rows_RB).view(_BLOCKS[number_format.name])
     codes_RC = _codes(number_format.name, blocks_RN).reshape(num_rows, columns)
-    planes = {"codes": codes_RC if layout.code_bits == 8 else _nibbles(codes_RC)}
+    planes: dict[str, Array] = {"codes": codes_RC if layout.code_bits == 8 else _nibbles(codes_RC)}
     if layout.code_bits in (5, 6):
-        planes["high"] = _high_words(codes_RC >> np.uint8(4), layout.code_bits - 4)
+        planes["high"] = _high_words(np.right_shift(codes_RC, np.uint8(4)), layout.code_bits - 4)
     planes |= _scale_planes(layout, blocks_RN)
     shapes = layout.shapes(num_rows, columns)
     return {name: np.ascontiguousarray(planes[name]).reshape(plane.shape) for name, plane in shapes.items()}
@@ -130,20 +130,20 @@ _BLOCKS = {
 
 
 def _codes(name: str, blocks_RN: npt.NDArray[np.void]) -> Bytes:
-    """A byte for each code, in the order of columns: (rows, blocks, values); Q8_0's are int8 in bytes."""
+    """A byte for each code, in the order of columns: (rows, blocks, values); Q8_0's with 128 added."""
     if name == "Q8_0":
         signed: npt.NDArray[np.int8] = blocks_RN["code"]
-        return signed.view(np.uint8)
+        return signed.view(np.uint8) ^ np.uint8(128)
     low = blocks_RN["low"]
     if name == "Q6_K":
         halves = low.reshape(*low.shape[:2], 2, 1, 64) >> np.array([0, 4], np.uint8)[:, None] & np.uint8(15)
         pairs = blocks_RN["high"].reshape(*low.shape[:2], 2, 1, 32) >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
-        joined: Bytes = halves.reshape(*low.shape[:2], 256) | pairs.reshape(*low.shape[:2], 256) << np.uint8(4)
-        return joined
+        joined: Array = halves.reshape(*low.shape[:2], 256) | pairs.reshape(*low.shape[:2], 256) << np.uint8(4)
+        return joined.astype(np.uint8)
     runs = low.reshape(*low.shape[:2], -1, 1, 16 if low.shape[2] == 16 else 32)
     codes: Bytes = (runs >> np.array([0, 4], np.uint8)[:, None] & np.uint8(15)).reshape(*low.shape[:2], -1)
     if name.startswith("Q5"):
-        codes = codes | _fifth_bits(name, blocks_RN["high"]) << np.uint8(4)
+        codes = np.bitwise_or(codes, _fifth_bits(name, blocks_RN["high"]) << np.uint8(4))
     return codes
 
 
@@ -188,10 +188,11 @@ def _six_bit_words(groups_RNB: Bytes) -> npt.NDArray[np.int32]:
     least_RNG = np.concatenate([second & 63, rest >> 4 | second >> 6 << 4], axis=2).astype(np.uint32)
     fours, twos = (np.arange(0, 8 * bits, bits, dtype=np.uint32) for bits in (4, 2))
 
-    def packed(fields: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-        joined: npt.NDArray[np.uint32] = np.bitwise_or.reduce(fields, axis=2, dtype=np.uint32)
+    def packed(fields: Array) -> Array:
+        joined: Array = np.bitwise_or.reduce(fields, axis=2, dtype=np.uint32)
         return joined
 
     high = packed((scale_RNG >> 4) << twos) | packed((least_RNG >> 4) << (twos + np.uint32(16)))
     words_RNW = np.stack([packed((scale_RNG & 15) << fours), packed((least_RNG & 15) << fours), high], axis=2)
-    return words_RNW.view(np.int32)
+    words: npt.NDArray[np.int32] = words_RNW.view(np.int32)
+    return words

@@ -22,6 +22,7 @@ PROMPT_TOKENS = 64  # of an item of a prompt
 PART_TOKENS = 256  # fewer are not worth a program of their own
 _BLOCK_TOKENS = 64  # of the cache, at a time
 _PROGRAMS_PER_MULTIPROCESSOR = 2
+_MOST_PARTS = 128
 _LEAST_ROWS = 16  # of a product of tiles
 _NO_WINDOW = 1 << 30
 _LOG2_E = 1.4426950408889634
@@ -29,7 +30,7 @@ _LOG2_E = 1.4426950408889634
 
 def most_parts(multiprocessors: int, kv_heads: int) -> int:
     """Parts that one context is cut into at most, so that a single sequence keeps the device busy."""
-    return power_of_two(max(1, _PROGRAMS_PER_MULTIPROCESSOR * multiprocessors // kv_heads))
+    return min(_MOST_PARTS, power_of_two(max(1, _PROGRAMS_PER_MULTIPROCESSOR * multiprocessors // kv_heads)))
 
 
 def attention(step: DeviceStep, spec: AttentionSpec, q: Tensor, cache: LayerPages) -> Rows:
@@ -73,6 +74,7 @@ def _decode(step: DeviceStep, spec: AttentionSpec, q: Tensor, cache: LayerPages,
         PARTS=parts,
         PART_TOKENS=PART_TOKENS,
         TOKENS=_BLOCK_TOKENS,
+        ROWS=_LEAST_ROWS,
         num_warps=4,
     )
 
@@ -90,7 +92,7 @@ def _prompts(step: DeviceStep, spec: AttentionSpec, q: Tensor, cache: LayerPages
         spec.window_tokens or _NO_WINDOW,
         **_extents(spec, cache),
         ROWS=PROMPT_TOKENS,
-        num_warps=4,
+        num_warps=4 if spec.head_dim <= 128 else 8,
         num_stages=2,
     )
 
@@ -106,7 +108,7 @@ def _extents(spec: AttentionSpec, cache: LayerPages) -> dict[str, int | bool]:
         "KV_HEADS": spec.num_kv_heads,
         "HEAD_DIM": spec.head_dim,
         "BLOCK": power_of_two(spec.head_dim),
-        "INT8": cache.number_format == "INT8",
+        "INT8": str(cache.number_format) == "INT8",
         "PAGE_TOKENS": PAGE_TOKENS,
         "TOKENS": _BLOCK_TOKENS,
     }
@@ -269,6 +271,7 @@ def _merge_parts(
     PARTS: tl.constexpr,
     PART_TOKENS: tl.constexpr,
     TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     """Attention over all parts of one head's context. A row of padding is left as it is."""
     sequence, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -276,15 +279,21 @@ def _merge_parts(
     if position < 0:
         return
     D, part = tl.arange(0, BLOCK), tl.arange(0, PARTS)
-    start, end = _part_of(position, window, part, PARTS, PART_TOKENS, TOKENS)
-    there = start < end
-    place = partials + ((sequence * HEADS + head) * PARTS + part) * (HEAD_DIM + 2)
-    largest = tl.load(place + HEAD_DIM, mask=there, other=float("-inf"))
-    factor = tl.exp2(largest - tl.max(largest))
-    total = tl.sum(factor * tl.load(place + HEAD_DIM + 1, mask=there, other=0.0))
-    inside = there[:, None] & (D < HEAD_DIM)[None, :]
-    sums = tl.load(place[:, None] + D[None, :], mask=inside, other=0.0)
-    merged = tl.sum(sums * factor[:, None], 0) / total
+    place = partials + (sequence * HEADS + head) * PARTS * (HEAD_DIM + 2)
+    first, last = _part_of(position, window, part, PARTS, PART_TOKENS, TOKENS)
+    largest = tl.max(tl.load(place + part * (HEAD_DIM + 2) + HEAD_DIM, mask=first < last, other=float("-inf")))
+    merged = tl.zeros((BLOCK,), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    for some in range(0, tl.sum((first < last).to(tl.int32)), ROWS):
+        row = some + tl.arange(0, ROWS)
+        start, end = _part_of(position, window, row, PARTS, PART_TOKENS, TOKENS)
+        there = start < end
+        at = place + row * (HEAD_DIM + 2)
+        factor = tl.exp2(tl.load(at + HEAD_DIM, mask=there, other=float("-inf")) - largest)
+        total += factor * tl.load(at + HEAD_DIM + 1, mask=there, other=0.0)
+        sums = tl.load(at[:, None] + D[None, :], mask=there[:, None] & (D < HEAD_DIM)[None, :], other=0.0)
+        merged += tl.sum(sums * factor[:, None], 0)
+    merged /= tl.sum(total)
     tl.store(out + sequence * out_stride + head * HEAD_DIM + D, merged, mask=D < HEAD_DIM)
 
 

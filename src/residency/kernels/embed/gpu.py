@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from residency.kernels.device import DeviceMatrix, DeviceStep, Tensor
-from residency.kernels.matmul.gpu import constants, plane_words
+from residency.kernels.matmul.gpu import constants, plane_words, row_bytes
 from residency.kernels.matmul.gpu_unpack import unpack
 
 _CHUNKS = 32  # of 32 columns
@@ -22,7 +22,15 @@ def embed(step: DeviceStep, matrix: DeviceMatrix, factor: float, out: Tensor) ->
         grid = (step.rows(), triton.cdiv(matrix.columns // 32, _CHUNKS))
         words = plane_words(matrix)
         _embed_planes[grid](
-            tokens, *words, out, matrix.columns, out.stride(0), factor, C=_CHUNKS, **constants(matrix.layout)
+            tokens,
+            *words,
+            out,
+            matrix.columns,
+            row_bytes(matrix),
+            out.stride(0),
+            factor,
+            C=_CHUNKS,
+            **constants(matrix.layout),
         )
 
 
@@ -44,6 +52,7 @@ def _embed_planes(
     supers,
     out,
     columns,
+    row_bytes,
     out_stride,
     factor,
     C: tl.constexpr,
@@ -56,7 +65,9 @@ def _embed_planes(
     chunk = tl.program_id(1) * C + tl.arange(0, C)
     live = (chunk < columns // 32)[None, :]
     token = tl.load(tokens + row + tl.arange(0, 1))[:, None]
-    low, upper = unpack(codes, high, scales, supers, token, chunk[None, :], live, columns, BITS, GROUP, ZERO, SCALES)
+    low, upper = unpack(
+        codes, high, scales, supers, token, chunk[None, :], live, columns, row_bytes, BITS, GROUP, ZERO, SCALES
+    )
     at = out + row * out_stride + (chunk * 32)[None, :, None] + tl.arange(0, 16)[None, None, :]
     tl.store(at, low * factor, mask=live[:, :, None])
     tl.store(at + 16, upper * factor, mask=live[:, :, None])

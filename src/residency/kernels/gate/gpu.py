@@ -22,8 +22,10 @@ def gated(step: DeviceStep, gate: Tensor, up: Tensor, activation: Activation, co
 def activate(x, ACTIVATION: tl.constexpr):
     """silu(x), or gelu_tanh(x): see gate/reference.py."""
     if ACTIVATION == "silu":
-        return x * tl.sigmoid(x)
-    return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))  # (1 + tanh(y)) / 2 is sigmoid(2 y)
+        active = x * tl.sigmoid(x)
+    else:
+        active = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))  # (1 + tanh(y)) / 2 is sigmoid(2 y)
+    return active
 
 
 @triton.jit

@@ -14,7 +14,7 @@ import triton.language as tl
 from residency.formats.planes import PlaneLayout
 from residency.kernels.device import DeviceMatrix, DeviceStep, Tensor
 from residency.kernels.device_language import dot, power_of_two
-from residency.kernels.matmul.gpu_unpack import unpack
+from residency.kernels.matmul.gpu_unpack import unpack, unpack_codes, unpack_scales
 from residency.kernels.recorder import Rows
 
 MOST_FEW_ROWS = 8
@@ -52,13 +52,20 @@ def linear(
 def unpack_slab(matrix: DeviceMatrix, layout: PlaneLayout, first: int, out: Tensor) -> None:
     """Write the matrix' rows from `first` on as values, as many as out (rows, columns) has."""
     grid = (triton.cdiv(len(out), 16), triton.cdiv(matrix.columns // 32, 8))
-    _unpack_slab[grid](*plane_words(matrix), out, first, len(out), matrix.columns, R=16, C=8, **constants(layout))
+    _unpack_slab[grid](
+        *plane_words(matrix), out, first, len(out), matrix.columns, row_bytes(matrix), R=16, C=8, **constants(layout)
+    )
 
 
 def plane_words(matrix: DeviceMatrix) -> tuple[Tensor, ...]:
     """The planes that kernels take; in place of those that a layout has not, others that are not read."""
     codes, scales = matrix.planes["codes"], matrix.planes["scales"]
     return codes, matrix.planes.get("high", codes), scales, matrix.planes.get("supers", scales)
+
+
+def row_bytes(matrix: DeviceMatrix) -> int:
+    """Bytes from one row's codes to the next's."""
+    return int(matrix.planes["codes"].stride(0))
 
 
 def constants(layout: PlaneLayout) -> dict[str, int | str]:
@@ -70,7 +77,7 @@ def num_splits(multiprocessors: int, rows: int, columns: int, tokens: int) -> in
     """Programs that share the columns of each tile: enough for every multiprocessor to have two."""
     tiles = triton.cdiv(rows, _TILE_ROWS) * triton.cdiv(tokens, _tile_tokens(tokens))
     steps = triton.cdiv(columns // 32, _TILE_CHUNKS)
-    return max(1, min(MOST_SPLITS, 2 * multiprocessors // tiles, steps))
+    return int(max(1, min(MOST_SPLITS, 2 * multiprocessors // tiles, steps)))
 
 
 def _library(x: Tensor, weights: Tensor, out: Tensor, bias: Tensor | None, accumulate: bool) -> None:
@@ -92,6 +99,7 @@ def _few_rows(
         out,
         matrix.rows,
         matrix.columns,
+        row_bytes(matrix),
         x.stride(0),
         out.stride(0),
         TOKENS=len(x),
@@ -130,6 +138,7 @@ def _tiled(
         tokens,
         matrix.rows,
         matrix.columns,
+        row_bytes(matrix),
         x.stride(0),
         out.stride(0) if splits == 1 else matrix.rows,
         steps * _TILE_CHUNKS,
@@ -167,7 +176,7 @@ def _in_slabs(
     bias: Tensor | None,
     accumulate: bool,
 ) -> None:
-    scratch = step.buffers["matmul_slab"]
+    scratch: Tensor = step.buffers["matmul_slab"]
     slab_rows = scratch.numel() // matrix.columns
     for first in range(0, matrix.rows, slab_rows):
         rows = min(slab_rows, matrix.rows - first)
@@ -188,6 +197,7 @@ def _multiply_few(
     out,
     rows,
     columns,
+    row_bytes,
     x_stride,
     out_stride,
     TOKENS: tl.constexpr,
@@ -200,30 +210,32 @@ def _multiply_few(
     ZERO: tl.constexpr,
     SCALES: tl.constexpr,
 ):
-    """R rows of the matrix, times every token: lane by lane, added up across lanes at the end."""
+    """R rows of the matrix, times every token: chunk by chunk, each scaled once, added up across lanes at the end."""
     row = tl.program_id(0) * R + tl.arange(0, R)
-    J = tl.arange(0, 16)[None, None, :]
+    same = tl.zeros((R, 1, 1), tl.int32)  # x is read where the codes are, so that each lane has both
     sums = ()
     for _ in tl.static_range(TOKENS):
-        sums = sums + (tl.zeros((R, C, 16), tl.float32),)
-    for start in range(0, columns // 32, C):
-        chunk = start + tl.arange(0, C)
-        inside = chunk < columns // 32
-        live = (row < rows)[:, None] & inside[None, :]
-        low, upper = unpack(
-            codes, high, scales, supers, row[:, None], chunk[None, :], live, columns, BITS, GROUP, ZERO, SCALES
+        sums = sums + (tl.zeros((R, C), tl.float32),)
+    for start in tl.range(0, columns // 32, C, loop_unroll_factor=2):
+        chunk = start + tl.arange(0, C)[None, :]
+        live = (row < rows)[:, None] & (chunk < columns // 32)
+        low, upper = unpack_codes(codes, high, row[:, None], chunk, live, columns, row_bytes, BITS, ZERO)
+        first_scale, last_scale, least = unpack_scales(
+            scales, supers, row[:, None], chunk, live, columns, GROUP, SCALES
         )
-        column = chunk[None, :, None] * 32 + J
-        mask = inside[None, :, None]
+        column = same + chunk[:, :, None] * 32 + tl.arange(0, 16)[None, None, :]
         added = ()
         for token in tl.static_range(TOKENS):
             at = x + token * x_stride + column
-            first = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-            last = tl.load(at + 16, mask=mask, other=0.0).to(tl.float32)
-            added = added + (sums[token] + low * first + upper * last,)
+            first = tl.load(at, mask=live[:, :, None], other=0.0).to(tl.float32)
+            last = tl.load(at + 16, mask=live[:, :, None], other=0.0).to(tl.float32)
+            total = first_scale * tl.sum(low * first, 2) + last_scale * tl.sum(upper * last, 2)
+            if SCALES == "half-minimum" or SCALES == "six-bit":
+                total += least * tl.sum(first + last, 2)
+            added = added + (sums[token] + total,)
         sums = added
     for token in tl.static_range(TOKENS):
-        total = tl.sum(tl.sum(sums[token], 2), 1)
+        total = tl.sum(sums[token], 1)
         if BIAS:
             total += tl.load(bias + row, mask=row < rows, other=0.0)
         place = out + token * out_stride + row
@@ -244,6 +256,7 @@ def _multiply_tiles(
     tokens,
     rows,
     columns,
+    row_bytes,
     x_stride,
     out_stride,
     split_chunks,
@@ -269,7 +282,19 @@ def _multiply_tiles(
         chunk = start + tl.arange(0, C)
         live = (row < rows)[:, None] & (chunk < end)[None, :]
         low, upper = unpack(
-            codes, high, scales, supers, row[:, None], chunk[None, :], live, columns, BITS, GROUP, ZERO, SCALES
+            codes,
+            high,
+            scales,
+            supers,
+            row[:, None],
+            chunk[None, :],
+            live,
+            columns,
+            row_bytes,
+            BITS,
+            GROUP,
+            ZERO,
+            SCALES,
         )
         column = (start + place // 16) * 32 + place % 16
         mask = (column < end * 32)[:, None] & (token < tokens)[None, :]
@@ -323,6 +348,7 @@ def _unpack_slab(
     first_row,
     rows,
     columns,
+    row_bytes,
     R: tl.constexpr,
     C: tl.constexpr,
     BITS: tl.constexpr,
@@ -342,6 +368,7 @@ def _unpack_slab(
         chunk[None, :],
         live,
         columns,
+        row_bytes,
         BITS,
         GROUP,
         ZERO,

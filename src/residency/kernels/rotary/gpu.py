@@ -68,8 +68,8 @@ def rotate_and_store(
         HEAD_DIM=spec.head_dim,
         BLOCK=power_of_two(spec.head_dim),
         NORMS=q_norm is not None,
-        INT8=cache.number_format == "INT8",
-        FP8=cache.number_format == "FP8",
+        INT8=str(cache.number_format) == "INT8",
+        FP8=str(cache.number_format) == "FP8",
         PAGE_TOKENS=PAGE_TOKENS,
         num_warps=1,
     )
