@@ -67,7 +67,7 @@ def _tools(asked: ChatRequest, model: Model) -> list[Tool]:
     """The tools that the model is told of. Refused where its template has no place for them."""
     if not asked.tools or asked.tool_choice == "none":
         return []
-    if model.tool_format is None:
+    if model.tool_form is None:
         message = "This model's chat template knows no tool calls that this server reads; leave tools away."
         raise Refused(Problem(status=400, message=message, param="tools", code="tools_not_supported"))
     if isinstance(asked.tool_choice, NamedTool):
@@ -78,16 +78,16 @@ def _tools(asked: ChatRequest, model: Model) -> list[Tool]:
 def _grammar(asked: ChatRequest, tools: Sequence[Tool], model: Model) -> str | Mapping[str, Any] | None:
     """What an answer is held to: a call where one is required, else the response format."""
     must_call = asked.tool_choice == "required" or isinstance(asked.tool_choice, NamedTool)
-    if tools and must_call and model.tool_format is not None:
+    if tools and must_call and model.tool_form is not None:
         functions = [{"name": tool.function.name, "parameters": tool.function.parameters} for tool in tools]
-        return call_grammar(model.tool_format, functions)
+        return call_grammar(model.tool_form, functions)
     return schema_of(asked.response_format)
 
 
 def _choice(index: int, asked: ChatRequest, tools: Sequence[Tool], model: Model) -> Choice:
     parser = None
-    if tools and model.tool_format is not None:
-        parser = ToolParser(model.tool_format, [tool.function.name for tool in tools])
+    if tools and model.tool_form is not None:
+        parser = ToolParser(model.tool_form, {tool.function.name: tool.function.parameters or {} for tool in tools})
     answer = Answer(model.prompts.tokenizer, stops=asked.stops, starts_text=True, skip_special=parser is None)
     return Choice(index=index, answer=answer, parser=parser)
 

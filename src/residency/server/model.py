@@ -11,7 +11,7 @@ from residency.engine.text import ChatTemplate, Tokenizer
 from residency.server.grammar import ANY_OBJECT, Constraint, Grammars
 from residency.server.problems import Problem, Refused
 from residency.server.prompts import Prompts
-from residency.server.tools import tool_format
+from residency.server.tool_forms import tool_form
 
 
 class Model:
@@ -30,7 +30,7 @@ class Model:
         self.names = names
         self.context_tokens = context_tokens
         self.prompts = Prompts(tokenizer, template, vocabulary=vocabulary)
-        self.tool_format = None if template is None else tool_format(template.source)
+        self.tool_form = None if template is None else tool_form(template.source)
         self._grammars = Grammars(tokenizer, vocabulary)
         self._thread = ThreadPoolExecutor(1, "residency-grammar")
 

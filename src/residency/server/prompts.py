@@ -76,8 +76,21 @@ class Prompts:
             raise UsageError("this model has no chat template; send the text to /v1/completions.")
         written = [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in tools or ()]
         kept: dict[str, Any] = {name: value for name, value in variables.items() if name not in _OWN_NAMES}
-        text = self.template.render([_message(each) for each in messages], tools=written or None, **kept)
+        conversation = [_message(each) for each in messages]
+        if written and _TOOLS_IN_MESSAGES in self.template.source:
+            conversation = _with_tools(conversation, written)
+        text = self.template.render(conversation, tools=written or None, **kept)
         return self.tokenizer.encode(text, add_special=False)
+
+
+_TOOLS_IN_MESSAGES = "'tools' in message"  # Phi-4-mini's template reads them of the system's message
+
+
+def _with_tools(conversation: Sequence[dict[str, Any]], tools: Sequence[object]) -> list[dict[str, Any]]:
+    first, *rest = conversation
+    if first["role"] != "system":
+        first, rest = {"role": "system", "content": ""}, list(conversation)
+    return [{**first, "tools": json.dumps(tools, ensure_ascii=False)}, *rest]
 
 
 _OWN_NAMES = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
