@@ -13,6 +13,7 @@ from typing import Literal
 
 from residency.hardware.container import ContainerLimits, container_limits, host_memory, parse_processor_list
 from residency.hardware.machine import Cache
+from residency.hardware.processor import instruction_sets, processor_fields
 
 # Those that kernels or forecasts ask for; the operating system lists some hundred.
 _INSTRUCTION_SETS = frozenset(
@@ -84,18 +85,9 @@ def _memory(root: Path, limits: ContainerLimits) -> tuple[int, int]:
 
 def _processor(root: Path) -> tuple[str, tuple[str, ...]]:
     """Name and instruction sets of the first processor."""
-    fields: dict[str, str] = {}
-    try:
-        with (root / "proc" / "cpuinfo").open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if not line.strip():
-                    break
-                key, _, value = line.partition(":")
-                fields[key.strip()] = value.strip()
-    except OSError:
-        pass
-    name = fields.get("model name") or _sysctl_text("machdep.cpu.brand_string") or platform.machine() or "unknown"
-    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    listed = processor_fields(root).get("model name")
+    name = listed or _sysctl_text("machdep.cpu.brand_string") or platform.machine() or "unknown"
+    flags = set(instruction_sets(root))
     if not flags and sys.platform == "darwin":
         flags = _apple_instruction_sets()
     return name, tuple(sorted(flags & _INSTRUCTION_SETS))

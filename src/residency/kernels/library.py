@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from residency.errors import StoreError, UnsupportedError
+from residency.hardware.processor import instruction_sets, processor_fields
 from residency.kernels.simd.link import Image
 from residency.kernels.simd.tiles import has_tiles
 from residency.paths import cache_folder, child_environment
@@ -153,9 +154,9 @@ def _refuse_other_machines() -> None:
             f"models run on Linux on x86-64 and this is {sys.platform} on {platform.machine()}; "
             "plan and inspect work here, run does not."
         )
-    known = _processor().split()
+    known = instruction_sets()
     missing = [each for each in _NEEDED_INSTRUCTIONS if each not in known]
-    if missing and "flags" in known:
+    if missing and known:
         raise UnsupportedError(
             f"models need a processor with {', '.join(_NEEDED_INSTRUCTIONS)} and this one lacks {', '.join(missing)}; "
             "plan and inspect work here, run does not."
@@ -171,11 +172,6 @@ def _installation(package: str) -> str:
     return f"{package} {status.st_size} {status.st_mtime_ns}"
 
 
-@cache
 def _processor() -> str:
     """What the compiler would look at: the processor's model and instruction sets."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features")))
+    return f"{processor_fields().get('model name') or platform.processor()} {sorted(instruction_sets())}"

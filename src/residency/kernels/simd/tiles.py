@@ -5,7 +5,8 @@ import os
 import platform
 import sys
 from functools import cache
-from pathlib import Path
+
+from residency.hardware.processor import instruction_sets
 
 _ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # the system call, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
 
@@ -19,9 +20,6 @@ def has_tiles() -> bool:
     """
     if (sys.platform, platform.machine()) != ("linux", "x86_64") or os.environ.get("RESIDENCY_CPU"):
         return False
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split("\n\n")[0].split()
-    except OSError:
+    if not {"amx_bf16", "avx512_bf16"} <= instruction_sets():
         return False
-    asked = "amx_bf16" in flags and "avx512_bf16" in flags
-    return asked and int(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST, _TILE_DATA)) == 0
+    return int(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST, _TILE_DATA)) == 0
