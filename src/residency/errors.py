@@ -11,6 +11,7 @@ ResidencyError                what happened, by how much, what to do next
 ├── QueueFullError            more requests than may wait; it says when to come again
 ├── ServiceError              the service has failed or is ending, and takes no requests
 ├── MachineError              a machine's description or measurement cannot be used
+├── QualityError              a result is worse than was asked for, and is not written
 └── StoreError                the on-disk store could not be written or is damaged
 """
 
@@ -61,6 +62,10 @@ class ServiceError(ResidencyError):
 
 class MachineError(ResidencyError):
     """A machine's description or measurement cannot be used."""
+
+
+class QualityError(ResidencyError):
+    """A result is worse than was asked for, and is not written."""
 
 
 class StoreError(ResidencyError):

@@ -31,6 +31,7 @@ VERBS = {
     "probe": "Show what this machine can do, as measured.",
     "machines": "List the machines that plans can be made for, with the source of each figure.",
     "verify": "Hold a forecast against its run, or measure perplexity.",
+    "quantize": "Make a smaller checkpoint, and say what it cost in quality.",
     "evaluate": "Measure perplexity on a text, and how far a model is from a reference.",
     "bench": "Measure speed and how near it is to the machine's limits.",
     "completion": "Print the script that completes commands in a shell.",

@@ -4,6 +4,7 @@ Model and reference go through the text in lockstep, a step of each at a time, s
 step's are ever in memory.
 """
 
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -16,8 +17,9 @@ from residency.engine.text import load_tokenizer
 from residency.errors import UsageError
 from residency.models.specs import model_spec
 from residency.planner.plan import Plan
+from residency.quantize.job import ScoredLogits
 from residency.spec.opening import open_checkpoint
-from residency.verifier.divergence import Divergence, TokenDivergences, divergence_of, token_divergences
+from residency.verifier.divergence import Divergence, Logits, TokenDivergences, divergence_of, token_divergences
 from residency.verifier.perplexity import (
     Perplexity,
     chunks_of,
@@ -110,22 +112,42 @@ def evaluation_of(chunks: list[ChunkFigures]) -> Evaluation:
     )
 
 
+def evaluation_of_logits(scored: Iterable[ScoredLogits]) -> Evaluation:
+    """Of a quantization's result against its source."""
+    by_chunk: dict[int, list[ChunkFigures]] = {}
+    for each in scored:
+        figures = figures_of(each.quantized_TV, each.reference_TV, each.targets_T)
+        by_chunk.setdefault(each.sample, []).append(figures)
+    return evaluation_of([_joined(parts) for parts in by_chunk.values()])
+
+
+def figures_of(model_TV: Logits, reference_TV: Logits, targets_T: Tokens) -> ChunkFigures:
+    """Of some tokens' logits."""
+    return ChunkFigures(
+        losses=token_losses(model_TV, targets_T),
+        reference_losses=token_losses(reference_TV, targets_T),
+        divergences=token_divergences(reference_TV, model_TV),
+    )
+
+
 def _alone(plan: Plan, model: CpuExecutor, tokens_T: Tokens) -> ChunkFigures:
     losses = [token_losses(*scored) for scored in scored_logits(plan, model, tokens_T)]
     return ChunkFigures(losses=np.concatenate(losses), reference_losses=None, divergences=None)
 
 
 def _beside(plan: Plan, model: CpuExecutor, against: Plan, reference: CpuExecutor, tokens_T: Tokens) -> ChunkFigures:
-    losses, reference_losses, divergences = [], [], []
     steps = zip(scored_logits(plan, model, tokens_T), scored_logits(against, reference, tokens_T), strict=True)
-    for (model_TV, targets_T), (reference_TV, _) in steps:
-        losses.append(token_losses(model_TV, targets_T))
-        reference_losses.append(token_losses(reference_TV, targets_T))
-        divergences.append(token_divergences(reference_TV, model_TV))
+    return _joined(
+        [figures_of(model_TV, reference_TV, targets_T) for (model_TV, targets_T), (reference_TV, _) in steps]
+    )
+
+
+def _joined(parts: Sequence[ChunkFigures]) -> ChunkFigures:
+    """Of parts that all have a reference."""
     return ChunkFigures(
-        losses=np.concatenate(losses),
-        reference_losses=np.concatenate(reference_losses),
-        divergences=TokenDivergences.joined(divergences),
+        losses=np.concatenate([part.losses for part in parts]),
+        reference_losses=np.concatenate([part.reference_losses for part in parts if part.reference_losses is not None]),
+        divergences=TokenDivergences.joined([part.divergences for part in parts if part.divergences is not None]),
     )
 
 

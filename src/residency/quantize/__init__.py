@@ -1,0 +1,1 @@
+"""A checkpoint in, a smaller checkpoint out: rounding, GPTQ and AWQ, layer by layer in bounded memory."""

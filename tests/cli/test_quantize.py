@@ -1,0 +1,161 @@
+"""What `residency quantize` writes, prints and refuses."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from residency.engine.text import tokenizer_from_folder, tokenizer_from_gguf
+from residency.quantize.layers import quantize_layer
+from residency.spec.gguf import read_gguf
+from residency.spec.safetensors import read_safetensors
+from support.command import Residency
+from support.folders import write_folder
+from support.gguf_files import write_gguf
+from support.models import small_model
+
+QUICK = ("--samples", 2, "--sample-tokens", 64)
+
+
+def test_four_bits_are_a_quarter_of_sixteen(residency: Residency, source: Path, out: Path) -> None:
+    data = report(residency, source, out, "--to", "int4", "--group", 64)
+    before, after = (read_safetensors(each / "model.safetensors") for each in (source, out))
+    whole = sum(2 * math.prod(t.shape) for name, t in before.items() if "proj" in name)
+    assert 0.25 < sum(t.num_bytes for name, t in after.items() if "proj" in name) / whole < 0.3
+    assert data["bytes"] == sum(path.stat().st_size for path in out.iterdir())
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "rtn"])
+def test_every_method_tells_what_it_cost(
+    residency: Residency, source: Path, out: Path, text: Path, method: str
+) -> None:
+    options = ("--method", method, "--calibration", text, "--text", text, "--chunks", 1, *QUICK)
+    data = report(residency, source, out, "--to", "int4", "--group", 64, *options)
+    assert 0 < data["kl_divergence"]["mean"] < 1 and 0 < data["top1_agreement"] <= 1
+    assert json.loads((out / "config.json").read_text())["quantization_config"]["quant_method"] == {
+        "rtn": "compressed-tensors"
+    }.get(method, method)
+
+
+def test_the_same_command_writes_the_same_bytes(residency: Residency, source: Path, text: Path, tmp_path: Path) -> None:
+    written = []
+    for name in ("a", "b"):
+        report(residency, source, tmp_path / name, "--to", "int4", "--group", 64, "--calibration", text, *QUICK)
+        written.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert written[0] == written[1]
+
+
+def test_a_run_that_was_ended_goes_on_to_the_same_bytes(
+    residency: Residency, source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--to", "int4", "--group", 64, "--calibration", text, *QUICK)
+    report(residency, source, tmp_path / "whole", *options)
+    calls = []
+
+    def once(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return quantize_layer(*arguments)
+
+    monkeypatch.setattr("residency.quantize.job.quantize_layer", once)
+    residency("quantize", source, "-o", tmp_path / "part", *options)
+    assert not (tmp_path / "part").exists()
+    report(residency, source, tmp_path / "part", *options)
+    assert len(calls) == 3  # the first layer was not quantized again
+    assert (tmp_path / "part" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors"
+    ).read_bytes()
+    assert [path.name for path in tmp_path.iterdir() if "quantizing" in path.name] == []
+
+
+def test_a_result_that_misses_the_bound_is_not_written(
+    residency: Residency, source: Path, out: Path, text: Path
+) -> None:
+    options = ("--to", "int3", "--text", text, "--chunks", 1, "--max-kl", 1e-6)
+    result = residency("quantize", source, "-o", out, *options)
+    assert result.exit_code == 2 and "nothing was written" in result.stderr
+    assert sorted(path.name for path in out.parent.iterdir()) == ["source", "text.txt"]
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    residency: Residency, source: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("residency.quantize.folder.write_safetensors", full)
+    result = residency("quantize", source, "-o", out, "--to", "int8")
+    assert result.exit_code == 2 and "the disk is full" in result.stderr and not out.exists()
+
+
+def test_what_is_there_is_not_overwritten(residency: Residency, source: Path, out: Path) -> None:
+    out.mkdir()
+    result = residency("quantize", source, "-o", out, "--to", "int8")
+    assert result.exit_code == 2 and "is there already" in result.stderr
+
+
+def test_a_budget_is_kept_or_refused(residency: Residency, source: Path, out: Path, text: Path) -> None:
+    options = ("--to", "int4", "--group", 64, "--calibration", text, "--memory", "100MiB")
+    result = residency("quantize", source, "-o", out, *options)
+    assert result.exit_code == 2 and "with the fewest samples" in result.stderr
+
+
+def test_calibrated_methods_ask_for_text(residency: Residency, source: Path, out: Path) -> None:
+    result = residency("quantize", source, "-o", out, "--to", "int4", "--method", "awq")
+    assert result.exit_code == 2 and "--calibration FILE" in result.stderr
+
+
+def test_a_gguf_files_tokenizer_comes_along(residency: Residency, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "small.gguf", small_model("qwen2", num_layers=1), "Q8_0")
+    report(residency, path, tmp_path / "out", "--to", "int8")
+    there, here = tokenizer_from_folder(tmp_path / "out"), tokenizer_from_gguf(read_gguf(path).config)
+    for text in ("the other one <|im_end|> in the 12 gardens", " é\n\n\t  x"):
+        assert there.encode(text, add_special=True) == here.encode(text, add_special=True)
+    assert there.eos_ids == here.eos_ids
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3"])
+@pytest.mark.parametrize("to", [("--to", "int4", "--group", 64, "--symmetric"), ("--to", "int8")])
+def test_transformers_loads_it_and_computes_the_same(
+    residency: Residency, tmp_path: Path, architecture: str, to: tuple[object, ...]
+) -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    source = write_folder(tmp_path / "source", small_model(architecture, num_layers=2))
+    text = tmp_path / "text.txt"
+    text.write_text("the other one in the garden " * 150)
+    judged = report(residency, source, tmp_path / "out", *to, "--text", text, "--chunks", 1)
+    ids = tokenizer_from_folder(source).encode(text.read_text(), add_special=True)[:512]
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0].double()
+    losses = torch.nn.functional.cross_entropy(logits[256:-1], torch.tensor(ids[257:]))
+    assert float(losses.exp()) == pytest.approx(judged["perplexity"]["value"], rel=2e-3)
+
+
+def report(residency: Residency, source: Path, out: Path, *options: object) -> dict[str, Any]:
+    result = residency("quantize", source, "-o", out, *options, "--json")
+    assert result.exit_code == 0, result.stderr
+    data: dict[str, Any] = json.loads(result.stdout)
+    return data
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "source", small_model("llama", num_layers=2))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    words = np.random.default_rng(1).choice("the other one in a garden near thin trees".split(), 1200)
+    path.write_text(" ".join(words))
+    return path
