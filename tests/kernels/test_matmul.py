@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from residency.formats import FORMATS, Format, pack_rows, unpack_rows
+from residency.formats import Format, GroupedFormat, pack_rows, unpack_rows
 from residency.formats.tiles import tile_rows
 from residency.kernels.matmul import Matrix, linear, reference
-from support.steps import Runner, Step
+from support.steps import MATRICES, Runner, Step
 
 Floats = npt.NDArray[np.float32]
 ROWS = 40  # the last tile is half empty
@@ -62,25 +62,25 @@ def product(run: Runner, made: Case, threads: int, *, bias: bool = False) -> Flo
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("tokens", range(1, 10))
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", MATRICES)
 def test_a_product_is_that_of_the_definition(run: Runner, name: str, tokens: int, threads: int) -> None:
-    made = case(FORMATS[name], tokens)
+    made = case(MATRICES[name], tokens)
     expected = reference.linear(made.x_TC, made.number_format, made.rows_RB)
     assert (np.abs(product(run, made, threads) - expected) < made.rounding_TR).all()
 
 
 @pytest.mark.parametrize("tokens", range(1, 10))
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", MATRICES)
 def test_a_bias_is_added_to_every_row(run: Runner, name: str, tokens: int) -> None:
-    made = case(FORMATS[name], tokens)
+    made = case(MATRICES[name], tokens)
     expected = reference.linear(made.x_TC, made.number_format, made.rows_RB, bias_R=made.bias_R[:ROWS])
     assert (np.abs(product(run, made, 2, bias=True) - expected) < made.rounding_TR).all()
 
 
 @pytest.mark.parametrize("tokens", range(1, 10))
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", MATRICES)
 def test_accumulating_adds_to_what_was_there(run: Runner, name: str, tokens: int) -> None:
-    made = case(FORMATS[name], tokens)
+    made = case(MATRICES[name], tokens)
     before_TR = np.random.default_rng(1).standard_normal((tokens, 48)).astype(np.float32)
     step = Step(num_tokens=tokens)
     out_TR = step.given(before_TR)
@@ -94,7 +94,7 @@ def test_accumulating_adds_to_what_was_there(run: Runner, name: str, tokens: int
 
 
 def test_a_product_for_logits_is_of_as_many_rows_as_are_wanted(run: Runner) -> None:
-    made = case(FORMATS["Q4_1"], 5)
+    made = case(MATRICES["Q4_1"], 5)
     step = Step(num_tokens=5, logit_rows=[0, 0])
     out_TR = step.poisoned(5, 48)
     linear(step.recorder, step.rows(made.x_TC), tiled(step, made), out_TR, of_logits=True)
@@ -102,25 +102,25 @@ def test_a_product_for_logits_is_of_as_many_rows_as_are_wanted(run: Runner) -> N
     assert np.isnan(out_TR[2:]).all() and not np.isnan(out_TR[:2]).any()
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", MATRICES)
 def test_each_token_s_product_is_the_same_whatever_is_beside_it(run: Runner, name: str) -> None:
-    made = case(FORMATS[name], 9)
+    made = case(MATRICES[name], 9)
     alone = [product(run, Case(**{**made.__dict__, "x_TC": made.x_TC[token : token + 1]}), 1) for token in range(9)]
     np.testing.assert_array_equal(product(run, made, 2), np.concatenate(alone))
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", MATRICES)
 def test_a_matrix_of_one_row_and_one_block_is_multiplied(run: Runner, name: str) -> None:
-    columns = max(32, FORMATS[name].block_values)
-    made = case(FORMATS[name], 3, rows=1, columns=columns)
+    columns = max(32, MATRICES[name].block_values)
+    made = case(MATRICES[name], 3, rows=1, columns=columns)
     expected = reference.linear(made.x_TC, made.number_format, made.rows_RB)
     assert (np.abs(product(run, made, 2) - expected) < made.rounding_TR).all()
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", MATRICES)
 def test_a_matrix_with_random_bits_in_its_codes_is_multiplied(run: Runner, name: str) -> None:
     """All codes and group scales occur, which packing real values need not reach."""
-    number_format = FORMATS[name]
+    number_format = MATRICES[name]
     rng = np.random.default_rng(7)
     values = rng.standard_normal((64, COLUMNS)).astype(np.float32)
     rows_RB = pack_rows(number_format, values)
@@ -132,9 +132,9 @@ def test_a_matrix_with_random_bits_in_its_codes_is_multiplied(run: Runner, name:
     assert (np.abs(product(run, made, 2) - expected) < made.rounding_TR).all()
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", MATRICES)
 def test_rows_of_zeros_give_zeros(run: Runner, name: str) -> None:
-    made = case(FORMATS[name], 2)
+    made = case(MATRICES[name], 2)
     zeros = Case(**{**made.__dict__, "x_TC": np.zeros_like(made.x_TC)})
     assert (product(run, zeros, 1) == 0).all()
 
@@ -145,4 +145,6 @@ def _randomise_codes(number_format: Format, rows_RB: npt.NDArray[np.uint8], rng:
     first = {"Q4_1": 4, "Q5_1": 4, "Q4_K": 4, "Q5_K": 4, "MXFP4": 1, "Q2_K": 0, "Q3_K": 0, "Q6_K": 0}
     scales = first.get(number_format.name, 2)
     end = {"Q2_K": 80, "Q3_K": 108, "Q6_K": 208}.get(number_format.name, number_format.block_bytes)
+    if isinstance(number_format, GroupedFormat):
+        scales, end = 0, number_format.code_bytes
     blocks[:, scales:end] = rng.integers(0, 256, (len(blocks), end - scales))

@@ -7,15 +7,18 @@ import numpy as np
 import numpy.typing as npt
 
 from residency.engine.workers import Workers
-from residency.formats import FORMATS
+from residency.formats import FORMATS, format_named
 from residency.kernels.library import Library
 from residency.kernels.matmul.reference import GROUP_VALUES, quantize_rows, rounded_to_bf16
 from residency.kernels.recorder import Inputs, Launch, Recorder, Rows, address_of
 from residency.kernels.simd.tiles import has_tiles
 
+# Of integers in groups each property that there is, at least once.
+GROUPED = ("INT2_G128_BF16", "INT3_G32_ZP", "INT4_G128", "INT4_G64_ZP_BF16", "INT8_G128_F32")
+MATRICES = FORMATS | {name: format_named(name) for name in GROUPED}
 KERNELS = (
-    *(f"{operator}.{name}" for operator in ("matmul", "embed") for name in FORMATS),
-    *(f"gated_matmul.silu_{name}" for name, each in FORMATS.items() if not each.is_float and has_tiles()),
+    *(f"{operator}.{name}" for operator in ("matmul", "embed") for name in MATRICES),
+    *(f"gated_matmul.silu_{name}" for name, each in MATRICES.items() if not each.is_float and has_tiles()),
     "norm.rms",
     "gate.silu",
     "gate.gelu_tanh",

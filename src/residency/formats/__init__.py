@@ -26,8 +26,9 @@ from residency.formats.format import (
     Q8_0,
     U8,
     Format,
-    format_named,
 )
+from residency.formats.grouped import GroupedFormat, grouped
+from residency.formats.names import format_named
 from residency.formats.rows import pack_rows, unpack_rows
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "F32",
     "FORMATS",
     "Format",
+    "GroupedFormat",
     "Q2_K",
     "Q3_K",
     "Q4_0",
@@ -57,6 +59,7 @@ __all__ = [
     "Q6_K",
     "Q8_0",
     "format_named",
+    "grouped",
     "pack_rows",
     "unpack_rows",
 ]

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from residency.errors import FileError, UnsupportedError
+from residency.errors import FileError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +90,3 @@ COUNTED_FORMATS = FORMATS | {
         Format(name="TQ2_0", block_values=256, block_bytes=66),
     )
 }
-
-
-def format_named(name: str) -> Format:
-    """The format called `name`. UnsupportedError names the ones there are."""
-    if name not in FORMATS:
-        raise UnsupportedError(f"the number format {name} is not supported; supported are {', '.join(FORMATS)}.")
-    return FORMATS[name]

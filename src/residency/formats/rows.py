@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from residency.formats import blocks32, blocks256, tabled
 from residency.formats.format import Format
+from residency.formats.grouped import GroupedFormat, pack_grouped, unpack_grouped
 
 Unpack = Callable[[npt.NDArray[np.void]], npt.NDArray[np.float32]]
 Pack = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.void]]
@@ -38,6 +39,8 @@ def unpack_rows(number_format: Format, rows: npt.NDArray[np.uint8]) -> npt.NDArr
         return rows.view("<f2").astype(np.float32)
     if number_format.name == "BF16":
         return (rows.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    if isinstance(number_format, GroupedFormat):
+        return unpack_grouped(number_format, rows)
     block, unpack, _ = CODECS[number_format.name]
     columns = rows.shape[1] // number_format.block_bytes * number_format.block_values
     return unpack(rows.view(block).ravel()).reshape(num_rows, columns)
@@ -55,6 +58,8 @@ def pack_rows(number_format: Format, values: npt.NDArray[np.float32]) -> npt.NDA
             packed = values.astype("<f2").view(np.uint8)
     elif number_format.name == "BF16":
         packed = _bfloat16(values).view(np.uint8)
+    elif isinstance(number_format, GroupedFormat):
+        packed = pack_grouped(number_format, values)
     else:
         _, _, pack = CODECS[number_format.name]
         packed = pack(values.reshape(-1, number_format.block_values)).view(np.uint8)

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from residency.formats.format import Format
+from residency.formats.grouped import GroupedFormat, packed_codes, unpacked_codes
 
 TILE_ROWS = 16
 _LOW, _FOUR = np.uint8(15), np.uint8(4)  # bytes, so that results stay bytes
@@ -40,7 +41,7 @@ def tile_rows(fmt: Format, rows_RB: Bytes) -> Bytes:
     if fmt.is_float:
         return _tile_floats(fmt, rows_RB.reshape(tiles, TILE_ROWS, -1))
     blocks = rows_RB.reshape(tiles, TILE_ROWS, -1, fmt.block_bytes).transpose(0, 2, 1, 3)
-    return np.concatenate(_CODECS[fmt.name][0](blocks), axis=2).reshape(tiles, -1)
+    return np.concatenate(_codec(fmt)[0](blocks), axis=2).reshape(tiles, -1)
 
 
 def untile_rows(fmt: Format, tiles_TB: Bytes, rows: npt.NDArray[np.int64]) -> Bytes:
@@ -50,7 +51,7 @@ def untile_rows(fmt: Format, tiles_TB: Bytes, rows: npt.NDArray[np.int64]) -> By
     if fmt.is_float:
         return _untile_floats(fmt, tiles, lanes)
     blocks = tiles.reshape(len(rows), -1, TILE_ROWS * fmt.block_bytes)
-    return np.concatenate(_CODECS[fmt.name][1](blocks, lanes), axis=2).reshape(len(rows), -1)
+    return np.concatenate(_codec(fmt)[1](blocks, lanes), axis=2).reshape(len(rows), -1)
 
 
 def _tile_floats(fmt: Format, tiles_TRB: Bytes) -> Bytes:
@@ -147,15 +148,11 @@ def _small(scale_bytes: int, has_plane: bool) -> Codec:
 
 
 def _pack_q8_0(blocks: Bytes) -> list[Bytes]:
-    a, b, r, _ = blocks.shape
-    codes = (blocks[..., 2:] ^ np.uint8(0x80)).reshape(a, b, r, 8, 4).transpose(0, 1, 3, 2, 4).reshape(a, b, -1)
-    return [codes, _by_row(blocks[..., :2], 2)]
+    return [_by_row(blocks[..., 2:] ^ np.uint8(0x80), 4), _by_row(blocks[..., :2], 2)]
 
 
 def _unpack_q8_0(blocks: Bytes, lanes: Lanes) -> list[Bytes]:
-    a, b, _ = blocks.shape
-    codes = blocks[..., :512].reshape(a, b, 8, TILE_ROWS, 4)[np.arange(a), :, :, lanes].reshape(a, b, 32)
-    return [_from_row(blocks[..., 512:], lanes, 2), codes ^ np.uint8(0x80)]
+    return [_from_row(blocks[..., 512:], lanes, 2), _from_row(blocks[..., :512], lanes, 4) ^ np.uint8(0x80)]
 
 
 def _k(has_plane: bool) -> Codec:
@@ -235,20 +232,15 @@ def _pack_q3_k(blocks: Bytes) -> list[Bytes]:
     """A group's pairs, then its plane; group scales in three words, as they come."""
     bits = (blocks[..., None, :32] >> np.arange(8, dtype=np.uint8)[:, None]) & np.uint8(1)
     codes = _quarters(blocks[..., 32:96]) | bits.reshape(*blocks.shape[:3], 256) << np.uint8(2)
-    a, b = blocks.shape[:2]
-    pairs, planes = _planes(codes, 2, 0).reshape(a, b, 8, 128), _planes(codes, 1, 2).reshape(a, b, 8, 64)
-    body = np.concatenate([pairs, planes], axis=3).reshape(a, b, -1)
-    return [body, _by_row(blocks[..., 96:108], 4), _by_row(blocks[..., 108:], 2)]
+    return [_code_vectors(codes, 3), _by_row(blocks[..., 96:108], 4), _by_row(blocks[..., 108:], 2)]
 
 
 def _unpack_q3_k(blocks: Bytes, lanes: Lanes) -> list[Bytes]:
-    a, b, _ = blocks.shape
-    body = blocks[..., :1536].reshape(a, b, 8, 192)
-    pairs = _from_planes(body[..., :128].reshape(a, b, -1), lanes, 2, 0)
-    third = _from_planes(body[..., 128:].reshape(a, b, -1), lanes, 1, 0).reshape(a, b, 8, 32)
+    codes = _from_code_vectors(blocks[..., :1536], lanes, 3)
+    third = (codes >> np.uint8(2)).reshape(*codes.shape[:2], 8, 32)
     high = np.bitwise_or.reduce(third << np.arange(8, dtype=np.uint8)[:, None], axis=2)
     tail = [_from_row(blocks[..., 1536:1728], lanes, 4), _from_row(blocks[..., 1728:], lanes, 2)]
-    return [high, _to_quarters(pairs), *tail]
+    return [high, _to_quarters(codes & np.uint8(3)), *tail]
 
 
 def _pack_iq4_xs(blocks: Bytes) -> list[Bytes]:
@@ -263,6 +255,57 @@ def _unpack_iq4_xs(blocks: Bytes, lanes: Lanes) -> list[Bytes]:
     nibbles = _to_halves(codes.reshape(*codes.shape[:2], 8, 32)).reshape(*codes.shape[:2], 128)
     ends = [(2144, 2176, 2), (2112, 2144, 1), (2048, 2112, 4)]
     return [*(_from_row(blocks[..., first:last], lanes, size) for first, last, size in ends), nibbles]
+
+
+def _grouped(fmt: GroupedFormat) -> Codec:
+    """Integers in groups: codes, and where there are planes each 32 columns' after its pairs; zero points; scales."""
+    scale_bytes, codes_end = fmt.scales.block_bytes, TILE_ROWS * fmt.code_bytes
+    zeros_end = codes_end + TILE_ROWS * fmt.has_zero
+
+    def pack(blocks: Bytes) -> list[Bytes]:
+        codes = unpacked_codes(blocks[..., : fmt.code_bytes], fmt.bits)
+        tail = [_by_row(blocks[..., -scale_bytes:], scale_bytes)]
+        if fmt.has_zero:
+            tail.insert(0, blocks[..., fmt.code_bytes])
+        return [_code_vectors(codes, fmt.bits), *tail]
+
+    def unpack(blocks: Bytes, lanes: Lanes) -> list[Bytes]:
+        codes = _from_code_vectors(blocks[..., :codes_end], lanes, fmt.bits)
+        packed = packed_codes(codes.reshape(*blocks.shape[:2], fmt.block_values), fmt.bits)
+        zeros = [_from_row(blocks[..., codes_end:zeros_end], lanes, 1)] if fmt.has_zero else []
+        return [packed, *zeros, _from_row(blocks[..., zeros_end:], lanes, scale_bytes)]
+
+    return pack, unpack
+
+
+def _code_vectors(codes_ABRC: Bytes, bits: int) -> Bytes:
+    if bits == 8:
+        return _by_row(codes_ABRC, 4)
+    if bits == 4:
+        return _nibbles(codes_ABRC)
+    pairs = _planes(codes_ABRC, 2, 0)
+    if bits == 2:
+        return pairs
+    a, b = pairs.shape[:2]
+    both = [pairs.reshape(a, b, -1, 128), _planes(codes_ABRC, 1, 2).reshape(a, b, -1, 64)]
+    return np.concatenate(both, axis=3).reshape(a, b, -1)
+
+
+def _from_code_vectors(packed_ABX: Bytes, lanes: Lanes, bits: int) -> Bytes:
+    if bits == 8:
+        return _from_row(packed_ABX, lanes, 4)
+    if bits == 4:
+        return _from_nibbles(packed_ABX, lanes)
+    if bits == 2:
+        return _from_planes(packed_ABX, lanes, 2, 0)
+    a, b = packed_ABX.shape[:2]
+    both = packed_ABX.reshape(a, b, -1, 192)
+    pairs = _from_planes(both[..., :128].reshape(a, b, -1), lanes, 2, 0)
+    return pairs | _from_planes(both[..., 128:].reshape(a, b, -1), lanes, 1, 2)
+
+
+def _codec(fmt: Format) -> Codec:
+    return _grouped(fmt) if isinstance(fmt, GroupedFormat) else _CODECS[fmt.name]
 
 
 _CODECS: dict[str, Codec] = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from residency.engine.stamps import LaunchTime
-from residency.formats import FORMATS, Format
+from residency.formats import Format, format_named
 from residency.formats.tiles import TILE_ROWS
 from residency.hardware import Machine
 from residency.kernels.attention import partial_bytes
@@ -161,7 +161,7 @@ def work_of(launch: LaunchTime, entries: Iterable[BatchEntry]) -> Work:
 def _matmul(words: Words, variant: str) -> Work:
     rows, columns = _extents(words, variant)
     return Work(
-        read_bytes=FORMATS[variant].bytes_of((rows, columns)),
+        read_bytes=format_named(variant).bytes_of((rows, columns)),
         matrix_operations=2 * rows * columns * int(words["tokens"]),
     )
 
@@ -175,7 +175,7 @@ def _gated_matmul(words: Words, variant: str) -> Work:
 
 
 def _embed(words: Words, variant: str) -> Work:
-    return Work(read_bytes=FORMATS[variant].bytes_of((int(words["tokens"]), int(words["columns"]))))
+    return Work(read_bytes=format_named(variant).bytes_of((int(words["tokens"]), int(words["columns"]))))
 
 
 def _norm(words: Words, variant: str) -> Work:
@@ -196,7 +196,7 @@ def _of_values(read_bytes: int, *, operations_per_byte: int) -> Work:
 
 
 def _attend(words: Words, variant: str, entries: Iterable[BatchEntry]) -> Work:
-    value_bytes = FORMATS[variant.removeprefix("attend_")].block_bytes
+    value_bytes = format_named(variant.removeprefix("attend_")).block_bytes
     head_dim = int(words["head_dim"])
     layer = ModelCost(
         num_layers=1,
@@ -223,13 +223,13 @@ def _combine(words: Words, variant: str) -> Work:
 
 
 def _extents(words: Words, variant: str) -> tuple[int, int]:
-    number_format = FORMATS[variant]
+    number_format = format_named(variant)
     block_columns = _FLOAT_BLOCK_COLUMNS if number_format.is_float else number_format.block_values
     return int(words["tiles"]) * TILE_ROWS, int(words["blocks"]) * block_columns
 
 
 def _gated_format(variant: str) -> Format:
-    return next(FORMATS[name] for name in FORMATS if variant.endswith(f"_{name}"))
+    return format_named(variant.removeprefix("silu_").removeprefix("gelu_tanh_"))
 
 
 def _gated_extents(words: Words, variant: str) -> tuple[int, int]:

@@ -5,6 +5,7 @@ One value at a time: a step embeds few tokens, and its time is lost beside the h
 
 from numba import njit
 
+from residency.formats import BF16, F16
 from residency.formats.tabled import IQ4_TABLE, MXFP4_TABLE
 from residency.kernels.simd.blocks import GROUP, share_start
 from residency.kernels.simd.language import (
@@ -17,6 +18,7 @@ from residency.kernels.simd.language import (
     load_u8,
     store_f32,
 )
+from residency.kernels.simd.table import KernelTable
 
 _device = njit(error_model="numpy", nogil=True, forceinline=True)
 
@@ -133,6 +135,33 @@ def _mxfp4(at, lane, column):
     return scale * MXFP4_TABLE[_nibble(at, lane, column)]
 
 
+def _grouped(fmt):
+    """Integers in groups."""
+    bits, group_bytes, has_zero, middle = fmt.bits, 64 * fmt.bits, fmt.has_zero, fmt.middle
+    zero_at = 16 * fmt.code_bytes
+    scale_at, scale_bytes = zero_at + 16 * fmt.has_zero, fmt.scales.block_bytes
+    load = {F16: load_f16, BF16: load_bf16}.get(fmt.scales, load_f32)
+
+    @_device
+    def code(at, lane, column):
+        if bits == 8:
+            return load_u8(at + 64 * (column // 4) + 4 * lane + column % 4)
+        if bits == 4:
+            return _nibble(at, lane, column)
+        low = _pair(at + 64 * (column // 16), lane, column)
+        if bits == 3:
+            low |= ((load_u8(at + 128 + 4 * lane + column % 4) >> (column // 4)) & 1) << 2
+        return low
+
+    @_device
+    def value(at, lane, column):
+        zero = load_u8(at + zero_at + lane) if has_zero else middle
+        scale = load(at + scale_at + scale_bytes * lane)
+        return scale * (code(at + group_bytes * (column // 32), lane, column % 32) - zero)
+
+    return value
+
+
 def _float(load, value_bytes):
     @_device
     def value(at, lane, column):
@@ -158,21 +187,24 @@ def _kernel(value, block_values, block_bytes):
     return embed
 
 
-KERNELS = {
-    "Q4_0": _kernel(_small(256, 8.0, False, False), 32, 16 * 18),
-    "Q4_1": _kernel(_small(256, 0.0, True, False), 32, 16 * 20),
-    "Q5_0": _kernel(_small(320, 16.0, False, True), 32, 16 * 22),
-    "Q5_1": _kernel(_small(320, 0.0, True, True), 32, 16 * 24),
-    "Q8_0": _kernel(_q8_0, 32, 16 * 34),
-    "Q2_K": _kernel(_q2_k, 256, 16 * 84),
-    "Q3_K": _kernel(_q3_k, 256, 16 * 110),
-    "Q4_K": _kernel(_k(2048, False), 256, 16 * 144),
-    "Q5_K": _kernel(_k(2560, True), 256, 16 * 176),
-    "Q6_K": _kernel(_q6_k, 256, 16 * 210),
-    "IQ4_NL": _kernel(_iq4_nl, 32, 16 * 18),
-    "IQ4_XS": _kernel(_iq4_xs, 256, 16 * 136),
-    "MXFP4": _kernel(_mxfp4, 32, 16 * 17),
-    "F32": _kernel(_float(load_f32, 4), 1, 16 * 4),
-    "F16": _kernel(_float(load_f16, 2), 1, 16 * 2),
-    "BF16": _kernel(_float(load_bf16, 2), 1, 16 * 2),
-}
+KERNELS = KernelTable(
+    {
+        "Q4_0": _kernel(_small(256, 8.0, False, False), 32, 16 * 18),
+        "Q4_1": _kernel(_small(256, 0.0, True, False), 32, 16 * 20),
+        "Q5_0": _kernel(_small(320, 16.0, False, True), 32, 16 * 22),
+        "Q5_1": _kernel(_small(320, 0.0, True, True), 32, 16 * 24),
+        "Q8_0": _kernel(_q8_0, 32, 16 * 34),
+        "Q2_K": _kernel(_q2_k, 256, 16 * 84),
+        "Q3_K": _kernel(_q3_k, 256, 16 * 110),
+        "Q4_K": _kernel(_k(2048, False), 256, 16 * 144),
+        "Q5_K": _kernel(_k(2560, True), 256, 16 * 176),
+        "Q6_K": _kernel(_q6_k, 256, 16 * 210),
+        "IQ4_NL": _kernel(_iq4_nl, 32, 16 * 18),
+        "IQ4_XS": _kernel(_iq4_xs, 256, 16 * 136),
+        "MXFP4": _kernel(_mxfp4, 32, 16 * 17),
+        "F32": _kernel(_float(load_f32, 4), 1, 16 * 4),
+        "F16": _kernel(_float(load_f16, 2), 1, 16 * 2),
+        "BF16": _kernel(_float(load_bf16, 2), 1, 16 * 2),
+    },
+    lambda _, fmt: _kernel(_grouped(fmt), fmt.block_values, 16 * fmt.block_bytes),
+)

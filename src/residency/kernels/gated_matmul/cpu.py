@@ -6,6 +6,7 @@ tokens; the sums never leave the second-level cache, and what is written is the 
 
 from numba import njit
 
+from residency.kernels.matmul.cpu_grouped import unpacked
 from residency.kernels.matmul.cpu_panels import (
     MOST_TOKENS,
     PANELS_BYTES,
@@ -28,6 +29,7 @@ from residency.kernels.simd.language import (
     store_bf16x32,
     tile_release,
 )
+from residency.kernels.simd.table import KernelTable
 
 X_BYTES = 3 << 19  # of x, that stay in the second-level cache while all tiles pass
 
@@ -82,8 +84,19 @@ def _kernel(unpack_block, block_bytes, block_groups, activation):
     return gated_matmul
 
 
-KERNELS = {
-    f"{name}_{number_format}": _kernel(*blocks, activation)
-    for name, activation in (("silu", silu), ("gelu_tanh", gelu_tanh))
-    for number_format, blocks in UNPACKED.items()
-}
+ACTIVATIONS = {"silu": silu, "gelu_tanh": gelu_tanh}
+
+
+def _of_groups(activation, fmt):
+    unpack_block, block_bytes, block_groups = unpacked(fmt)
+    return _kernel(unpack_block, block_bytes, block_groups, ACTIVATIONS[activation])
+
+
+KERNELS = KernelTable(
+    {
+        f"{name}_{number_format}": _kernel(*blocks, activation)
+        for name, activation in ACTIVATIONS.items()
+        for number_format, blocks in UNPACKED.items()
+    },
+    _of_groups,
+)

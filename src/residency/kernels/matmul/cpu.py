@@ -12,6 +12,7 @@ with unsigned codes, activations quantized to int8 (see `quantize_group`), and o
 
 from numba import njit
 
+from residency.kernels.matmul import cpu_grouped
 from residency.kernels.matmul.cpu_blocks import BLOCKS, ahead
 from residency.kernels.matmul.cpu_panels import MOST_TOKENS, panel_kernel
 from residency.kernels.matmul.cpu_unpack import UNPACKED
@@ -28,6 +29,7 @@ from residency.kernels.simd.language import (
     store_each,
     zeros_f32,
 )
+from residency.kernels.simd.table import KernelTable
 
 RUN_BYTES = 1 << 19  # of weights that are kept in the second-level cache, beside a block's activations
 LARGE_BLOCK_BYTES = 1024  # blocks from here on look ahead part by part, and are one stream
@@ -147,11 +149,16 @@ def _kernel(block_of, block_bytes, x_block_bytes, unpack_block=None, block_group
     return matmul
 
 
-KERNELS = {
-    name: _kernel(BLOCKS[name], block_bytes, block_groups * GROUP_BYTES, unpack_block, block_groups)
-    for name, (unpack_block, block_bytes, block_groups) in UNPACKED.items()
-} | {
-    "F32": _kernel(_float(load_f32x16, 4), 16 * 4 * 4, 16),
-    "F16": _kernel(_float(load_f16x16, 2), 16 * 2 * 4, 16),
-    "BF16": _kernel(_float(load_bf16x16, 2), 16 * 2 * 4, 16),
-}
+def _of_blocks(block_of, unpack_block, block_bytes, block_groups):
+    return _kernel(block_of, block_bytes, block_groups * GROUP_BYTES, unpack_block, block_groups)
+
+
+KERNELS = KernelTable(
+    {
+        **{name: _of_blocks(BLOCKS[name], *unpacked) for name, unpacked in UNPACKED.items()},
+        "F32": _kernel(_float(load_f32x16, 4), 16 * 4 * 4, 16),
+        "F16": _kernel(_float(load_f16x16, 2), 16 * 2 * 4, 16),
+        "BF16": _kernel(_float(load_bf16x16, 2), 16 * 2 * 4, 16),
+    },
+    lambda _, fmt: _of_blocks(cpu_grouped.block_of(fmt), *cpu_grouped.unpacked(fmt)),
+)

@@ -44,7 +44,7 @@ _function = njit(error_model="numpy", nogil=True)
 
 
 @_device
-def _ahead(at, num_bytes):
+def ahead(at, num_bytes):
     """Start on its way what is unpacked PREFETCH_BYTES later."""
     for line in range(0, num_bytes, 64):
         prefetch(at + PREFETCH_BYTES + line)
@@ -56,7 +56,7 @@ def _column(codes, column, scale, minimum):
 
 
 @_device
-def _four_columns(codes, scale, minimum, out):
+def four_columns(codes, scale, minimum, out):
     """Each lane is a row of weights, and has four columns' codes."""
     lanes = as_i32(codes)
     store_i32x16(out, bf16_pairs(_column(lanes, 0, scale, minimum), _column(lanes, 1, scale, minimum)))
@@ -64,11 +64,12 @@ def _four_columns(codes, scale, minimum, out):
 
 
 @_device
-def _nibbles(at, scale, minimum, out):
+def nibbles(at, scale, minimum, out):
+    """A group of codes of four bits."""
     for quarter in range(4):
         packed = load_u8x64(at + 64 * quarter)
-        _four_columns(low_nibbles(packed), scale, minimum, out + 256 * quarter)
-        _four_columns(high_nibbles(packed), scale, minimum, out + 256 * quarter + 128)
+        four_columns(low_nibbles(packed), scale, minimum, out + 256 * quarter)
+        four_columns(high_nibbles(packed), scale, minimum, out + 256 * quarter + 128)
 
 
 @_device
@@ -78,29 +79,29 @@ def _nibbles_and_plane(at, plane_at, scale, minimum, out):
         packed = load_u8x64(at + 64 * quarter)
         low = or_u8(low_nibbles(packed), plane_bit(plane, 2 * quarter))
         high = or_u8(high_nibbles(packed), plane_bit(plane, 2 * quarter + 1))
-        _four_columns(low, scale, minimum, out + 256 * quarter)
-        _four_columns(high, scale, minimum, out + 256 * quarter + 128)
+        four_columns(low, scale, minimum, out + 256 * quarter)
+        four_columns(high, scale, minimum, out + 256 * quarter + 128)
 
 
 @_function
 def q4_0(at, out):
     """One group."""
-    _ahead(at, 288)
+    ahead(at, 288)
     scale = load_f16x16(at + 256)
-    _nibbles(at, scale, mul_f32(scale, splat_f32(-8.0)), out)
+    nibbles(at, scale, mul_f32(scale, splat_f32(-8.0)), out)
 
 
 @_function
 def q4_1(at, out):
     """One group."""
-    _ahead(at, 320)
-    _nibbles(at, load_f16x16(at + 256), load_f16x16(at + 288), out)
+    ahead(at, 320)
+    nibbles(at, load_f16x16(at + 256), load_f16x16(at + 288), out)
 
 
 @_function
 def q5_0(at, out):
     """One group."""
-    _ahead(at, 352)
+    ahead(at, 352)
     scale = load_f16x16(at + 320)
     _nibbles_and_plane(at, at + 256, scale, mul_f32(scale, splat_f32(-16.0)), out)
 
@@ -108,18 +109,18 @@ def q5_0(at, out):
 @_function
 def q5_1(at, out):
     """One group."""
-    _ahead(at, 384)
+    ahead(at, 384)
     _nibbles_and_plane(at, at + 256, load_f16x16(at + 320), load_f16x16(at + 352), out)
 
 
 @_function
 def q8_0(at, out):
     """One group."""
-    _ahead(at, 544)
+    ahead(at, 544)
     scale = load_f16x16(at + 512)
     minimum = mul_f32(scale, splat_f32(-128.0))
     for part in range(8):
-        _four_columns(load_u8x64(at + 64 * part), scale, minimum, out + 128 * part)
+        four_columns(load_u8x64(at + 64 * part), scale, minimum, out + 128 * part)
 
 
 @_device
@@ -142,12 +143,12 @@ def _k_quant(has_plane, scales_at):
         if has_plane:
             _nibbles_and_plane(at + 256 * group, at + 2048 + 64 * group, scale, minimum, out + GROUP_BYTES * group)
         else:
-            _nibbles(at + 256 * group, scale, minimum, out + GROUP_BYTES * group)
+            nibbles(at + 256 * group, scale, minimum, out + GROUP_BYTES * group)
 
     @_function
     def unpack(at, out):
         """Eight groups."""
-        _ahead(at, scales_at + 256)
+        ahead(at, scales_at + 256)
         scales, minima = load_i32x16(at + scales_at), load_i32x16(at + scales_at + 64)
         lows = load_i32x16(at + scales_at + 128)
         scale = load_f16x16(at + scales_at + 192)
@@ -168,7 +169,7 @@ q5_k = _k_quant(True, 2560)
 @_function
 def q6_k(at, out):
     """Eight groups, each of two scales."""
-    _ahead(at, 3360)
+    ahead(at, 3360)
     scale = load_f16x16(at + 3328)
     for half in range(16):
         s = mul_f32(scale, to_f32(load_i8x16(at + 3072 + 16 * half)))
@@ -178,8 +179,8 @@ def q6_k(at, out):
             packed = load_u8x64(at + 192 * half + 64 * part)
             low = or_u8(low_nibbles(packed), plane_bits(planes, 2 * part))
             high = or_u8(high_nibbles(packed), plane_bits(planes, 2 * part + 1))
-            _four_columns(low, s, m, out + 512 * half + 256 * part)
-            _four_columns(high, s, m, out + 512 * half + 256 * part + 128)
+            four_columns(low, s, m, out + 512 * half + 256 * part)
+            four_columns(high, s, m, out + 512 * half + 256 * part + 128)
 
 
 @_device
@@ -191,13 +192,13 @@ def q2_k_scales(bits, scale, minimum):
 @_function
 def q2_k(at, out):
     """Eight groups, each of two scales and minima."""
-    _ahead(at, 1344)
+    ahead(at, 1344)
     scale, minimum = load_f16x16(at + 1280), mul_f32(load_f16x16(at + 1312), splat_f32(-1.0))
     for half in range(16):
         s, m = q2_k_scales(load_i8x16(at + 1024 + 16 * half), scale, minimum)
         pairs = load_u8x64(at + 64 * half)
         for part in range(4):
-            _four_columns(low_pairs(pairs, part), s, m, out + 512 * half + 128 * part)
+            four_columns(low_pairs(pairs, part), s, m, out + 512 * half + 128 * part)
 
 
 @_device
@@ -211,7 +212,7 @@ def q3_k_scale(words, half, scale):
 @_function
 def q3_k(at, out):
     """Eight groups, each of two scales."""
-    _ahead(at, 1760)
+    ahead(at, 1760)
     scale = load_f16x16(at + 1728)
     for half in range(16):
         group, which = half // 2, half % 2
@@ -220,7 +221,7 @@ def q3_k(at, out):
         pairs, plane = load_u8x64(at + 192 * group + 64 * which), load_u8x64(at + 192 * group + 128)
         for part in range(4):
             codes = or_u8(low_pairs(pairs, part), third_bit(plane, 4 * which + part))
-            _four_columns(codes, s, m, out + 512 * half + 128 * part)
+            four_columns(codes, s, m, out + 512 * half + 128 * part)
 
 
 def _places(values):
@@ -230,8 +231,8 @@ def _places(values):
     def places(at, scale, minimum, out):
         for quarter in range(4):
             packed = load_u8x64(at + 64 * quarter)
-            _four_columns(values(low_nibbles(packed)), scale, minimum, out + 256 * quarter)
-            _four_columns(values(high_nibbles(packed)), scale, minimum, out + 256 * quarter + 128)
+            four_columns(values(low_nibbles(packed)), scale, minimum, out + 256 * quarter)
+            four_columns(values(high_nibbles(packed)), scale, minimum, out + 256 * quarter + 128)
 
     return places
 
@@ -243,7 +244,7 @@ _mxfp4_places = _places(mxfp4_values)
 @_function
 def iq4_nl(at, out):
     """One group."""
-    _ahead(at, 288)
+    ahead(at, 288)
     scale = load_f16x16(at + 256)
     _iq4_places(at, scale, mul_f32(scale, splat_f32(-127.0)), out)
 
@@ -259,7 +260,7 @@ def iq4_xs_scale(at, group, scale):
 @_function
 def iq4_xs(at, out):
     """Eight groups."""
-    _ahead(at, 2176)
+    ahead(at, 2176)
     scale = load_f16x16(at + 2144)
     for group in range(8):
         s = iq4_xs_scale(at + 2048, group, scale)
@@ -275,7 +276,7 @@ def half_power(exponents):
 @_function
 def mxfp4(at, out):
     """One group."""
-    _ahead(at, 272)
+    ahead(at, 272)
     scale = half_power(load_i8x16(at + 256))
     _mxfp4_places(at, scale, mul_f32(scale, splat_f32(-12.0)), out)
 
