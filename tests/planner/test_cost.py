@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from residency.hardware import Figure, Machine, assumed_figures
 from residency.planner import ModelCost, forecast_speed
-from residency.planner.cost import prefill_seconds, step_seconds, step_workload
+from residency.planner.cost import step_seconds, step_workload
+from residency.planner.speed import prefill_seconds
 from residency.spec.layout import read_bytes_per_token
 from residency.spec.model import ModelSpec
 

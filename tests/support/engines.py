@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from residency.engine.executor import CpuExecutor
+from residency.hardware import Machine
 from residency.ledger import KvPages
 from residency.ledger.kv import PageGroup
 from residency.models.specs import model_spec
@@ -31,12 +32,13 @@ def plan_of(
     kv_format: KvFormat = "F16",
     budget_bytes: int = 1 << 30,
     runtime_bytes: int = 64 << 20,
+    machine: Machine | None = None,
 ) -> Plan:
     """The plan of the model at `path` on a machine that nobody measured."""
     checkpoint = open_checkpoint(path)
     return plan_run(
         model_spec(checkpoint),
-        machine=unmeasured_machine(),
+        machine=machine or unmeasured_machine(),
         runtime_bytes=runtime_bytes,
         budget_bytes=budget_bytes,
         context_tokens=context_tokens,
@@ -60,13 +62,14 @@ def engine_logits(
     context_tokens: int = 512,
     threads: int = 2,
     kv_format: KvFormat = "F16",
+    plan: Plan | None = None,
 ) -> Floats:
     """The engine's logits (tokens, vocabulary) after each of `tokens`.
 
     The first `prompt_tokens` (default: all) are computed in chunks, the others one by one, as in a generation.
     """
     prompt_tokens = prompt_tokens or len(tokens)
-    plan = plan_of(
+    plan = plan or plan_of(
         path,
         context_tokens=context_tokens,
         chunk_tokens=chunk_tokens,
@@ -85,7 +88,7 @@ def engine_logits(
     scheduler.add(Request(request_id=0, prompt_tokens=prompt_tokens, wanted_tokens=len(tokens) - prompt_tokens + 1))
     parts = []
     folder = ensure_store(spec, plan.model_fingerprint)
-    with Weights(spec, folder) as weights, CpuExecutor(plan, spec, weights) as executor:
+    with Weights(spec, folder, plan.streaming) as weights, CpuExecutor(plan, spec, weights) as executor:
         while scheduler.has_work:
             batch = scheduler.schedule()
             (entry,) = batch.entries

@@ -30,7 +30,7 @@ def loop_on(
     """A loop on the model at `path`; closed afterwards."""
     spec = model_spec(open_checkpoint(path))
     folder = ensure_store(spec, plan.model_fingerprint)
-    with Weights(spec, folder) as weights, CpuExecutor(plan, spec, weights) as executor:
+    with Weights(spec, folder, plan.streaming) as weights, CpuExecutor(plan, spec, weights) as executor:
         weight_read_bytes = read_bytes_per_token(spec)
         loop = Loop(
             plan, executor, eos_ids=eos_ids, weight_read_bytes=weight_read_bytes, admission=admission, swap=swap

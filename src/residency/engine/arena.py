@@ -1,7 +1,6 @@
-"""Named arrays in one anonymous mapping, and how much of a mapping is resident."""
+"""Named arrays in one arena, and how much of a mapping is resident."""
 
 import math
-import mmap
 import re
 import resource
 import sys
@@ -9,35 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from residency.planner.plan import Buffer
+from residency.store.arena import Arena
 
 _ALIGNMENT = 64
 _RANGE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ")
-
-
-class Arena:
-    """Memory that exists only where it was touched. Arrays handed out are views: close it last."""
-
-    def __init__(self, num_bytes: int) -> None:
-        self.num_bytes = num_bytes
-        self._map = mmap.mmap(-1, max(num_bytes, 1))
-        self.bytes: npt.NDArray[np.uint8] = np.frombuffer(self._map, np.uint8)
-
-    @property
-    def address(self) -> int:
-        """Where it begins."""
-        return int(self.bytes.ctypes.data)
-
-    def close(self) -> None:
-        """Give the memory back once no view of it is left."""
-        del self.bytes
-        try:
-            self._map.close()
-        except BufferError:
-            pass  # an array is still referred to; the memory goes with it
 
 
 def activation_arena(buffers: Iterable[Buffer]) -> tuple[Arena, dict[str, npt.NDArray[Any]]]:

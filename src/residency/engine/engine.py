@@ -62,14 +62,13 @@ class Engine:
             return None if progress is None else lambda done, total: progress(name, done, total)
 
         self.ledger = Ledger(self.plan.budget_bytes)
-        memory = self.plan.memory
-        for kind, num_bytes in zip(
-            MemoryClass, (memory.weights, memory.kv_cache, memory.activations, memory.runtime), strict=True
-        ):
-            self.ledger.reserve(kind, owner="plan", num_bytes=num_bytes)
+        for kind, owner, num_bytes in _holdings(self.plan):
+            self.ledger.reserve(kind, owner=owner, num_bytes=num_bytes)
         with self._opened as opened:
             folder = ensure_store(self._spec, self.plan.model_fingerprint, progress=stage("converting"))
-            self._weights = opened.enter_context(Weights(self._spec, folder))
+            self._weights = opened.enter_context(
+                Weights(self._spec, folder, self.plan.streaming, loading=stage("loading"))
+            )
             self._executor = opened.enter_context(
                 CpuExecutor(self.plan, self._spec, self._weights, compiling=stage("compiling kernels"))
             )
@@ -182,10 +181,24 @@ class Engine:
         """Memory by class so far: mapped weights and activations that are resident, pages in use by `loop` (the
         engine's own by default), and the rest of the process's peak as runtime.
         """
-        weights = resident_bytes(self._weights.address, self._weights.num_bytes)
+        weights = sum(resident_bytes(*each) for each in self._weights.in_memory)
         kv_cache, activations = (loop or self._loop).kv_bytes, self._executor.activation_bytes
         runtime = max(0, peak_resident_bytes() - weights - kv_cache - activations)
         return MemoryBytes(weights=weights, kv_cache=kv_cache, activations=activations, runtime=runtime)
+
+
+def _holdings(plan: Plan) -> Iterator[tuple[MemoryClass, str, int]]:
+    """Who holds how many bytes of which class, by the plan."""
+    streaming = plan.streaming
+    if streaming is None:
+        yield MemoryClass.WEIGHTS, "map of the store", plan.memory.weights
+    else:
+        yield MemoryClass.WEIGHTS, "resident spans", streaming.resident_bytes
+        yield MemoryClass.WEIGHTS, "streaming buffers", streaming.buffer_bytes
+    for number, group in enumerate(plan.kv_groups):
+        yield MemoryClass.KV_CACHE, f"pages of group {number}", group.num_bytes
+    yield MemoryClass.ACTIVATIONS, "buffers of a step", plan.memory.activations
+    yield MemoryClass.RUNTIME, "process", plan.memory.runtime
 
 
 class Stream:

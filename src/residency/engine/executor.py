@@ -7,11 +7,13 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from residency.engine.arena import Arena, activation_arena, resident_bytes
+from residency.engine.arena import activation_arena, resident_bytes
 from residency.engine.inputs import StepInputs
 from residency.engine.stamps import LaunchTime, StampedStep
+from residency.engine.steps import STREAM_KERNELS, ResidentSteps, StreamedSteps
 from residency.engine.swap import SwapFile
 from residency.engine.workers import Workers
+from residency.errors import UsageError
 from residency.kernels.embed import embed
 from residency.kernels.library import Library
 from residency.kernels.recorder import Recorder
@@ -22,6 +24,7 @@ from residency.models.registry import forward_of
 from residency.planner.plan import Plan
 from residency.scheduler import Batch
 from residency.spec.model import ModelSpec
+from residency.store.arena import Arena
 from residency.store.weights import Weights
 
 DRIVERS = ("step.run", "step.serve")
@@ -47,17 +50,22 @@ class CpuExecutor:
             opened.callback(self._kv_pages.clear)
             self._inputs = StepInputs(spec, buffers, plan.page_tokens)
             self._token_ids, self._logits = buffers["token_ids"], buffers["logits"]
-            self._hidden = None if spec.tied else buffers["hidden"][:, : spec.hidden]
+            residents = weights.residents
+            in_step = spec.tied and residents is None  # whether tokens are looked up by a kernel, not in the file
+            self._hidden = None if in_step else buffers["hidden"][:, : spec.hidden]
             self._vocabulary = spec.vocabulary
             step = Recorder(self._inputs.addresses, buffers)
             parts = Parts(spec=spec, weights=weights, caches=self._layer_pages(), angles=self._inputs.angles)
-            if spec.tied:
+            if in_step:
                 embed(step, weights.head, spec.embedding_scale, buffers["hidden"])
             forward_of(spec)(step, parts)
             self._kernels = step.kernels
-            self._library = Library([*step.kernels, *DRIVERS], compiling)
-            self._program = step.finish(self._library)
-            self._logits_program = step.finish(self._library, only_logits=True)
+            self._library = Library([*step.kernels, *DRIVERS, *(STREAM_KERNELS if residents else ())], compiling)
+            self._steps = (
+                ResidentSteps(step, self._library)
+                if residents is None
+                else StreamedSteps(step, self._library, weights, residents)
+            )
             self._workers = opened.enter_context(Workers(self._library, plan.threads))
             self._opened = opened.pop_all()
 
@@ -84,11 +92,11 @@ class CpuExecutor:
         """Run one step on the batch's `tokens`, entry after entry.
 
         Returns the logits (rows, vocabulary) of the entries that need them, in order, or with `every_logit` of all
-        tokens; a view that the next step overwrites.
+        tokens; a view that the next step overwrites. StoreError where weights stream and the disk fails.
         """
         self._start(tokens)
         rows = self._inputs.write(batch, pages, every_logit=every_logit)
-        self._workers.run(self._program)
+        self._run()
         return self._logits[: len(rows), : self._vocabulary]
 
     @property
@@ -101,7 +109,7 @@ class CpuExecutor:
         `most_logits`; in the place of those that there were.
         """
         self._inputs.write_logit_rows(rows)
-        self._workers.run(self._logits_program)
+        self._run(only_logits=True)
         return self._logits[: len(rows), : self._vocabulary]
 
     def copy_pages(self, copies: Iterable[PageCopy], swap: SwapFile | None = None) -> None:
@@ -121,14 +129,20 @@ class CpuExecutor:
         self, batch: Batch, pages: KvPages, tokens: npt.NDArray[np.int64], *, repeats: int
     ) -> tuple[LaunchTime, ...]:
         """How long each kernel of this step takes inside the step, over `repeats` runs of it. Leaves what `compute`
-        leaves: the step's keys and values are in the cache.
+        leaves: the step's keys and values are in the cache. UsageError where weights stream.
         """
-        stamped = StampedStep(self._program, self._library, self._kernels)
+        if self._plan.streaming is not None:
+            raise UsageError("a step whose weights stream waits for the disk; profile it with more --memory.")
+        stamped = StampedStep(self._steps.begin(), self._library, self._kernels)
         for _ in range(repeats):
             self._start(tokens)
             self._inputs.write(batch, pages)
             stamped.run(self._workers)
         return stamped.times()
+
+    def _run(self, *, only_logits: bool = False) -> None:
+        self._workers.run(self._steps.begin(only_logits=only_logits))
+        self._steps.end()
 
     def _start(self, tokens: npt.NDArray[np.int64]) -> None:
         self._token_ids[: len(tokens)] = tokens

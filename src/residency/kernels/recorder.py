@@ -4,6 +4,7 @@ The list is the CPU's counterpart of a CUDA graph. Its kernels read the number o
 the step's inputs, so one recording serves every step; Python only writes the inputs and starts the threads.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,18 +87,16 @@ class Recorder:
         """The names of all kernels that were recorded."""
         return {launch.kernel for launch in self.launches}
 
-    def finish(self, library: Library, *, only_logits: bool = False) -> "Program":
-        """The recording with every address resolved; or of it, only what makes logits of a step's last hidden states,
-        which may be run again for other rows.
+    @property
+    def first_of_logits(self) -> int:
+        """The number of the first launch that makes logits of a step's last hidden states: it and those after it may
+        be run again for other rows.
         """
-        first = next(i for i, each in enumerate(self.launches) if each.words.get("rows_at")) if only_logits else 0
-        launches = self.launches[first:]
-        blocks = [library[launch.kernel].pack(dict(launch.words)) for launch in launches]
-        table = np.empty((len(blocks), 3), np.int64)
-        for i, (launch, block) in enumerate(zip(launches, blocks, strict=True)):
-            table[i] = library[launch.kernel].address, np.frombuffer(block, np.int64).ctypes.data, launch.meet
-        table[-1:, 2] = 1  # a step ends when all threads are done
-        return Program(table, blocks)
+        return next(i for i, each in enumerate(self.launches) if each.words.get("rows_at"))
+
+    def finish(self, library: Library) -> "Program":
+        """The recording with every address resolved."""
+        return finish(self.launches, library)
 
 
 @dataclass(frozen=True)
@@ -111,6 +110,16 @@ class Program:
     def address(self) -> int:
         """Where the table is."""
         return address_of(self.table)
+
+
+def finish(launches: Sequence[Launch], library: Library) -> Program:
+    """The program of the launches, every address resolved."""
+    blocks = [library[launch.kernel].pack(dict(launch.words)) for launch in launches]
+    table = np.empty((len(blocks), 3), np.int64)
+    for i, (launch, block) in enumerate(zip(launches, blocks, strict=True)):
+        table[i] = library[launch.kernel].address, np.frombuffer(block, np.int64).ctypes.data, launch.meet
+    table[-1:, 2] = 1  # a step ends when all threads are done
+    return Program(table, blocks)
 
 
 def address_of(array: Array) -> int:

@@ -1,9 +1,10 @@
 """What will fit, where every byte will live, and how fast it will go."""
 
-from residency.planner.cost import ModelCost, Workload, forecast_speed
+from residency.planner.cost import ModelCost, Workload
 from residency.planner.explain import explain
 from residency.planner.memory import plan_run
 from residency.planner.plan import Buffer, KvGroup, MemoryBytes, Plan, SpeedForecast
+from residency.planner.speed import forecast_speed
 
 __all__ = [
     "Buffer",

@@ -13,7 +13,7 @@ from residency.records import from_data, to_data
 from residency.spec.state import StateSpec
 
 ANSWER_VERSION = 1
-Bound = Literal["memory", "compute"]
+Bound = Literal["memory", "compute", "disk"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from residency.errors import FileError
 from residency.planner.buffers import activation_buffers
 from residency.planner.memory import kv_groups
 from residency.planner.plan import Plan
+from residency.planner.streaming import LEAST_SLOTS, Streaming, least_streaming
 from residency.spec.layout import store_layout
 from residency.spec.model import ModelSpec
 
@@ -38,8 +39,25 @@ def check_plan(plan: Plan, model: ModelSpec) -> None:
     within = all(
         low.num_pages <= pages <= high.num_pages for low, pages, high in zip(least, num_pages, most, strict=False)
     )
-    needed = (buffers, groups, store_layout(model).resident_bytes, model.architecture)
+    weights_bytes = store_layout(model).resident_bytes
+    if plan.streaming is not None:
+        _check_streaming(plan, plan.streaming, model)
+        weights_bytes = plan.streaming.memory_bytes
+    needed = (buffers, groups, weights_bytes, model.architecture)
     planned = (plan.buffers, plan.kv_groups, plan.memory.weights, plan.architecture)
     usable = within and len(most) == len(num_pages) and plan.context_tokens <= model.max_context_tokens
     if needed != planned or not usable or not plan.forecast.read_bytes_per_second:
-        raise FileError(f"the plan does not fit its model {plan.model_name}; make it anew with --plan-out.")
+        raise _refusal(plan)
+
+
+def _check_streaming(plan: Plan, streaming: Streaming, model: ModelSpec) -> None:
+    least = least_streaming(model, streaming.disk_bytes_per_second)
+    cut = (streaming.span_bytes, streaming.slot_bytes) == (least.span_bytes, least.slot_bytes)
+    in_order = streaming.streamed == tuple(sorted({*streaming.streamed} & {*least.streamed}))
+    has_rate = streaming.disk_bytes_per_second > 0
+    if not (cut and in_order and has_rate and streaming.streamed and streaming.slots >= LEAST_SLOTS):
+        raise _refusal(plan)
+
+
+def _refusal(plan: Plan) -> FileError:
+    return FileError(f"the plan does not fit its model {plan.model_name}; make it anew with --plan-out.")

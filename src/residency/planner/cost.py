@@ -11,27 +11,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from residency.hardware import Machine
-from residency.planner.plan import SpeedForecast
 from residency.spec.layout import stored_bytes
 from residency.spec.model import AttentionSpec, LatentAttentionSpec, LayerSpec, ModelSpec, MoeSpec, TensorSpec
 from residency.spec.ranks import rank_tensor_bytes
 from residency.spec.state import KV_F16, KvFormat
 
-_PROMPT_RATE = "prompt_matrix_operations_per_second"
-_UNPACKING_RATE = "prompt_unpacked_values_per_second"
-_PROMPT_ATTENTION_RATE = "prompt_attention_operations_per_second"
-_USED_FIGURES = (
-    "matrix_int8_operations_per_second",
-    _PROMPT_RATE,
-    _UNPACKING_RATE,
-    _PROMPT_ATTENTION_RATE,
-    "vector_f32_operations_per_second",
-    "read_efficiency",
-    "step_overhead_seconds",
-    "layer_overhead_seconds",
-)
+PROMPT_RATE = "prompt_matrix_operations_per_second"
+UNPACKING_RATE = "prompt_unpacked_values_per_second"
+PROMPT_ATTENTION_RATE = "prompt_attention_operations_per_second"
 
-DECODE_CONTEXT_TOKENS = 128  # what is read of the KV cache by the token that the forecast of decode is for
 _RECURRENCE_OPERATIONS = 6  # for each value of a recurrent state: decay, input, output, each with an addition
 
 
@@ -233,9 +221,9 @@ class ComputeRates:
 def compute_rates(machine: Machine, threads: int, *, of_prompt: bool) -> ComputeRates:
     """What a step is computed at. A prompt has rates of its own where they have been measured."""
     matrix, attention = "matrix_int8_operations_per_second", "vector_f32_operations_per_second"
-    if of_prompt and _PROMPT_RATE in machine.figures:
-        matrix = _PROMPT_RATE
-        attention = _PROMPT_ATTENTION_RATE if _PROMPT_ATTENTION_RATE in machine.figures else attention
+    if of_prompt and PROMPT_RATE in machine.figures:
+        matrix = PROMPT_RATE
+        attention = PROMPT_ATTENTION_RATE if PROMPT_ATTENTION_RATE in machine.figures else attention
     cores = min(threads, machine.cores)
     return ComputeRates(matrix=machine.figure(matrix) * cores, attention=machine.figure(attention) * cores)
 
@@ -250,46 +238,6 @@ def step_seconds(
         read=work.read_bytes / read_rate,
         compute=work.matrix_operations / rates.matrix + work.attention_operations / rates.attention,
         overhead=machine.figure("step_overhead_seconds") + num_layers * machine.figure("layer_overhead_seconds"),
-    )
-
-
-def prefill_seconds(cost: ModelCost, *, prompt_tokens: int, chunk_tokens: int, machine: Machine, threads: int) -> float:
-    """From an empty cache to the logits after the prompt, chunk by chunk, each of which unpacks all weights once."""
-    total_seconds = 0.0
-    unpacking_seconds = 0.0
-    if _UNPACKING_RATE in machine.figures:
-        values = sum(each.num_layers * each.values for each in cost.matrices if each.name != "output head")
-        unpacking_seconds = values / (machine.figure(_UNPACKING_RATE) * min(threads, machine.cores))
-    for start in range(0, prompt_tokens, chunk_tokens):
-        work = step_workload(cost, start_token=start, num_tokens=min(chunk_tokens, prompt_tokens - start))
-        seconds = step_seconds(work, num_layers=cost.num_layers, machine=machine, threads=threads, of_prompt=True)
-        total_seconds += seconds.total + unpacking_seconds
-    return total_seconds
-
-
-def forecast_speed(
-    cost: ModelCost, *, machine: Machine, context_tokens: int, chunk_tokens: int, threads: int
-) -> SpeedForecast:
-    """Decode after DECODE_CONTEXT_TOKENS, and prefill of a prompt of half the context, of one sequence."""
-    half_tokens = max(1, context_tokens // 2)
-    work = step_workload(cost, start_token=min(DECODE_CONTEXT_TOKENS, context_tokens) - 1, num_tokens=1)
-    decode = step_seconds(work, num_layers=cost.num_layers, machine=machine, threads=threads)
-    first_token_seconds = prefill_seconds(
-        cost, prompt_tokens=half_tokens, chunk_tokens=chunk_tokens, machine=machine, threads=threads
-    )
-    return SpeedForecast(
-        decode_tokens_per_second=1 / decode.total,
-        prefill_tokens_per_second=half_tokens / first_token_seconds,
-        time_to_first_token_seconds=first_token_seconds,
-        bound=decode.bound,
-        read_bytes_per_token=work.read_bytes,
-        read_bytes_per_second=machine.tier("ram").read_bytes_per_second(threads, work.read_bytes),
-        operations_per_token=work.matrix_operations + work.attention_operations,
-        operations_per_second=(work.matrix_operations + work.attention_operations) / decode.compute,
-        step_overhead_seconds=decode.overhead,
-        assumed=tuple(
-            name for name in _USED_FIGURES if name in machine.figures and machine.figures[name].origin == "assumed"
-        ),
     )
 
 

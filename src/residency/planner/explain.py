@@ -1,12 +1,13 @@
 """A plan in words: the lines that are printed before anything is loaded."""
 
 from residency.planner.plan import Plan, SpeedForecast
+from residency.planner.streaming import Streaming
 from residency.units import binary_bytes, decimal_bytes, mib, operations_rate, rate
 
 
 def explain(plan: Plan) -> str:
-    """Three lines (model and budget; bytes by class; speed with its arithmetic), and a fourth where rates are
-    assumed. Without a newline at the end."""
+    """Three lines (model and budget; bytes by class; speed with its arithmetic), one more where weights stream and
+    one where rates are assumed. Without a newline at the end."""
     memory = plan.memory
     sequences = f" · {plan.max_sequences} sequences" if plan.max_sequences > 1 else ""
     lines = [
@@ -14,8 +15,11 @@ def explain(plan: Plan) -> str:
         f" · RAM budget {binary_bytes(plan.budget_bytes)}",
         f"weights {mib(memory.weights)} · KV cache {mib(memory.kv_cache)} · activations {mib(memory.activations)}"
         f" · runtime {mib(memory.runtime)} · free {mib(plan.free_bytes)}",
-        f"forecast {speed(plan.forecast.decode_tokens_per_second)} tokens/s, {_arithmetic(plan.forecast)}",
+        f"forecast {speed(plan.forecast.decode_tokens_per_second)} tokens/s, "
+        f"{_arithmetic(plan.forecast, plan.streaming)}",
     ]
+    if plan.streaming is not None:
+        lines.insert(2, _placement(plan.streaming))
     if plan.forecast.assumed:
         lines.append(f"{len(plan.forecast.assumed)} of the forecast's figures are assumed, not yet measured here")
     return "plan   " + "\n       ".join(lines)
@@ -27,8 +31,17 @@ def speed(tokens_per_second: float) -> str:
     return f"{tokens_per_second:.{decimals}f}"
 
 
-def _arithmetic(forecast: SpeedForecast) -> str:
-    if forecast.bound == "memory":
+def _placement(streaming: Streaming) -> str:
+    return (
+        f"of the weights {mib(streaming.resident_bytes)} stay, {mib(streaming.streamed_bytes)} stream from the disk "
+        f"each step, through {streaming.slots} buffers of {mib(streaming.slot_bytes)}"
+    )
+
+
+def _arithmetic(forecast: SpeedForecast, streaming: Streaming | None) -> str:
+    if streaming is not None and forecast.bound == "disk":
+        figures = f"{decimal_bytes(streaming.streamed_bytes)} a step at {rate(streaming.disk_bytes_per_second)}"
+    elif forecast.bound == "memory":
         figures = f"{decimal_bytes(forecast.read_bytes_per_token)} a token at {rate(forecast.read_bytes_per_second)}"
     else:
         operations = operations_rate(forecast.operations_per_token).removesuffix("/s")

@@ -9,8 +9,10 @@ from residency.errors import BudgetError, ContextError, UsageError
 from residency.hardware import Machine
 from residency.ledger.kv import pages_of_a_sequence
 from residency.planner.buffers import activation_buffers
-from residency.planner.cost import ModelCost, forecast_speed, prefill_seconds
+from residency.planner.cost import ModelCost, step_seconds, step_workload
 from residency.planner.plan import PAGE_TOKENS, Buffer, KvGroup, MemoryBytes, Plan
+from residency.planner.speed import DECODE_CONTEXT_TOKENS, forecast_speed, prefill_seconds
+from residency.planner.streaming import READERS, Streaming, best_streaming, least_streaming
 from residency.spec.layout import store_layout
 from residency.spec.model import ModelSpec
 from residency.units import binary_bytes, enough_mib
@@ -37,6 +39,7 @@ class _Request:
 
     model: ModelSpec
     weights_bytes: int
+    streaming: Streaming | None = None  # where the weights do not fit: through as few buffers as can be
     runtime_bytes: int
     max_sequences: int
     logit_rows: int | None
@@ -129,11 +132,18 @@ def plan_run(
         kv_tokens=0 if oversubscribe else None,
         prompts_in_tiles=prompts_in_tiles,
     )
-    context = _context(request, context_tokens, chunk_tokens)
+    try:
+        context = _context(request, context_tokens, chunk_tokens)
+    except BudgetError:
+        if not any(tier.kind == "disk" for tier in machine.tiers):
+            raise
+        request = _streaming(request, machine)
+        context = _context(request, context_tokens, chunk_tokens)
     cost = ModelCost.of(model, kv_value_bytes=KV_VALUE_BYTES[kv_format])
     chunk = chunk_tokens or _chunk(request, cost, context, machine, threads)
     if oversubscribe:
         request = _with_the_rest_as_pages(request, context, chunk)
+    request = _with_the_rest_as_weights(request, cost, context, chunk, machine)
     memory = request.memory(context, chunk)
     return Plan(
         model_path=model_path,
@@ -151,8 +161,16 @@ def plan_run(
         kv_format=kv_format,
         kv_groups=request.kv_groups(context, chunk),
         memory=memory,
-        forecast=forecast_speed(cost, machine=machine, context_tokens=context, chunk_tokens=chunk, threads=threads),
+        forecast=forecast_speed(
+            cost,
+            machine=machine,
+            context_tokens=context,
+            chunk_tokens=chunk,
+            threads=threads,
+            streaming=request.streaming,
+        ),
         prompts_in_tiles=prompts_in_tiles,
+        streaming=request.streaming,
     )
 
 
@@ -186,13 +204,39 @@ def kv_groups(
     return tuple(groups)
 
 
+def _streaming(request: _Request, machine: Machine) -> _Request:
+    """The request with as little of its weights in memory as can be."""
+    least = least_streaming(request.model, machine.tier("disk").read_bytes_per_second(READERS))
+    return replace(request, weights_bytes=least.memory_bytes, streaming=least)
+
+
+def _with_the_rest_as_weights(
+    request: _Request, cost: ModelCost, context_tokens: int, chunk_tokens: int, machine: Machine
+) -> _Request:
+    """The request with as many of the weights in memory as fit, where they stream."""
+    if request.streaming is None:
+        return request
+    work = step_workload(cost, start_token=DECODE_CONTEXT_TOKENS, num_tokens=1)
+    resident = step_seconds(work, num_layers=cost.num_layers, machine=machine, threads=request.threads)
+    others_bytes = request.memory(context_tokens, chunk_tokens).peak - request.weights_bytes
+    best = best_streaming(
+        request.streaming, room_bytes=request.budget_bytes - others_bytes, resident_seconds=resident.total
+    )
+    return replace(request, weights_bytes=best.memory_bytes, streaming=best)
+
+
 def _with_the_rest_as_pages(request: _Request, context_tokens: int, chunk_tokens: int) -> _Request:
-    """The request with as many tokens in the KV cache as fit, at most every sequence's whole context."""
+    """The request with as many tokens in the KV cache as fit, at most every sequence's whole context; where weights
+    stream, at most half of it, as pages that nobody uses would make every step slower.
+    """
 
     def holding(pages: int) -> _Request:
         return replace(request, kv_tokens=pages * PAGE_TOKENS)
 
-    most_pages = request.max_sequences * -(-context_tokens // PAGE_TOKENS)
+    context_pages = -(-context_tokens // PAGE_TOKENS)
+    most_pages = request.max_sequences * context_pages
+    if request.streaming is not None:
+        most_pages = max(context_pages, most_pages // 2)
     return holding(_largest(lambda pages: holding(pages).fits(context_tokens, chunk_tokens), at_most=most_pages))
 
 
@@ -254,6 +298,7 @@ def _largest_context(request: _Request, below_tokens: int, chunk_tokens: int) ->
 
 def _refusal(request: _Request, wanted_tokens: int, chunk_tokens: int) -> BudgetError:
     memory = request.memory(wanted_tokens, _step_tokens(request, wanted_tokens, chunk_tokens))
+    streamed = "" if request.streaming is None else f", streamed through {request.streaming.slots} buffers"
     largest_tokens = _largest_context(request, wanted_tokens, chunk_tokens)
     missing_bytes = memory.peak - request.budget_bytes
     enough = f"--memory {enough_mib(memory.peak)}"
@@ -261,7 +306,7 @@ def _refusal(request: _Request, wanted_tokens: int, chunk_tokens: int) -> Budget
     sequences = f" for each of {request.max_sequences} sequences" if request.max_sequences > 1 else ""
     return BudgetError(
         f"{request.model.name} needs {binary_bytes(memory.peak)} with a context of {wanted_tokens}{sequences} "
-        f"(weights {binary_bytes(memory.weights)}, KV cache {binary_bytes(memory.kv_cache)}, "
+        f"(weights {binary_bytes(memory.weights)}{streamed}, KV cache {binary_bytes(memory.kv_cache)}, "
         f"activations {binary_bytes(memory.activations)}, runtime {binary_bytes(memory.runtime)}); the budget is "
         f"{binary_bytes(request.budget_bytes)}, {binary_bytes(missing_bytes)} ({missing_bytes} bytes) too little. "
         f"The cheapest change: {change}."
@@ -278,6 +323,7 @@ def _chunk(request: _Request, cost: ModelCost, context_tokens: int, machine: Mac
             chunk_tokens=tokens,
             machine=machine,
             threads=threads,
+            streaming=_with_the_rest_as_weights(request, cost, context_tokens, tokens, machine).streaming,
         )
         for tokens in (_step_tokens(request, context_tokens, size) for size in CHUNK_CHOICES)
         if request.fits(context_tokens, tokens)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from residency.errors import FileError
+from residency.planner.streaming import Streaming
 from residency.records import from_data, to_data
 from residency.units import binary_bytes
 
@@ -67,7 +68,7 @@ class SpeedForecast:
     decode_tokens_per_second: float  # after a context of 128 tokens
     prefill_tokens_per_second: float
     time_to_first_token_seconds: float  # of a prompt as long as half the context
-    bound: Literal["memory", "compute"]  # of decode
+    bound: Literal["memory", "compute", "disk"]  # of decode
     read_bytes_per_token: int  # weights, keys and values of one token of decode
     read_bytes_per_second: float  # what the probe measured for a working set of read_bytes_per_token
     operations_per_token: int  # multiplications and additions of one token of decode
@@ -97,6 +98,7 @@ class Plan:
     memory: MemoryBytes
     forecast: SpeedForecast
     prompts_in_tiles: bool = False  # whether prompts are multiplied in tile registers (Intel AMX)
+    streaming: Streaming | None = None  # what of the weights is read from the disk anew in each step; None: nothing
 
     @property
     def free_bytes(self) -> int:

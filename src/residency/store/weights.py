@@ -12,11 +12,14 @@ import numpy.typing as npt
 
 from residency.errors import StoreError
 from residency.formats import unpack_rows
+from residency.formats.tiles import TILE_ROWS, untile_rows
 from residency.kernels.matmul import Matrix
 from residency.paths import cache_folder
+from residency.planner.streaming import Streaming
 from residency.spec.layout import store_layout
 from residency.spec.model import ModelSpec
 from residency.store.convert import STORE_VERSION, Progress, convert
+from residency.store.residents import Residents
 
 _EMBEDDED_TOGETHER = 32  # tokens: bounds what unpacking needs beside the result
 
@@ -55,10 +58,14 @@ def _set_aside(folder: Path) -> None:
 class Weights:
     """The tensors of an open store, by the names of `transformers`. Matrices are views of the map: close it last.
 
-    Resident tensors are mapped; an embedding that is not tied to the head is read row by row from the file.
+    Resident tensors are mapped; an embedding that is not tied to the head is read row by row from the file. Where some
+    stream, matrices are views of addresses alone, which hold nothing: `residents` knows where each span is.
     """
 
-    def __init__(self, model: ModelSpec, folder: Path) -> None:
+    def __init__(
+        self, model: ModelSpec, folder: Path, streaming: Streaming | None = None, *, loading: Progress | None = None
+    ) -> None:
+        """StoreError where the store is missing, cut, or cannot be read."""
         self._model = model
         self._layout = store_layout(model)
         self._tensors = {tensor.name: tensor for tensor in model.tensors}
@@ -72,8 +79,14 @@ class Weights:
         if length != self._layout.total_bytes:
             self._file.close()
             raise StoreError(f"the store {folder} is {self._layout.total_bytes - length} bytes short; delete it.")
-        self._map = mmap.mmap(self._file.fileno(), self._layout.resident_bytes, prot=mmap.PROT_READ)
-        self._map.madvise(mmap.MADV_WILLNEED)
+        self.residents: Residents | None = None
+        if streaming is None:
+            self._map = mmap.mmap(self._file.fileno(), self._layout.resident_bytes, prot=mmap.PROT_READ)
+            self._map.madvise(mmap.MADV_WILLNEED)
+        else:
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # of the embedding, a row here and there
+            self._map = mmap.mmap(-1, self._layout.resident_bytes, prot=mmap.PROT_READ)
+            self.residents = Residents(model, folder / "weights", streaming, loading)
         self._bytes: npt.NDArray[Any] = np.frombuffer(self._map, np.uint8)
 
     def __enter__(self) -> "Weights":
@@ -86,6 +99,8 @@ class Weights:
 
     def close(self) -> None:
         """Give the map back once no view of it is left, and close the file."""
+        if self.residents is not None:
+            self.residents.close()
         del self._bytes
         try:
             self._map.close()
@@ -95,8 +110,17 @@ class Weights:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes mapped."""
+        """Bytes mapped, or of addresses that stand for the store's."""
         return self._layout.resident_bytes
+
+    @property
+    def in_memory(self) -> tuple[tuple[int, int], ...]:
+        """Addresses and bytes of the memory that holds weights."""
+        return ((self.address, self.num_bytes),) if self.residents is None else self.residents.in_memory
+
+    def offset_of(self, name: str) -> int:
+        """Where a tensor begins in the store, and in the map."""
+        return self._layout.by_name[name].offset
 
     @property
     def address(self) -> int:
@@ -124,19 +148,24 @@ class Weights:
         return self.matrix(tensor.name)
 
     def embed(self, tokens: npt.NDArray[np.int64], out: FloatArray) -> None:
-        """The embeddings of `tokens` (n,) into out (n, hidden), scaled as the model asks, from a file that holds them
-        apart from the head: only the rows asked for are read. Tokens must be in range.
+        """The embeddings of `tokens` (n,) into out (n, hidden), scaled as the model asks, from the file: only the rows
+        asked for are read, or the tiles of a matrix that is also the head. Tokens must be in range.
         """
         tensor = self._model.embedding
         row_bytes = tensor.format.bytes_of(tensor.shape[1:])
+        together = TILE_ROWS if self._model.tied else 1
+        read_bytes = together * row_bytes
         start = self._layout.by_name[tensor.name].offset
-        rows = np.empty((min(len(tokens), _EMBEDDED_TOGETHER), row_bytes), np.uint8)
+        read_NB = np.empty((min(len(tokens), _EMBEDDED_TOGETHER), read_bytes), np.uint8)
         for first in range(0, len(tokens), _EMBEDDED_TOGETHER):
-            part = tokens[first : first + _EMBEDDED_TOGETHER].tolist()
-            for row, token in zip(rows, part, strict=False):
-                if os.preadv(self._file.fileno(), [row.data], start + token * row_bytes) != row_bytes:
+            part = tokens[first : first + _EMBEDDED_TOGETHER]
+            for into, number in zip(read_NB, (part // together).tolist(), strict=False):
+                if os.preadv(self._file.fileno(), [into.data], start + number * read_bytes) != read_bytes:
                     raise StoreError("the store's embedding could not be read; delete the store and run again.")
-            out[first : first + len(part)] = unpack_rows(tensor.format, rows[: len(part)])
+            rows = read_NB[: len(part)]
+            if self._model.tied:
+                rows = untile_rows(tensor.format, rows, np.arange(len(part)) * TILE_ROWS + part % TILE_ROWS)
+            out[first : first + len(part)] = unpack_rows(tensor.format, rows)
         if self._model.embedding_scale != 1.0:
             out *= np.float32(self._model.embedding_scale)
 

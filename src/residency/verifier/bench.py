@@ -9,8 +9,9 @@ from typing import Literal
 from residency.engine.calibrate import read_kernel
 from residency.engine.engine import Progress
 from residency.hardware import Machine
-from residency.planner.cost import ModelCost, Workload, compute_rates, prefill_seconds, step_seconds, step_workload
+from residency.planner.cost import ModelCost, Workload, compute_rates, step_seconds, step_workload
 from residency.planner.plan import Plan
+from residency.planner.speed import prefill_seconds
 from residency.store.memory_rate import memory_read_rates
 from residency.verifier.opened import Opened, opened
 

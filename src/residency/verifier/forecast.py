@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from residency.engine.engine import Engine, Progress
 from residency.engine.report import Report
 from residency.ledger.kv import pages_of_a_sequence
-from residency.planner.cost import DECODE_CONTEXT_TOKENS
 from residency.planner.plan import MemoryBytes, Plan
+from residency.planner.speed import DECODE_CONTEXT_TOKENS
 
 GENERATED_TOKENS = 64
 _TEXT = "The tide rises and falls twice a day, and the boats in the harbour rise and fall with it. "

@@ -55,7 +55,7 @@ def opened(plan: Plan, progress: Progress | None = None) -> Iterator[Opened]:
     _, spec = open_planned(plan)
     folder = ensure_store(spec, plan.model_fingerprint, progress=stage("converting"))
     with (
-        Weights(spec, folder) as weights,
+        Weights(spec, folder, plan.streaming) as weights,
         CpuExecutor(plan, spec, weights, compiling=stage("compiling kernels")) as executor,
     ):
         loop = Loop(plan, executor, eos_ids=frozenset(), weight_read_bytes=read_bytes_per_token(spec))

@@ -386,17 +386,3 @@ tile_zero = _tiles("llvm.x86.tilezero", 1, 0)
 tile_load = _tiles("llvm.x86.tileloadd64", 1, 2)  # (register, address, stride)
 tile_store = _tiles("llvm.x86.tilestored64", 1, 2)
 tile_dot_bf16 = _tiles("llvm.x86.tdpbf16ps", 3, 0)  # (float32 sums, rows of x, pairs of columns of the weights)
-
-# -- threads that meet
-atomic_add = operation(
-    types.int64(address, types.int64), lambda b, p, v: b.atomic_rmw("add", pointer(b, p, I64), v, "acq_rel")
-)
-atomic_load = operation(types.int64(address), lambda b, p: b.load_atomic(pointer(b, p, I64), "acquire", 8))
-pause = operation(
-    types.void(),
-    call("llvm.x86.sse2.pause", ir.VoidType()) if has("avx2") else (lambda b: None),
-)
-sleep_shortly = operation(  # some 50 microseconds: the least that the system's timers give
-    types.void(), lambda b: call("usleep", I32, I32)(b, ir.Constant(I32, 1))
-)
-cycle_count = operation(types.int64(), call("llvm.readcyclecounter", I64))  # at a constant rate on x86-64

@@ -5,15 +5,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from residency.kernels.recorder import MOST_KERNELS
-from residency.kernels.simd.language import (
-    atomic_add,
-    atomic_load,
-    cycle_count,
-    load_i64,
-    pause,
-    sleep_shortly,
-    store_i64,
-)
+from residency.kernels.simd.language import load_i64, store_i64
+from residency.kernels.simd.threads import atomic_add, atomic_load, cycle_count, pause, ring, sleep_shortly
 
 SPINS_BEFORE_SLEEP = 8000  # longer than threads wait for each other, unless one has lost its processor
 PATIENCE_CYCLES = 1_500_000  # about half a millisecond: how much later than others a thread may be done
@@ -115,6 +108,25 @@ def serve(control, seen_at, meeting, thread, threads, max_spins):
         spins = 0
 
 
+def arrive(arrived_at, base_at, number, thread, threads):
+    """Wait until the read that is the step's `number`-th (from 0) is in memory; see store/stream.py."""
+    wanted = load_i64(base_at) + number + 1
+    spins = 0
+    while atomic_load(arrived_at) < wanted:
+        spins += 1
+        if spins < SPINS_BEFORE_SLEEP:
+            pause()
+        else:
+            sleep_shortly()
+
+
+def release(released_at, base_at, count, bell, thread, threads):
+    """Give back the slots of the step's first `count` reads, which all threads are done with, and tell the readers."""
+    if thread == 0:
+        store_i64(released_at, load_i64(base_at) + count)
+        ring(bell)
+
+
 def stamp(at, thread, threads):
     """A kernel that notes when the caller's thread is here, for profiles: the processor's cycle counter to `at`."""
     if thread == 0:
@@ -124,4 +136,4 @@ def stamp(at, thread, threads):
 run.is_driver = True
 serve.is_driver = True
 
-KERNELS = {"run": run, "serve": serve, "stamp": stamp}
+KERNELS = {"run": run, "serve": serve, "stamp": stamp, "arrive": arrive, "release": release}
