@@ -35,6 +35,8 @@ class Engine:
     warms_up: bool  # with a step of that size, whatever is asked for
     sequences: Callable[[Device, int], int]  # most sequences of one step, of so many that are asked for
     kept: Callable[[ModelSpec, StateSpec], StateSpec]  # what the engine makes of a state that could be smaller
+    # Sequences of a context that a pool is told to hold, with steps of so many tokens; None: what its bytes allow.
+    concurrency: Callable[[tuple[StateSpec, ...], int, int, int], float | None]
     held: Callable[[ModelSpec, int], int]  # beside the tensors, with them: of a stage on each of so many ranks
     activations: Callable[[ModelSpec, StepShape], int]
     runtime: Callable[[Device, int, int], int]  # framework, context, collectives of so many ranks and stages
@@ -118,6 +120,7 @@ _VLLM = Engine(
     warms_up=True,
     sequences=lambda device, asked: max(asked, 1024 if vllm.is_large(device) else 256),
     kept=lambda model, state: state,
+    concurrency=vllm.concurrency,
     held=vllm.held_bytes,
     activations=vllm.activation_bytes,
     runtime=vllm.runtime_bytes,
@@ -163,6 +166,7 @@ ENGINES = {
             warms_up=False,
             sequences=lambda device, asked: asked,
             kept=_llama_cpp_state,
+            concurrency=lambda states, pool_bytes, context_tokens, step_tokens: None,
             held=lambda stage, ranks: 0,
             activations=_llama_cpp_activations,
             runtime=lambda device, ranks, stages: 400 * MIB if device.kind == "gpu" else 64 * MIB,
@@ -184,6 +188,7 @@ ENGINES = {
             warms_up=False,
             sequences=lambda device, asked: asked,
             kept=lambda model, state: state,
+            concurrency=lambda states, pool_bytes, context_tokens, step_tokens: None,
             held=lambda stage, ranks: 0,
             activations=_residency_activations,
             runtime=lambda device, ranks, stages: 118 * MIB,

@@ -261,6 +261,9 @@ def _placed(
 ) -> DeviceBytes:
     per_sequence = sequence_bytes(needs.states, load.context_tokens, page_tokens=engine.page_tokens)
     pool = max(0, budget_bytes - needs.weights.num_bytes - needs.rest.activation_bytes - needs.rest.runtime_bytes)
+    sequences = engine.concurrency(needs.states, pool, load.context_tokens, engine.chunk_tokens(device))
+    if sequences is None:
+        sequences = pool / per_sequence if per_sequence else float(load.concurrency)
     return DeviceBytes(
         name=device.name,
         stage=index,
@@ -270,8 +273,8 @@ def _placed(
         activations=needs.rest.activation_bytes,
         runtime=needs.rest.runtime_bytes,
         graphs_bytes=needs.rest.graphs_bytes,
-        pool_tokens=_pool_tokens(needs.states, pool, load, engine.page_tokens),
-        max_concurrency=pool / per_sequence if per_sequence else float(load.concurrency),
+        pool_tokens=_pool_tokens(needs.states, pool, sequences, load, engine.page_tokens),
+        max_concurrency=sequences,
     )
 
 
@@ -287,12 +290,11 @@ def _absent_bytes(
     return absent
 
 
-def _pool_tokens(states: tuple[StateSpec, ...], pool_bytes: int, load: Load, page_tokens: int) -> int:
+def _pool_tokens(states: tuple[StateSpec, ...], pool_bytes: int, sequences: float, load: Load, page_tokens: int) -> int:
     per_token = sum(state.bytes_per_token for state in states)
     if all(state.max_tokens is None and not state.fixed_bytes for state in states) and per_token:
         return pool_bytes // (per_token * page_tokens) * page_tokens
-    per_sequence = sequence_bytes(states, load.context_tokens, page_tokens=page_tokens)
-    return int(pool_bytes / per_sequence * load.context_tokens) if per_sequence else 0
+    return int(sequences * load.context_tokens) if states else 0
 
 
 def _spill(

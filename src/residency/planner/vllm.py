@@ -10,6 +10,7 @@ from residency.hardware import Device
 from residency.planner.graph import StepShape, peak_bytes
 from residency.spec.model import AttentionSpec, LatentAttentionSpec, LayerSpec, ModelSpec, MoeSpec, RopeSpec, TensorSpec
 from residency.spec.ranks import VOCABULARY_PADDING, kv_heads_of, rank_tensor_bytes
+from residency.spec.state import PAGE_TOKENS, StateSpec
 
 GIB = 1024**3
 MIB = 1024**2
@@ -54,6 +55,28 @@ def activation_bytes(model: ModelSpec, shape: StepShape, *, logit_bytes: float =
     dense = replace(model, layers=tuple(replace(each, mlp=None) if _is_sparse(each) else each for each in model.layers))
     step = peak_bytes(dense, replace(shape, has_head=False)) + (2 + 2 * shape.is_stage) * hidden_bytes
     return experts_bytes + max(sampled + 3 * hidden_bytes, step)
+
+
+def concurrency(states: tuple[StateSpec, ...], pool_bytes: int, context_tokens: int, step_tokens: int) -> float | None:
+    """The "maximum concurrency" that vLLM prints: how many sequences of the whole context have room. None where layers'
+    pages differ in size, or states are recurrent.
+
+    Layers that remember alike are cut into groups of equally many, all groups share one pool of pages, and a window is
+    counted with a whole step beside it and a page more, as it may begin inside one. What is asked of a running
+    sequence is less: pages behind its window are given back.
+    """
+    page_bytes = {state.bytes_per_token * PAGE_TOKENS // state.layers for state in states}
+    if len(page_bytes) != 1 or any(state.fixed_bytes for state in states):
+        return None
+    fewest, most = (pick(state.layers for state in states) for pick in (min, max))
+    group_layers = most if most < 1.25 * fewest else fewest
+    pages = 0
+    for state in states:
+        tokens = context_tokens
+        if state.max_tokens is not None:
+            tokens = min(context_tokens, state.max_tokens - 1 + step_tokens) + PAGE_TOKENS
+        pages += -(-state.layers // group_layers) * -(-tokens // PAGE_TOKENS)
+    return pool_bytes // (page_bytes.pop() * group_layers) / pages
 
 
 def older_activation_bytes(model: ModelSpec, shape: StepShape) -> int:
@@ -117,14 +140,23 @@ def _absorbed_bytes(layer: LayerSpec, ranks: int) -> int:
 
 
 def _padded_bytes(stage: ModelSpec, layer: LayerSpec, ranks: int) -> int:
-    """MXFP4's codes are padded to 256 of the hidden and 128 of a rank's inner values (gpt-oss-20b: 0.81 GiB on one
-    rank, 0.6 on two)."""
+    """What kernels make of MXFP4 experts: a rank's inner values in whole blocks of 32, the hidden ones in 256; codes
+    in 256 outputs, scales in 128 outputs and pairs of blocks, biases in float32. The layouts are Triton's for Hopper;
+    which of their extents are padded is what two readings of gpt-oss-20b leave open and agree with.
+    """
     if not isinstance(layer.mlp, MoeSpec):
         return 0
-    hidden, inner = stage.hidden, -(-layer.mlp.intermediate // ranks)
-    ratio = (_up_to(256, hidden) * _up_to(128, inner)) / (hidden * inner) - 1
-    codes = sum(t.num_values // 2 for t in layer.tensors if t.role == "expert" and _is_mxfp4(t))
-    return round(codes / ranks * ratio)
+    experts = [tensor for tensor in layer.tensors if tensor.role == "expert"]
+    if not any(_is_mxfp4(tensor) for tensor in experts):
+        return 0
+    num_experts = layer.mlp.num_experts
+    hidden, inner = _up_to(256, stage.hidden), _up_to(32, -(-layer.mlp.intermediate // ranks))
+    held = 0
+    for inputs, outputs in ((hidden, 2 * inner), (inner, hidden)):
+        codes, scales = inputs // 2 * _up_to(256, outputs), _up_to(2, inputs // 32) * _up_to(128, outputs)
+        for block_bytes in (num_experts * codes, num_experts * scales, num_experts * outputs * 4):
+            held += block_bytes + _rounding(block_bytes)
+    return held - sum(rank_tensor_bytes(tensor, ranks) for tensor in experts)
 
 
 def _experts_bytes(model: ModelSpec, layer: LayerSpec, shape: StepShape) -> int:

@@ -62,7 +62,7 @@ class TensorSpec:
     heads: int | None = None  # among which UNPERMUTE_ROPE shares the rows
     role: Role = "matrix"
     split: Split = "replicated"
-    copies: int = 1
+    copies: int = 1  # 0: the model has none
 
     @cached_property
     def num_bytes(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from residency.errors import FileError, UnsupportedError
 from residency.models.configuration import Configuration
-from residency.models.planned import classic, dense, gemma3n, hybrid, recurrent, sparse
+from residency.models.planned import classic, deepseek, dense, gemma3n, hybrid, recurrent, sparse
 from residency.models.planned.keys import refuse_unknown_structure
 from residency.models.planned.parts import Draft
 from residency.models.planned.quantized import Requantize, quantization
@@ -28,6 +28,16 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "gemma3n_text": gemma3n.gemma3n,
     "phi3": dense.phi3,
     "granite": dense.llama,
+    "helium": dense.llama,
+    "arcee": dense.arcee,
+    "cwm": dense.cwm,
+    "ernie4_5": dense.ernie4_5,
+    "glm": dense.glm,
+    "hunyuan_v1_dense": dense.hunyuan_v1_dense,
+    "ministral": dense.ministral,
+    "ministral3": dense.ministral,
+    "nemotron": dense.nemotron,
+    "stablelm": dense.stablelm,
     "smollm3": dense.smollm3,
     "glm4": dense.glm4,
     "olmo2": dense.olmo2,
@@ -41,10 +51,10 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "qwen2_moe": sparse.qwen2_moe,
     "qwen3_moe": sparse.qwen3_moe,
     "gpt_oss": sparse.gpt_oss,
-    "deepseek_v2": sparse.deepseek,
-    "deepseek_v3": sparse.deepseek,
-    "kimi_k2": sparse.deepseek,
-    "glm4_moe": sparse.glm4_moe,
+    "deepseek_v2": deepseek.deepseek,
+    "deepseek_v3": deepseek.deepseek,
+    "kimi_k2": deepseek.deepseek,
+    "glm4_moe": deepseek.glm4_moe,
     "granitemoe": sparse.granitemoe,
     "llama4_text": sparse.llama4,
     "olmoe": sparse.olmoe,
@@ -52,6 +62,10 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "gpt_neox": classic.gpt_neox,
     "falcon": classic.falcon,
     "opt": classic.opt,
+    "bloom": classic.bloom,
+    "mpt": classic.mpt,
+    "gptj": classic.gptj,
+    "gpt_bigcode": classic.gpt_bigcode,
     "phi": classic.phi,
     "mamba": recurrent.mamba,
     "falcon_mamba": recurrent.mamba,
@@ -179,7 +193,7 @@ def _model(name: str, architecture: str, c: Configuration, draft: Draft, format_
 
 def _context(c: Configuration) -> int:
     """The longest context that the configuration promises; a model without positions has none, and gets 2^20."""
-    for key in ("max_position_embeddings", "n_positions", "seq_length", "max_sequence_length"):
+    for key in ("max_position_embeddings", "n_positions", "seq_length", "max_sequence_length", "max_seq_len"):
         if c.has(key):
             return c.integer(key)
     return 1 << 20

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from residency.errors import UnsupportedError
 from residency.formats import BOOL
 from residency.models.configuration import Configuration
 from residency.models.planned.dense import blocks
@@ -120,13 +119,13 @@ def falcon(c: Configuration) -> Draft:
 
 
 def opt(c: Configuration) -> Draft:
-    """OPT: learned positions, with two rows more than the context; 350M projects a narrower embedding."""
+    """OPT: learned positions, with two rows more than the context; 350M projects a narrower embedding, and ends with
+    the last layer's own norm."""
     heads, bias = heads_of(c), c.flag("enable_bias", True)
     hidden, intermediate = heads.hidden, c.integer("ffn_dim")
     width = c.integer("word_embed_proj_dim", hidden)
     activation = activation_of(c, "activation_function", "relu")
-    if not c.flag("do_layer_norm_before", True) or c.flag("_remove_final_layer_norm", False):
-        raise UnsupportedError(f"{c.source} asks for an OPT without its final norm, which is not known here.")
+    has_last_norm = c.flag("do_layer_norm_before", True) and not c.flag("_remove_final_layer_norm", False)
 
     def fill(b: Block, number: int) -> None:
         b.attention = heads.attention(bias=bias)
@@ -142,11 +141,120 @@ def opt(c: Configuration) -> Draft:
     if width != hidden:
         around.matrix("project_in", hidden, width, "replicated")
         around.matrix("project_out", width, hidden, "replicated")
-    return whole(
-        c.with_changes(hidden_size=width),
+    draft = whole(
+        c,
         blocks(c, fill, prefix="model.decoder.layers."),
         embedding="model.decoder.embed_tokens",
         norm="model.decoder.final_layer_norm",
+        norm_bias=has_last_norm,
+        tied=True,
+        extra=around.found,
+    )
+    if draft.head is not None and width != hidden:
+        raise c.unsupported("tie_word_embeddings")
+    draft.embedding = replace(draft.embedding, shape=(c.integer("vocab_size"), width))
+    draft.final_norm = replace(draft.final_norm, copies=int(has_last_norm))
+    return draft
+
+
+def bloom(c: Configuration) -> Draft:
+    """BLOOM (arXiv 2211.05100): positions by ALiBi, a norm on the embedding, biases everywhere."""
+    hidden = c.integer("n_embed", c.integer("hidden_size", 64))
+    num_heads, num_layers = c.integer("n_head", 8), c.integer("n_layer", 2)
+    c = c.with_defaults(hidden_size=hidden, num_attention_heads=num_heads, num_hidden_layers=num_layers)
+    heads = heads_of(c, num_kv_heads=c.integer("num_attention_heads"))
+    for key in ("attention_softmax_in_fp32", "skip_bias_add", "skip_bias_add_qkv", "n_inner"):
+        c.has(key)  # how it is computed
+
+    def fill(b: Block, number: int) -> None:
+        b.attention = heads.attention()
+        b.norm("input_layernorm", hidden, bias=True)
+        b.matrix("self_attention.query_key_value", 3 * hidden, hidden, bias=True)
+        b.matrix("self_attention.dense", hidden, hidden, "columns", bias=True)
+        b.norm("post_attention_layernorm", hidden, bias=True)
+        names = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+        plain_mlp(b, hidden, 4 * hidden, "gelu_tanh", names=names, bias=True)
+
+    around = Tensors(prefix="", format=number_format(c))
+    around.norm("word_embeddings_layernorm", hidden, bias=True)
+    layers = blocks(c, fill, prefix="h.")
+    return whole(c, layers, embedding="word_embeddings", norm="ln_f", norm_bias=True, tied=True, extra=around.found)
+
+
+def mpt(c: Configuration) -> Draft:
+    """MPT: positions by ALiBi, no biases, plain layer norms without them."""
+    hidden, num_heads = c.integer("d_model", 2048), c.integer("n_heads", 16)
+    c = c.with_changes(hidden_size=hidden, num_attention_heads=num_heads)
+    c = c.with_changes(num_hidden_layers=c.integer("n_layers", 24))
+    attention = c.section("attn_config")
+    for section, key, expected in ((attention, "alibi", True), (attention, "qk_ln", False), (c, "no_bias", True)):
+        if section.flag(key, expected) is not expected:
+            raise section.unsupported(key)
+    kinds = {"multihead_attention": num_heads, "multiquery_attention": 1}
+    kind = attention.text("attn_type", "multihead_attention")
+    heads = heads_of(c, num_kv_heads=attention.integer("kv_n_heads", kinds.get(kind, num_heads)))
+    intermediate = c.integer("expansion_ratio", 4) * hidden
+    c.has("embedding_fraction")  # of gradients
+
+    def fill(b: Block, number: int) -> None:
+        b.attention = heads.attention()
+        b.norm("norm_1", hidden)
+        b.matrix("attn.Wqkv", heads.q_rows + 2 * heads.kv_rows, hidden)
+        b.matrix("attn.out_proj", hidden, heads.q_rows, "columns")
+        b.norm("norm_2", hidden)
+        plain_mlp(b, hidden, intermediate, "gelu", names=("ffn.up_proj", "ffn.down_proj"), bias=False)
+
+    layers = blocks(c, fill, prefix="transformer.blocks.")
+    return whole(c, layers, embedding="transformer.wte", norm="transformer.norm_f", tied=True)
+
+
+def gptj(c: Configuration) -> Draft:
+    """GPT-J: attention and feed-forward network side by side behind one norm, a head with a bias."""
+    hidden, num_heads = c.integer("n_embd"), c.integer("n_head")
+    c = c.with_defaults(hidden_size=hidden, num_hidden_layers=c.integer("n_layer"), num_attention_heads=num_heads)
+    heads = heads_of(c)
+    intermediate = c.integer("n_inner", 4 * hidden)
+    activation = activation_of(c, "activation_function", "gelu_new")
+
+    def fill(b: Block, number: int) -> None:
+        b.attention = heads.attention()
+        b.norm("ln_1", hidden, bias=True)
+        for name in ("q_proj", "k_proj", "v_proj"):
+            b.matrix(f"attn.{name}", hidden, hidden)
+        b.matrix("attn.out_proj", hidden, hidden, "columns")
+        plain_mlp(b, hidden, intermediate, activation, names=("mlp.fc_in", "mlp.fc_out"), bias=True)
+
+    layers = blocks(c, fill, prefix="transformer.h.")
+    return whole(c, layers, embedding="transformer.wte", norm="transformer.ln_f", norm_bias=True, head_bias=True)
+
+
+def gpt_bigcode(c: Configuration) -> Draft:
+    """StarCoder and SantaCoder (arXiv 2305.06161): GPT-2 with one key-value head."""
+    hidden, num_heads = c.integer("n_embd"), c.integer("n_head")
+    c = c.with_defaults(hidden_size=hidden, num_hidden_layers=c.integer("n_layer"), num_attention_heads=num_heads)
+    kv_heads = 1 if c.flag("multi_query", True) else num_heads
+    if c.integer("num_key_value_heads", kv_heads) != kv_heads:
+        raise c.unsupported("num_key_value_heads")
+    heads = heads_of(c, num_kv_heads=kv_heads)
+    intermediate = c.integer("n_inner", 4 * hidden)
+    activation = activation_of(c, "activation_function", "gelu_pytorch_tanh")
+    c.has("attention_softmax_in_fp32")
+
+    def fill(b: Block, number: int) -> None:
+        b.attention = heads.attention()
+        b.norm("ln_1", hidden, bias=True)
+        b.matrix("attn.c_attn", heads.q_rows + 2 * heads.kv_rows, hidden, bias=True)
+        b.matrix("attn.c_proj", hidden, hidden, "columns", bias=True)
+        b.norm("ln_2", hidden, bias=True)
+        plain_mlp(b, hidden, intermediate, activation, names=("mlp.c_fc", "mlp.c_proj"), bias=True)
+
+    around = Tensors(prefix="transformer.", format=number_format(c))
+    around.add("wpe.weight", c.integer("n_positions", 1024), hidden, role="position")
+    return whole(
+        c,
+        blocks(c, fill, prefix="transformer.h."),
+        embedding="transformer.wte",
+        norm="transformer.ln_f",
         norm_bias=True,
         tied=True,
         extra=around.found,

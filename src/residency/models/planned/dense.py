@@ -19,8 +19,8 @@ from residency.models.planned.windows import optional_windows, windows
 from residency.spec.model import MlpSpec
 
 Fill = Callable[[Block, int], None]
+Norms = tuple[str, str, str, str]  # before and after attention, and before and after the feed-forward network; "": none
 
-# The norms before and after attention, and before and after the feed-forward network; "" for none.
 BEFORE = ("input_layernorm", "", "post_attention_layernorm", "")
 AFTER = ("", "post_attention_layernorm", "", "post_feedforward_layernorm")
 AROUND = (
@@ -57,6 +57,55 @@ def smollm3(c: Configuration) -> Draft:
     """SmolLM3: Llama that leaves out the rotation in some layers."""
     bias = c.flag("attention_bias", False)
     return _decoder(c, optional_windows(c), bias=bias, out_bias=bias, tied=True)
+
+
+def ministral(c: Configuration) -> Draft:
+    """Ministral: Mistral with heads of their own width."""
+    return _decoder(c, windows(c, slides=lambda number: True), head_dim=128)
+
+
+def cwm(c: Configuration) -> Draft:
+    """Code World Model: every fourth layer sees the whole context."""
+    return _decoder(c, windows(c, slides=lambda number: number % 4 != 0, default_tokens=8192), head_dim=128)
+
+
+def ernie4_5(c: Configuration) -> Draft:
+    """ERNIE 4.5: Llama with heads of their own width, the head tied."""
+    bias = c.flag("use_bias", False)
+    none = [None] * len(layer_numbers(c))
+    return _decoder(c, none, bias=bias, out_bias=bias, mlp_bias=bias, head_dim=128, tied=True)
+
+
+def arcee(c: Configuration) -> Draft:
+    """Arcee: Llama whose feed-forward network squares a ReLU and has no gate."""
+    bias, mlp_bias = c.flag("attention_bias", False), c.flag("mlp_bias", False)
+    none = [None] * len(layer_numbers(c))
+    return _decoder(c, none, bias=bias, out_bias=bias, mlp_bias=mlp_bias, gated=False)
+
+
+def nemotron(c: Configuration) -> Draft:
+    """Nemotron and Minitron: layer norms, and a feed-forward network that squares a ReLU and has no gate."""
+    bias, mlp_bias = c.flag("attention_bias", False), c.flag("mlp_bias", False)
+    none = [None] * len(layer_numbers(c))
+    c = c.with_defaults(hidden_act="relu2")
+    return _decoder(c, none, bias=bias, out_bias=bias, mlp_bias=mlp_bias, gated=False, norm_bias=True)
+
+
+def stablelm(c: Configuration) -> Draft:
+    """StableLM: layer norms; attention and feed-forward network side by side in some."""
+    for key in ("qk_layernorm", "use_parallel_residual"):
+        if c.flag(key, False):
+            raise c.unsupported(key)
+    none = [None] * len(layer_numbers(c))
+    return _decoder(c, none, bias=c.flag("use_qkv_bias", False), norm_bias=True)
+
+
+def hunyuan_v1_dense(c: Configuration) -> Draft:
+    """Hunyuan: norms on the heads of queries and keys."""
+    bias = c.flag("attention_bias", False)
+    none = [None] * len(layer_numbers(c))
+    names = ("query_layernorm", "key_layernorm")
+    return _decoder(c, none, bias=bias, out_bias=bias, qk_norm=c.flag("use_qk_norm", True), head_norms=names)
 
 
 def qwen2(c: Configuration) -> Draft:
@@ -114,21 +163,28 @@ def phi3(c: Configuration) -> Draft:
     return whole(c, blocks(c, fill))
 
 
+def glm(c: Configuration) -> Draft:
+    """GLM-4 and GLM-Edge: Phi's gate and up in one matrix."""
+    return _glm(c, norms=BEFORE, bias=c.flag("attention_bias", True))
+
+
 def glm4(c: Configuration) -> Draft:
-    """GLM-4-0414: Phi's gate and up in one matrix, norms after both parts too."""
+    """GLM-4-0414: norms after both parts too."""
+    norms = ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm")
+    return _glm(c, norms=norms, bias=c.flag("attention_bias", False))
+
+
+def _glm(c: Configuration, *, norms: Norms, bias: bool) -> Draft:
     heads = heads_of(c, head_dim=128)
-    bias = c.flag("attention_bias", False)
     intermediate, activation = c.integer("intermediate_size"), activation_of(c)
 
     def fill(b: Block, number: int) -> None:
-        b.norm("input_layernorm", heads.hidden)
         grouped_attention(b, heads, bias=bias)
-        b.norm("post_self_attn_layernorm", heads.hidden)
-        b.norm("post_attention_layernorm", heads.hidden)
+        for name in filter(None, norms):
+            b.norm(name, heads.hidden)
         b.mlp = MlpSpec(intermediate=intermediate, activation=activation)
         b.matrix("mlp.gate_up_proj", 2 * intermediate, heads.hidden)
         b.matrix("mlp.down_proj", heads.hidden, intermediate, "columns")
-        b.norm("post_mlp_layernorm", heads.hidden)
 
     return whole(c, blocks(c, fill))
 
@@ -203,16 +259,19 @@ def _decoder(
     c: Configuration,
     sliding: Sequence[int | None],
     *,
-    norms: tuple[str, str, str, str] = BEFORE,
+    norms: Norms = BEFORE,
+    norm_bias: bool = False,
     bias: bool = False,
     out_bias: bool = False,
     mlp_bias: bool = False,
+    gated: bool = True,
     qk_norm: bool = False,
+    head_norms: tuple[str, str] = ("q_norm", "k_norm"),
     whole_norms: bool = False,
     head_dim: int | None = None,
     tied: bool = False,
 ) -> Draft:
-    """Attention with separate projections and a gated feed-forward network, with `norms` around the two."""
+    """Attention with separate projections and a feed-forward network, with `norms` around the two."""
     heads = heads_of(c, head_dim=head_dim)
     key = "hidden_activation" if c.has("hidden_activation") else "hidden_act"
     intermediate, activation = c.integer("intermediate_size"), activation_of(c, key)
@@ -221,7 +280,7 @@ def _decoder(
     def fill(b: Block, number: int) -> None:
         def norm(name: str) -> None:
             if name:
-                b.norm(name, heads.hidden)
+                b.norm(name, heads.hidden, bias=norm_bias)
 
         norm(before_attention)
         grouped_attention(
@@ -231,11 +290,16 @@ def _decoder(
             bias=bias,
             out_bias=out_bias,
             qk_norm=qk_norm,
+            norms=head_norms,
             whole_norms=whole_norms,
         )
         norm(after_attention)
         norm(before_mlp)
-        gated_mlp(b, heads.hidden, intermediate, activation, bias=mlp_bias)
+        if gated:
+            gated_mlp(b, heads.hidden, intermediate, activation, bias=mlp_bias)
+        else:
+            names = ("mlp.up_proj", "mlp.down_proj")
+            plain_mlp(b, heads.hidden, intermediate, activation, names=names, bias=mlp_bias)
         norm(after_mlp)
 
-    return whole(c, blocks(c, fill), tied=tied)
+    return whole(c, blocks(c, fill), norm_bias=norm_bias, tied=tied)

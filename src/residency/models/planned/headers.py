@@ -28,6 +28,8 @@ def from_headers(model: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:
     used: set[str] = set()
 
     def found(tensor: TensorSpec) -> TensorSpec:
+        if not tensor.copies:
+            return tensor
         formats = []
         for name, shape in parts_of(tensor):
             source = held.get(_own(name))
