@@ -6,7 +6,7 @@ from residency.errors import UsageError
 from residency.models.specs import named_spec
 from residency.spec import LABELS, ModelSpec, requantized
 
-SERVING = ("int8", "fp8", "fp8-block", "int4-g128", "awq", "gptq", "nf4", "nf4-double", "nvfp4")
+SERVING = ("int8", "fp8", "fp8-block", "int4-g128", "w8a16", "awq", "gptq", "gptq-8bit", "nf4", "nf4-double", "nvfp4")
 
 
 def formats(model: ModelSpec, *roles: str) -> set[str]:

@@ -28,7 +28,11 @@ WEIGHT_LOSSES = {
     "q6_k": Loss(part=0.0033, origin="measured", source=_LLAMA_CPP),
     "q5_k_m": Loss(part=0.0089, origin="measured", source=_LLAMA_CPP),
     "q4_k_m": Loss(part=0.0279, origin="measured", source=_LLAMA_CPP),
-    "int4-g128": Loss(part=0.03, origin="assumed", source=_RED_HAT),
+    **dict.fromkeys(("w8a8", "w8a16", "gptq-8bit", "fp8-block"), Loss(part=0.001, origin="assumed", source=_RED_HAT)),
+    **dict.fromkeys(
+        ("int4-g128", "int4-g32", "w4a16", "gptq", "gptq-g32", "awq", "awq-g64"),
+        Loss(part=0.03, origin="assumed", source=_RED_HAT),
+    ),
     "nf4": Loss(part=0.03, origin="assumed", source="arXiv 2305.14314 finds NF4 near 16 bits; the number is assumed"),
     "mxfp4": Loss(part=0.04, origin="assumed", source="assumed: above NF4, as its scales are powers of two"),
 }

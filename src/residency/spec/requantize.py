@@ -1,7 +1,7 @@
 """A model as it would be in another number format: which tensors each method converts, and what it leaves.
 
-Serving formats (int8, fp8, int4-g128, awq, gptq, nf4, mxfp4, nvfp4) convert the matrices of the layers and leave
-embedding, head, routers and norms in 16 bits. ggml's types convert the embedding and the head too, keep vectors in
+Serving formats (int8, fp8, int4-g128, awq, gptq, nf4, mxfp4, nvfp4 and their kin) convert the matrices of the layers and
+leave embedding, head, routers and norms in 16 bits. ggml's types convert the embedding and the head too, keep vectors in
 float32 and leave a vision tower to a file of its own; the mixtures (Q4_K_M) follow the choices of llama.cpp's
 quantization (its src/llama-quant.cpp).
 """
@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from residency.errors import UsageError
 from residency.formats import BF16, COUNTED_FORMATS, F8_E4M3, F16, F32, I8, MXFP4, Format
-from residency.formats.schemes import awq, by_channel, by_tile, gptq, grouped_int4, nf4, nvfp4
+from residency.formats.schemes import awq, by_channel, by_tile, gptq, grouped_int4, nf4, nvfp4, packed
 from residency.spec.model import ModelSpec, MoeSpec, TensorSpec
 
 _SERVING: dict[str, Callable[[], Format]] = {
@@ -21,8 +21,14 @@ _SERVING: dict[str, Callable[[], Format]] = {
     "fp8-block": lambda: by_tile(),
     "int4-g128": lambda: grouped_int4(128),
     "int4-g32": lambda: grouped_int4(32),
+    "w4a16": lambda: grouped_int4(128),  # compressed-tensors' own names
+    "w8a16": lambda: packed(bits=8, group=None, scales=BF16),
+    "w8a8": lambda: by_channel(I8, scales=BF16),
     "awq": lambda: awq(bits=4, group=128),
+    "awq-g64": lambda: awq(bits=4, group=64),
     "gptq": lambda: gptq(bits=4, group=128),
+    "gptq-g32": lambda: gptq(bits=4, group=32),
+    "gptq-8bit": lambda: gptq(bits=8, group=128),
     "nf4": lambda: nf4(),
     "nf4-double": lambda: nf4(double=True),
     "mxfp4": lambda: MXFP4,
