@@ -1,9 +1,9 @@
 """A model as it would be in another number format: which tensors each method converts, and what it leaves.
 
-Serving formats (int8, fp8, int4-g128, awq, gptq, nf4, mxfp4, nvfp4 and their kin) convert the matrices of the layers and
-leave embedding, head, routers and norms in 16 bits. ggml's types convert the embedding and the head too, keep vectors in
-float32 and leave a vision tower to a file of its own; the mixtures (Q4_K_M) follow the choices of llama.cpp's
-quantization (its src/llama-quant.cpp).
+Serving formats (int8, fp8, int4-g128, awq, gptq, nf4, mxfp4, nvfp4 and their kin) convert the matrices of the layers
+and leave embedding, head, routers and norms in 16 bits. ggml's types convert the embedding and the head too, keep
+vectors in float32 and leave a vision tower to a file of its own; the mixtures (Q4_K_M) follow the choices of
+llama.cpp's quantization (its src/llama-quant.cpp).
 """
 
 import re
