@@ -11,8 +11,9 @@ together: 16 requests of 256 + 128 tokens at once over one alone, in output toke
 prefix:   time to the first token of 16 prompts of 1,024 + 32 tokens one after another, those that begin alike beside
           those that do not.
 static:   96 answers of 16 to 512 tokens (log-uniform, most are short): at once, which is continuous batching; in groups
-          of 16 that wait for their last; and padded, where all of a group are computed to the length of its longest, as
-          engines do whose batches have one shape.
+          of 16 that wait for their last; and padded, where all of a group are computed to the length of its longest.
+          The last is what G.-I. Yu et al. (Orca, OSDI 2022) compare continuous batching with; in the second, what has
+          ended costs nothing any more.
 beside:   time to the first token of a short prompt that comes while one of 4,096 tokens is computed, in chunks.
 """
 

@@ -244,7 +244,8 @@ class Service:
                 self._loop.cancel(request_id)
             for request_id, answer in finished:
                 self._loop.cancel(request_id, answer)
-            self._counts = self._loop.counts()
+            if submitted or cancelled or finished:
+                self._counts = self._loop.counts()
         self._end_all(cancelled, "cancelled")
         for request_id, answer in finished:
             self._end(request_id, "stop", only=answer)

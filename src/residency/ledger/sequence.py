@@ -90,6 +90,14 @@ class SequencePages:
         place = token // self._page_tokens - self._first_page
         return 0 <= place < len(self._pages) and self._pool.holders(self._pages[place]) > 1
 
+    def has_room_for(self, start_token: int, num_tokens: int) -> bool:
+        """Whether the tokens can be written as things are: no page to take, to copy or to give back before."""
+        return (
+            self.capacity_tokens >= start_token + num_tokens
+            and not self.shares(start_token)
+            and not self.pages_to_slide(start_token)
+        )
+
     def make_own(self, token: int) -> tuple[int, int]:
         """Put a free page in the place of the one of `token`: (the page before, the page now). Its content is the
         caller's to copy. BudgetError, and nothing changed, where no page is free.
