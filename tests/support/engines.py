@@ -11,9 +11,9 @@ from residency.ledger import KvPages
 from residency.ledger.kv import PageGroup
 from residency.models.specs import model_spec
 from residency.planner import Plan, plan_run
-from residency.planner.memory import KvFormat
 from residency.scheduler import Request, Scheduler
 from residency.spec import open_checkpoint
+from residency.spec.state import KvName
 from residency.store.weights import Weights, ensure_store
 from support.machines import unmeasured_machine
 
@@ -29,7 +29,7 @@ def plan_of(
     oversubscribe: bool = False,
     threads: int = 2,
     logit_rows: int | None = None,
-    kv_format: KvFormat = "F16",
+    kv_format: KvName = "F16",
     budget_bytes: int = 1 << 30,
     runtime_bytes: int = 64 << 20,
     machine: Machine | None = None,
@@ -61,7 +61,7 @@ def engine_logits(
     chunk_tokens: int = 64,
     context_tokens: int = 512,
     threads: int = 2,
-    kv_format: KvFormat = "F16",
+    kv_format: KvName = "F16",
     plan: Plan | None = None,
 ) -> Floats:
     """The engine's logits (tokens, vocabulary) after each of `tokens`.

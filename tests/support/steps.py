@@ -12,6 +12,7 @@ from residency.kernels.library import Library
 from residency.kernels.matmul.reference import GROUP_VALUES, quantize_rows, rounded_to_bf16
 from residency.kernels.recorder import Inputs, Launch, Recorder, Rows, address_of
 from residency.kernels.simd.tiles import has_tiles
+from residency.spec.state import RUN_KV_NAMES
 
 # Of integers in groups each property that there is, at least once.
 GROUPED = ("INT2_G128_BF16", "INT3_G32_ZP", "INT4_G128", "INT4_G64_ZP_BF16", "INT8_G128_F32")
@@ -22,10 +23,8 @@ KERNELS = (
     "norm.rms",
     "gate.silu",
     "gate.gelu_tanh",
-    "rotary.rotate_and_store_F16",
-    "rotary.rotate_and_store_F32",
-    "attention.attend_F16",
-    "attention.attend_F32",
+    *(f"rotary.rotate_and_store_{name}" for name in RUN_KV_NAMES),
+    *(f"attention.attend_{name}" for name in RUN_KV_NAMES),
     "attention.combine",
     "step.run",
     "step.serve",

@@ -19,12 +19,11 @@ from residency.planner.answers import (
     PhaseFigures,
     PlacementFigures,
 )
-from residency.planner.memory import KV_VALUE_BYTES
 from residency.planner.plan import PLAN_VERSION, TOLD_BESIDE
 from residency.planner.recording import model_figures
 from residency.records import to_data
 from residency.spec.opening import open_checkpoint
-from residency.spec.state import KV_FORMATS, kv_format_named
+from residency.spec.state import KV_FORMATS, RUN_KV_NAMES, kv_format_named
 from residency.store.fetch import CATALOG, find
 from residency.units import binary_bytes, decimal_bytes, rate
 
@@ -38,7 +37,7 @@ def is_local(model: str, on: str | None, asked: Asked) -> bool:
     """
     if on not in (None, "this") or not set(asked.given()) <= set(_OF_A_RUN):
         return False
-    if asked.kv is not None and kv_format_named(asked.kv).name not in KV_VALUE_BYTES:
+    if asked.kv is not None and kv_format_named(asked.kv).name not in RUN_KV_NAMES:
         return False
     if model not in CATALOG and is_known(model) and not Path(model).exists():
         return False

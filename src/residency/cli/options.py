@@ -8,7 +8,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from residency.errors import UsageError
-from residency.planner.memory import KvFormat
+from residency.spec.state import RUN_KV_NAMES, KvName
 from residency.store.fetch import CATALOG
 from residency.units import parse_bytes
 
@@ -33,7 +33,7 @@ class PlanOptions:
     memory_bytes: int | None = None
     context_tokens: int | None = None
     threads: int | None = None
-    kv_format: KvFormat | None = None
+    kv_format: KvName | None = None
 
     def refuse_any(self, source: str) -> None:
         """UsageError if something is asked for that the plan `source` has decided."""
@@ -60,7 +60,7 @@ def plan_options(function: F) -> F:
         memory: int | None,
         context: int | None,
         threads: int | None,
-        kv: KvFormat | None,
+        kv: KvName | None,
         **others: Any,
     ) -> Any:
         asked = PlanOptions(memory_bytes=memory, context_tokens=context, threads=threads, kv_format=kv)
@@ -73,8 +73,8 @@ def plan_options(function: F) -> F:
     for decorate in (
         click.option(
             "--kv",
-            type=click.Choice(["F16", "F32"], case_sensitive=False),
-            help="Format of keys and values (default: F16; F32 is exact and twice as large).",
+            type=click.Choice(RUN_KV_NAMES, case_sensitive=False),
+            help="Format of keys and values (default: F16; F32 is twice as large, INT8 about half, INT4 a quarter).",
         ),
         click.option("--threads", type=int, metavar="N", help="Threads to compute with (default: all allowed)."),
         click.option("--context", type=int, metavar="TOKENS", help="Tokens of prompt and answer together."),

@@ -11,10 +11,10 @@ from residency.models.registry import forward_of
 from residency.models.specs import model_spec
 from residency.planner import Plan, plan_run
 from residency.planner.check import check_plan
-from residency.planner.memory import KvFormat
 from residency.spec.checkpoint import Checkpoint
 from residency.spec.model import ModelSpec
 from residency.spec.opening import open_checkpoint
+from residency.spec.state import KvName
 from residency.store.fetch import resolve
 from residency.units import parse_bytes
 
@@ -28,7 +28,7 @@ def plan(
     oversubscribe: bool = False,
     threads: int | None = None,
     machine: Machine | None = None,
-    kv_format: KvFormat = "F16",
+    kv_format: KvName = "F16",
 ) -> Plan:
     """The plan of running `model` here: a catalog name, a GGUF file, a folder or a hub id.
 
@@ -61,7 +61,7 @@ def plan_rows(
     machine: Machine | None = None,
     chunk_tokens: int | None = None,
     logit_rows: int | None = None,
-    kv_format: KvFormat = "F16",
+    kv_format: KvName = "F16",
     footprint: str = RUN_FOOTPRINT,
 ) -> Plan:
     """As `plan`, with steps of at most `chunk_tokens` that keep the logits of `logit_rows` tokens.

@@ -3,6 +3,7 @@
 from residency.formats.tiles import TILE_ROWS
 from residency.planner.plan import PAGE_TOKENS, Buffer
 from residency.spec.model import AttentionSpec, LayerSpec, ModelSpec
+from residency.spec.state import KV_F16, KvFormat
 
 # Activations are packed in groups of 32 values: 32 int8 and 4 words (scale and sums), or 32 of bfloat16 for prompts.
 GROUP_VALUES = 32
@@ -14,7 +15,7 @@ ATTENTION_SPLITS = 16
 
 # What a thread's attention works in: for a prompt scores and weights of 16 tokens against 4 pages, keys and values of
 # these, and of each head that shares them queries, sums and statistics. Decode needs less.
-_SCORES_BYTES = 384 + 8192
+_SCORES_BYTES = 896 + 8192
 _KEYS_AND_VALUES_BYTES = 512  # for each value of a head
 _HEAD_BYTES = 128  # for each value of each head, and once more
 
@@ -27,6 +28,7 @@ def activation_buffers(
     max_context_tokens: int,
     threads: int,
     logit_rows: int | None = None,
+    kv: KvFormat = KV_F16,
     prompts_in_tiles: bool = False,
 ) -> tuple[Buffer, ...]:
     """All arrays that a step of at most `chunk_tokens` tokens of at most `max_sequences` sequences writes to.
@@ -35,7 +37,8 @@ def activation_buffers(
     that the model has (`rope_variants`). Of each part of a split context, the partials hold the weighted sum, the
     largest score and the sum of weights. `logit_rows` is how many tokens' logits a step gives, by default one of
     each sequence. `prompts_in_tiles`: prompts are multiplied in tile registers, so that "gate" and "up" hold a row
-    of each sequence alone where all layers' products can be gated at once.
+    of each sequence alone where all layers' products can be gated at once. "key_offsets" is what quantized keys are
+    kept without, of each layer, in models whose keys have a bias.
     """
     attentions = [layer.grouped_attention for layer in model.layers]
     query_values = max(a.num_heads * a.head_dim for a in attentions)
@@ -46,6 +49,8 @@ def activation_buffers(
     groups = len({(a.window_tokens, a.num_kv_heads * a.head_dim) for a in attentions})
     tokens, hidden, logits = chunk_tokens, model.hidden, logit_rows or max_sequences
     context_pages = -(-max_context_tokens // PAGE_TOKENS)
+    offsets = Buffer(name="key_offsets", shape=(len(attentions), key_values), dtype="float32")
+    takes_offsets = kv.is_quantized and any(a.bias for a in attentions)
     gated_tokens = max_sequences if prompts_in_tiles and all(map(_is_gated_at_once, model.layers)) else tokens
     return (
         Buffer(name="counts", shape=(8,), dtype="int64"),
@@ -58,6 +63,7 @@ def activation_buffers(
         Buffer(name="slots", shape=(groups, tokens), dtype="int64"),
         Buffer(name="block_tables", shape=(groups, max_sequences, context_pages), dtype="int32"),
         Buffer(name="rope", shape=(rope_variants(model), tokens, head_dim), dtype="float32"),
+        *((offsets,) if takes_offsets else ()),
         Buffer(name="hidden", shape=(tokens, in_tiles(hidden)), dtype="float32"),
         Buffer(name="normed", shape=(tokens, in_tiles(hidden)), dtype="float32"),
         Buffer(name="normed_q8", shape=(tokens, quantized_bytes(hidden)), dtype="uint8"),

@@ -9,6 +9,7 @@ from residency.planner.plan import Plan
 from residency.planner.streaming import LEAST_SLOTS, Streaming, least_streaming
 from residency.spec.layout import store_layout
 from residency.spec.model import ModelSpec
+from residency.spec.state import KV_FORMATS
 
 
 def check_plan(plan: Plan, model: ModelSpec) -> None:
@@ -21,6 +22,7 @@ def check_plan(plan: Plan, model: ModelSpec) -> None:
         max_context_tokens=plan.context_tokens,
         threads=plan.threads,
         logit_rows=logit_rows,
+        kv=KV_FORMATS[plan.kv_format],
         prompts_in_tiles=plan.prompts_in_tiles,
     )
     least, most = (

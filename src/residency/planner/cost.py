@@ -164,9 +164,8 @@ class ModelCost:
         return sum(each.num_layers * each.read_bytes for each in self.matrices)
 
     @staticmethod
-    def of(model: ModelSpec, *, kv_value_bytes: int = 2) -> "ModelCost":
+    def of(model: ModelSpec, *, kv: KvFormat = KV_F16) -> "ModelCost":
         """The cost of `model` in the engine's own layout: each token multiplies and adds once with each value."""
-        kv = KvFormat(name="plain", value_bits=8 * kv_value_bytes)
         return _cost(model, kv, 1, lambda tensor, layer: stored_bytes(tensor))
 
     @staticmethod

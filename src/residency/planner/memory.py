@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from residency.errors import BudgetError, ContextError, UsageError
 from residency.hardware import Machine
@@ -15,10 +14,9 @@ from residency.planner.speed import DECODE_CONTEXT_TOKENS, forecast_speed, prefi
 from residency.planner.streaming import READERS, Streaming, best_streaming, least_streaming
 from residency.spec.layout import store_layout
 from residency.spec.model import ModelSpec
+from residency.spec.state import KV_FORMATS, KvName
 from residency.units import binary_bytes, enough_mib
 
-KvFormat = Literal["F16", "F32"]
-KV_VALUE_BYTES = {"F16": 2, "F32": 4}
 DEFAULT_CONTEXT_TOKENS = 2048
 LEAST_DEFAULT_CONTEXT_TOKENS = 128  # less is planned only when it is asked for
 CHUNK_CHOICES = (512, 256, 128)
@@ -45,7 +43,7 @@ class _Request:
     logit_rows: int | None
     threads: int
     budget_bytes: int
-    kv_format: KvFormat
+    kv_format: KvName
     kv_tokens: int | None  # see kv_groups
     prompts_in_tiles: bool
 
@@ -57,6 +55,7 @@ class _Request:
             max_context_tokens=context_tokens,
             threads=self.threads,
             logit_rows=self.logit_rows,
+            kv=KV_FORMATS[self.kv_format],
             prompts_in_tiles=self.prompts_in_tiles,
         )
 
@@ -96,7 +95,7 @@ def plan_run(
     chunk_tokens: int | None = None,
     logit_rows: int | None = None,
     threads: int | None = None,
-    kv_format: KvFormat = "F16",
+    kv_format: KvName = "F16",
     prompts_in_tiles: bool = False,
     model_path: Path,
     fingerprint: str,
@@ -115,6 +114,7 @@ def plan_run(
         if number is not None and number < 1:
             raise UsageError(f"{name} cannot be {number}; give at least 1.")
     threads = _threads(machine, threads)
+    _refuse_uneven_heads(model, kv_format)
     if context_tokens is not None and context_tokens > model.max_context_tokens:
         raise ContextError(
             f"a context of {context_tokens} tokens is {context_tokens - model.max_context_tokens} more than "
@@ -139,7 +139,7 @@ def plan_run(
             raise
         request = _streaming(request, machine)
         context = _context(request, context_tokens, chunk_tokens)
-    cost = ModelCost.of(model, kv_value_bytes=KV_VALUE_BYTES[kv_format])
+    cost = ModelCost.of(model, kv=KV_FORMATS[kv_format])
     chunk = chunk_tokens or _chunk(request, cost, context, machine, threads)
     if oversubscribe:
         request = _with_the_rest_as_pages(request, context, chunk)
@@ -180,7 +180,7 @@ def kv_groups(
     context_tokens: int,
     chunk_tokens: int,
     max_sequences: int,
-    kv_format: KvFormat = "F16",
+    kv_format: KvName = "F16",
     kv_tokens: int | None = None,
 ) -> tuple[KvGroup, ...]:
     """Layers by window and page size, in the order of their first layers, with pages for all sequences.
@@ -189,7 +189,7 @@ def kv_groups(
     """
     layers: dict[tuple[int | None, int], list[int]] = {}
     for index, layer in enumerate(model.layers):
-        page_bytes = layer.state(KV_VALUE_BYTES[kv_format]).bytes_per_token * PAGE_TOKENS
+        page_bytes = layer.state(KV_FORMATS[kv_format]).bytes_per_token * PAGE_TOKENS
         layers.setdefault((layer.grouped_attention.window_tokens, page_bytes), []).append(index)
     groups = []
     for (window_tokens, page_bytes), indices in layers.items():
@@ -223,6 +223,15 @@ def _with_the_rest_as_weights(
         request.streaming, room_bytes=request.budget_bytes - others_bytes, resident_seconds=resident.total
     )
     return replace(request, weights_bytes=best.memory_bytes, streaming=best)
+
+
+def _refuse_uneven_heads(model: ModelSpec, kv_format: KvName) -> None:
+    """Codes of 4 bits come in runs of 32 values."""
+    widths = {layer.grouped_attention.head_dim for layer in model.layers}
+    if kv_format == "INT4" and any(width % 32 for width in widths):
+        raise UsageError(
+            f"a cache in int4 needs heads of a multiple of 32 values and {model.name} has {max(widths)}; use --kv int8."
+        )
 
 
 def _with_the_rest_as_pages(request: _Request, context_tokens: int, chunk_tokens: int) -> _Request:

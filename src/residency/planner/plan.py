@@ -9,6 +9,7 @@ from typing import Literal
 from residency.errors import FileError
 from residency.planner.streaming import Streaming
 from residency.records import from_data, to_data
+from residency.spec.state import KvName
 from residency.units import binary_bytes
 
 PLAN_VERSION = 1
@@ -93,7 +94,7 @@ class Plan:
     page_tokens: int
     threads: int
     buffers: tuple[Buffer, ...]
-    kv_format: Literal["F16", "F32"]  # of keys and values
+    kv_format: KvName  # of keys and values
     kv_groups: tuple[KvGroup, ...]
     memory: MemoryBytes
     forecast: SpeedForecast

@@ -201,9 +201,9 @@ class LayerSpec:
             raise UnsupportedError("layers without a gated feed-forward network can be planned and not yet run.")
         return self.mlp
 
-    def state(self, value_bytes: int = 2) -> StateSpec:
-        """Keys and values of one token in a layer that the engine runs, each value in `value_bytes`."""
-        return self.grouped_attention.state(KvFormat(name="plain", value_bits=8 * value_bytes))
+    def state(self, kv: KvFormat = KV_F16) -> StateSpec:
+        """Keys and values of one token in a layer that the engine runs, in the format `kv`."""
+        return self.grouped_attention.state(kv)
 
     def states(self, kv: KvFormat = KV_F16) -> tuple[StateSpec, ...]:
         """All that the layer remembers of one sequence, keys and values in the format `kv`."""

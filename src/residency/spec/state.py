@@ -2,13 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from residency.errors import UsageError
 
 PAGE_TOKENS = 16  # tokens that are given room together
 
 StateKind = Literal["paged", "window", "latent", "recurrent"]
+KvName = Literal["F16", "F32", "INT8", "INT4"]  # formats that the engine's own kernels read and write
+RUN_KV_NAMES: tuple[KvName, ...] = get_args(KvName)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,11 @@ class KvFormat:
     def head_bytes(self, num_values: int) -> int:
         """Bytes of one head's key, or value, of one token."""
         return -(-num_values * self.value_bits // 8) + self.scale_bytes
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether values are integers with a scale."""
+        return self.scale_bytes > 0
 
 
 # FP8 has one scale for a whole layer, as serving engines keep it: not a byte per token. INT8 and INT4 are symmetric,

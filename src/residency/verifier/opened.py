@@ -12,10 +12,10 @@ from residency.engine.generation import GenerationOptions
 from residency.engine.loop import Loop
 from residency.engine.planning import open_planned
 from residency.planner.cost import ModelCost
-from residency.planner.memory import KV_VALUE_BYTES
 from residency.planner.plan import Plan
 from residency.spec.layout import read_bytes_per_token
 from residency.spec.model import ModelSpec
+from residency.spec.state import KV_FORMATS
 from residency.store.weights import Weights, ensure_store
 
 
@@ -33,7 +33,7 @@ class Opened:
     @property
     def cost(self) -> ModelCost:
         """What the model's steps are made of, in the plan's format of the KV cache."""
-        return ModelCost.of(self.spec, kv_value_bytes=KV_VALUE_BYTES[self.plan.kv_format])
+        return ModelCost.of(self.spec, kv=KV_FORMATS[self.plan.kv_format])
 
     def random_tokens(self, num_tokens: int) -> list[int]:
         """A prompt that no other shares anything with."""

@@ -14,7 +14,7 @@ def scratch_bytes(head_dim: int, group: int) -> int:
     """Bytes that each thread works in, for heads of which `group` share keys and values: see attention/cpu_tiles.py,
     which needs more than attention/cpu.py.
     """
-    return 384 + 8192 + 512 * head_dim + 128 * (head_dim + 1) * group
+    return 896 + 8192 + 512 * head_dim + 128 * (head_dim + 1) * group
 
 
 def partial_bytes(head_dim: int) -> int:

@@ -4,94 +4,59 @@ A row is one query head of one token. Rows of an item (tokens of one sequence, a
 the pages several at a time: scores, running maximum, exponentials, and the weighted values, as in FlashAttention-2
 (Dao, 2023). Where one item has a long context its pages are split, and `combine` merges the parts (Flash-Decoding,
 Dao et al., 2023).
-A page holds keys as [head_dim][16 tokens], so that tokens are lanes, and values as [16 tokens][head_dim].
+A page of floats holds keys as [head_dim][16 tokens], so that tokens are lanes, and values as [16 tokens][head_dim]; of
+pages of integers see cpu_codes.
 """
 
 from numba import njit
 
-from residency.kernels.attention.cpu_tiles import LOWEST, MASKED, PAGE_TOKENS, TILE_VALUES, prompt_attention
+from residency.kernels.attention.cpu_codes import attend_codes_by, code_pages
+from residency.kernels.attention.cpu_rows import (
+    FACTORS,
+    MAX_ROWS,
+    QUERIES,
+    SCORE_STRIDE,
+    SCORES,
+    TILE_PAGES,
+    exponentials,
+    load_rows,
+    mask,
+    store_row,
+)
+from residency.kernels.attention.cpu_tiles import PAGE_TOKENS, TILE_VALUES, float_pages, prompt_attention
 from residency.kernels.simd.blocks import GROUP, HAS_TILES, exp_f32, int8_rows, place_of_row, share_start, store_group
 from residency.kernels.simd.language import (
     add_f32,
-    add_i32,
     fma_splat_each,
-    lane_numbers,
-    largest_f32,
-    less_than,
     load_f16x16,
     load_f32,
     load_f32x16,
     load_i32,
     load_i64,
     load_rows_f32,
-    max_f32,
     mul_f32,
     mul_splat_each,
     prefetch,
-    select_f32,
     splat_f32,
-    splat_i32,
     store_each,
-    store_f32,
     store_f32x16,
-    store_i64,
-    sub_f32,
     sum_f32,
     zeros_f32,
 )
 
-TILE_PAGES = 4  # pages between two updates of the running maximum
-MAX_ROWS = 8
-SCORE_STRIDE = 4 * PAGE_TOKENS * TILE_PAGES
-SCORES = 0  # from here on: where a thread's scratch memory keeps what
-MAXIMA, SUMS, FACTORS, FIRSTS, LASTS, QUERIES = (MAX_ROWS * SCORE_STRIDE + 64 * i for i in range(6))
-# QUERIES: MAX_ROWS heads of scaled queries, then as many of weighted values
+SCALE_BYTES = 64  # of a key-value head in a page of codes
 
 _device = njit(error_model="numpy", nogil=True, forceinline=True)
 _function = njit(error_model="numpy", nogil=True)
-
-
-@_function
-def _mask(scores, rows, scratch, page, first_lane):
-    """Overwrite the scores of keys that a row may not see: after its token, or before its window."""
-    for row in range(rows):
-        first = load_i64(scratch + FIRSTS + 8 * row)
-        last = load_i64(scratch + LASTS + 8 * row)
-        start = page * PAGE_TOKENS
-        if first <= start and start + PAGE_TOKENS - 1 <= last:
-            continue
-        at = scores + SCORE_STRIDE * row + first_lane
-        keys = add_i32(lane_numbers(), splat_i32(start))
-        values = select_f32(less_than(keys, splat_i32(first)), splat_f32(MASKED), load_f32x16(at))
-        store_f32x16(at, select_f32(less_than(splat_i32(last), keys), splat_f32(MASKED), values))
-
-
-@_function
-def _exponentials(rows, scratch, pages):
-    """Scores to exponentials under the running maximum; leaves each row's factor for what was summed before."""
-    for row in range(rows):
-        at = scratch + SCORES + SCORE_STRIDE * row
-        largest = load_f32x16(at)
-        for i in range(1, pages):
-            largest = max_f32(largest, load_f32x16(at + 64 * i))
-        before = load_f32(scratch + MAXIMA + 4 * row)
-        maximum = max(before, largest_f32(largest))
-        total = splat_f32(0.0)
-        for i in range(pages):
-            e = exp_f32(sub_f32(load_f32x16(at + 64 * i), splat_f32(maximum)))
-            total = add_f32(total, e)
-            store_f32x16(at + 64 * i, e)
-        factor = largest_f32(exp_f32(splat_f32(before - maximum)))
-        store_f32(scratch + MAXIMA + 4 * row, maximum)
-        store_f32(scratch + FACTORS + 4 * row, factor)
-        store_f32(scratch + SUMS + 4 * row, load_f32(scratch + SUMS + 4 * row) * factor + sum_f32(total))
 
 
 def _attend_by(rows, load, value_bytes):
     """Attention of `rows` rows over the pages first_page .. last_page of one key-value head."""
 
     @_function
-    def attend(scratch, table, pages, page_bytes, key_offset, value_offset, head_dim, first_page, last_page):
+    def attend(
+        scratch, table, pages, page_bytes, key_offset, value_offset, scale_offset, head_dim, first_page, last_page
+    ):
         row_bytes = 4 * head_dim
         queries = scratch + QUERIES
         weighted = queries + MAX_ROWS * row_bytes
@@ -113,8 +78,8 @@ def _attend_by(rows, load, value_bytes):
                 store_each(first_scores, scratch + SCORES + 64 * i, SCORE_STRIDE)
                 store_each(second_scores, scratch + SCORES + 64 * i + 64, SCORE_STRIDE)
             for i in range(tile_pages):
-                _mask(scratch + SCORES, rows, scratch, tile + i, 64 * i)
-            _exponentials(rows, scratch, tile_pages)
+                mask(scratch + SCORES, rows, scratch, tile + i, 64 * i)
+            exponentials(rows, scratch, tile_pages)
             for d in range(0, head_dim, 32):
                 other = min(d + 16, head_dim - 16)  # the same 16 values twice where no more are left
                 low = mul_splat_each(load_rows_f32(rows, weighted + 4 * d, row_bytes), scratch + FACTORS, 4)
@@ -136,69 +101,21 @@ def _attend_by(rows, load, value_bytes):
     return attend
 
 
-@_function
-def _load_row(scratch, row, query, scale, head_dim, first, last):
-    """Start a row: its scaled query, an empty sum, and the keys that it may see."""
-    target = scratch + QUERIES + 4 * head_dim * row
-    weighted = target + 4 * head_dim * MAX_ROWS
-    for d in range(0, 4 * head_dim, 64):
-        store_f32x16(target + d, mul_f32(load_f32x16(query + d), splat_f32(scale)))
-        store_f32x16(weighted + d, splat_f32(0.0))
-    store_f32(scratch + MAXIMA + 4 * row, LOWEST)
-    store_f32(scratch + SUMS + 4 * row, 0.0)
-    store_i64(scratch + FIRSTS + 8 * row, first)
-    store_i64(scratch + LASTS + 8 * row, last)
-
-
-@_function
-def _store_row(scratch, row, out, partial, head_dim):
-    """Finish a row: divided by its sum into `out`, or as a part (values, maximum, sum) where `partial` is not 0."""
-    weighted = scratch + QUERIES + 4 * head_dim * (MAX_ROWS + row)
-    total = load_f32(scratch + SUMS + 4 * row)
-    target = out if partial == 0 else partial
-    factor = splat_f32(1.0 / total if partial == 0 else 1.0)
-    for d in range(0, 4 * head_dim, 64):
-        store_f32x16(target + d, mul_f32(load_f32x16(weighted + d), factor))
-    if partial != 0:
-        store_f32(partial + 4 * head_dim, load_f32(scratch + MAXIMA + 4 * row))
-        store_f32(partial + 4 * head_dim + 4, total)
-
-
-@_function
-def _load_rows(
-    scratch, block, rows, start, group, first_token, kv_head, q, q_stride, scale, head_dim, positions_at, window
-):
-    """Start a block's rows, the last again where there are too few; the first and the last key that any may see."""
-    first_key = load_i64(positions_at + 8 * (first_token + start // group))
-    last_key = first_key
-    for i in range(block):
-        row = start + min(i, rows - 1)
-        token = first_token + row // group
-        head = kv_head * group + row % group
-        last = load_i64(positions_at + 8 * token)
-        first = max(0, last - window + 1)
-        first_key = min(first_key, first)
-        last_key = max(last_key, last)
-        _load_row(scratch, i, q + q_stride * token + 4 * head_dim * head, scale, head_dim, first, last)
-    return first_key, last_key
-
-
-def _attention(load, value_bytes):
-    """The kernel for keys and values of one format."""
-    by_1, by_2, by_4, by_8 = (_attend_by(rows, load, value_bytes) for rows in (1, 2, 4, 8))
-    has_tiles = HAS_TILES and value_bytes == 2
-    by_tiles = prompt_attention(load, value_bytes)
+def _attention(attend_by, value_bits, by_tiles):
+    """The kernel for keys and values of one format; `by_tiles` is for prompts. Float32 is no sum of two bfloat16."""
+    by_1, by_2, by_4, by_8 = (attend_by(rows) for rows in (1, 2, 4, 8))
+    has_tiles = HAS_TILES and value_bits < 32
 
     @_function
-    def by_block(rows, scratch, table, pages, page_bytes, keys, values, head_dim, first_page, last_page):
+    def by_block(rows, scratch, table, pages, page_bytes, keys, values, scales, head_dim, first_page, last_page):
         if rows == 1:
-            by_1(scratch, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
+            by_1(scratch, table, pages, page_bytes, keys, values, scales, head_dim, first_page, last_page)
         elif rows == 2:
-            by_2(scratch, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
+            by_2(scratch, table, pages, page_bytes, keys, values, scales, head_dim, first_page, last_page)
         elif rows == 4:
-            by_4(scratch, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
+            by_4(scratch, table, pages, page_bytes, keys, values, scales, head_dim, first_page, last_page)
         else:
-            by_8(scratch, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
+            by_8(scratch, table, pages, page_bytes, keys, values, scales, head_dim, first_page, last_page)
 
     def attend(
         q, q_stride, scale: float, heads, kv_heads, head_dim, pages, page_bytes, tables, table_stride, items_at,
@@ -209,7 +126,7 @@ def _attention(load, value_bytes):
         mine = scratch + scratch_bytes * thread
         most_splits = load_i64(most_splits_at)
         group = heads // kv_heads
-        head_bytes = value_bytes * PAGE_TOKENS * head_dim
+        head_bytes = value_bits * PAGE_TOKENS // 8 * head_dim
         partial_bytes = 4 * head_dim + 64
         units = load_i64(num_items_at) * kv_heads * most_splits
         for unit in range(thread, units, threads):
@@ -223,16 +140,17 @@ def _attention(load, value_bytes):
             table = tables + table_stride * load_i64(sequences_at + 8 * first_token)
             keys = head_bytes * kv_head
             values = keys + head_bytes * kv_heads
+            scales = 2 * head_bytes * kv_heads + SCALE_BYTES * kv_head
             if has_tiles and head_dim % TILE_VALUES == 0 and first_token >= load_i64(int8_at):
                 by_tiles(
                     mine, first_token, tokens, kv_head, group, head_dim, q, q_stride, scale, table, pages, page_bytes,
-                    keys, values, positions_at, window, out, out_stride,
+                    keys, values, scales, positions_at, window, out, out_stride,
                 )  # fmt: skip
                 continue
             for start in range(0, tokens * group, MAX_ROWS):
                 rows = min(MAX_ROWS, tokens * group - start)
                 block = 1 if rows == 1 else 2 if rows == 2 else 4 if rows <= 4 else 8
-                first_key, last_key = _load_rows(
+                first_key, last_key = load_rows(
                     mine, block, rows, start, group, first_token, kv_head, q, q_stride, scale, head_dim, positions_at,
                     window,
                 )  # fmt: skip
@@ -240,13 +158,13 @@ def _attention(load, value_bytes):
                 num_pages = last_key // PAGE_TOKENS + 1 - page_0
                 first_page = page_0 + num_pages * split // splits
                 last_page = page_0 + num_pages * (split + 1) // splits
-                by_block(block, mine, table, pages, page_bytes, keys, values, head_dim, first_page, last_page)
+                by_block(block, mine, table, pages, page_bytes, keys, values, scales, head_dim, first_page, last_page)
                 for i in range(rows):
                     token = first_token + (start + i) // group
                     head = kv_head * group + (start + i) % group
                     index = (token * heads + head) * most_splits + split
                     part = partials + partial_bytes * index if splits > 1 else 0
-                    _store_row(mine, i, out + out_stride * token + 4 * head_dim * head, part, head_dim)
+                    store_row(mine, i, out + out_stride * token + 4 * head_dim * head, part, head_dim)
 
     return attend
 
@@ -299,8 +217,20 @@ def combine(
         unit += last - first
 
 
+def _of_floats(load, value_bytes):
+    by_tiles = prompt_attention(*float_pages(load, value_bytes), False)
+    return _attention(lambda rows: _attend_by(rows, load, value_bytes), 8 * value_bytes, by_tiles)
+
+
+def _of_codes(value_bits):
+    by_tiles = prompt_attention(*code_pages(value_bits), True)
+    return _attention(lambda rows: attend_codes_by(rows, value_bits), value_bits, by_tiles)
+
+
 KERNELS = {
-    "attend_F16": _attention(load_f16x16, 2),
-    "attend_F32": _attention(load_f32x16, 4),
+    "attend_F16": _of_floats(load_f16x16, 2),
+    "attend_F32": _of_floats(load_f32x16, 4),
+    "attend_INT8": _of_codes(8),
+    "attend_INT4": _of_codes(4),
     "combine": combine,
 }

@@ -1,8 +1,9 @@
 """Flash attention of a prompt in tile registers (Intel AMX): 16 tokens of one head by 64 keys at a time.
 
 Float32 queries and exponentials, and float16 keys and values, each become a sum of two bfloat16: the latter exactly,
-the former to 17 bits. Of the product of two such sums the least term is left out. Keys and values are split once for
-all heads that share them, in a thread's scratch memory.
+the former to 17 bits. Of the product of two such sums the least term is left out. Codes of 8 or 4 bits are one bfloat16
+each; their scales are for scores and weights. Keys and values are split once for all heads that share them, in a
+thread's scratch memory.
 """
 
 from numba import njit
@@ -16,6 +17,7 @@ from residency.kernels.simd.language import (
     lane_numbers,
     largest_each,
     less_than,
+    load_f16x16,
     load_f32,
     load_f32x16,
     load_i32,
@@ -51,9 +53,11 @@ MASKED = -1e30
 LOWEST = -1e20  # where the running maximum starts: far above MASKED, so that a masked score's exponential is 0
 PAIR_BYTES = 2048  # of a tile in bfloat16 and, from 1024 on, of what is left over
 
-# A thread's scratch memory: registers' configuration; first and last key that each token may see; factors; scores;
-# weights; keys and values of 64 tokens; then of each head queries, sums of values, and 16 maxima and sums of weights.
-FIRSTS, LASTS, FACTORS, SCORES, WEIGHTS, KEYS = 64, 192, 320, 384, 384 + 4096, 384 + 8192
+# A thread's scratch memory: registers' configuration; first and last key that each token may see; factors; scales of
+# 64 keys and of their values; scores; weights; keys and values of 64 tokens; then of each head queries, sums of values,
+# and 16 maxima and sums of weights.
+FIRSTS, LASTS, FACTORS, KEY_SCALES, VALUE_SCALES, SCORES = 64, 192, 320, 384, 640, 896
+WEIGHTS, KEYS = SCORES + 4096, SCORES + 8192
 SCORE_STRIDE = 4 * PAGE_TOKENS * PAGES
 
 _device = njit(error_model="numpy", nogil=True, forceinline=True)
@@ -140,10 +144,10 @@ def _finish_head(head_at, out, out_stride, tokens, head_dim):
 
 
 @_function
-def _add_products(rows, columns, stride):
-    """Add the products of split rows and of four tiles of split columns, `stride` bytes apart, to registers 0 to 3.
+def _add_two_terms(rows, columns, stride):
+    """Add the products of split rows and of four tiles of columns, `stride` bytes apart, to registers 0 to 3.
 
-    Three terms each; products that follow each other go to different registers, as one takes longer than its turn.
+    Products that follow each other go to different registers, as one takes longer than its turn.
     """
     tile_load(4, rows, 64)
     tile_load(5, rows + 1024, 64)
@@ -161,6 +165,12 @@ def _add_products(rows, columns, stride):
     tile_dot_bf16(0, 5, 6)
     tile_load(7, columns + stride, 64)
     tile_dot_bf16(1, 5, 7)
+
+
+@_function
+def _add_three_terms(rows, columns, stride):
+    """As _add_two_terms, of columns that are split, too."""
+    _add_two_terms(rows, columns, stride)
     tile_load(6, columns + 2 * stride + 1024, 64)
     tile_dot_bf16(2, 4, 6)
     tile_load(7, columns + 3 * stride + 1024, 64)
@@ -179,28 +189,41 @@ def _store_registers(at, stride):
     tile_store(3, at + 192, stride)
 
 
-@_function
-def _scores(queries, keys, steps, scores):
-    """Scores of 16 tokens and four pages: `steps` times 32 values of a head."""
-    tile_zero(0)
-    tile_zero(1)
-    tile_zero(2)
-    tile_zero(3)
-    for step in range(steps):
-        _add_products(queries + PAIR_BYTES * step, keys + PAIR_BYTES * step, PAIR_BYTES * steps)
-    _store_registers(scores, SCORE_STRIDE)
+def _products(add):
+    """Scores and weighted values, by `add`."""
+
+    @_function
+    def multiply_keys(queries, keys, steps, scores):
+        """Scores of 16 tokens and four pages: `steps` times 32 values of a head."""
+        tile_zero(0)
+        tile_zero(1)
+        tile_zero(2)
+        tile_zero(3)
+        for step in range(steps):
+            add(queries + PAIR_BYTES * step, keys + PAIR_BYTES * step, PAIR_BYTES * steps)
+        _store_registers(scores, SCORE_STRIDE)
+
+    @_function
+    def weigh(weights, values, values_stride, sums, sums_stride):
+        """Add 64 of a head's values of 64 tokens, weighted, to the sums of 16 tokens."""
+        tile_load(0, sums, sums_stride)
+        tile_load(1, sums + 64, sums_stride)
+        tile_load(2, sums + 128, sums_stride)
+        tile_load(3, sums + 192, sums_stride)
+        for step in range(2):
+            add(weights + PAIR_BYTES * step, values + values_stride * step, PAIR_BYTES)
+        _store_registers(sums, sums_stride)
+
+    return multiply_keys, weigh
 
 
 @_function
-def _weigh(weights, values, values_stride, sums, sums_stride):
-    """Add 64 of a head's values of 64 tokens, weighted, to the sums of 16 tokens."""
-    tile_load(0, sums, sums_stride)
-    tile_load(1, sums + 64, sums_stride)
-    tile_load(2, sums + 128, sums_stride)
-    tile_load(3, sums + 192, sums_stride)
-    for step in range(2):
-        _add_products(weights + PAIR_BYTES * step, values + values_stride * step, PAIR_BYTES)
-    _store_registers(sums, sums_stride)
+def _scale_scores(scratch, tokens):
+    for page in range(PAGES):
+        scales = load_f32x16(scratch + KEY_SCALES + 64 * page)
+        for token in range(tokens):
+            at = scratch + SCORES + SCORE_STRIDE * token + 64 * page
+            store_f32x16(at, mul_f32(load_f32x16(at), scales))
 
 
 @_function
@@ -219,7 +242,7 @@ def _mask(scratch, tokens, first_key):
 
 
 @_function
-def _exponentials(scratch, head_at, tokens, head_dim):
+def _exponentials(scratch, head_at, tokens, head_dim, is_scaled):
     """Scores to weights under the running maximum; what was summed before is scaled where that has risen.
 
     Statistics are vectors: a lane is a token. Lanes of tokens that there are not hold anything.
@@ -238,9 +261,13 @@ def _exponentials(scratch, head_at, tokens, head_dim):
         top = splat_f32(load_f32(maxima + 4 * token))
         e0, e1 = _exp(sub_f32(load_f32x16(at), top)), _exp(sub_f32(load_f32x16(at + 64), top))
         e2, e3 = _exp(sub_f32(load_f32x16(at + 128), top)), _exp(sub_f32(load_f32x16(at + 192), top))
+        store_f32x16(at, add_f32(add_f32(e0, e1), add_f32(e2, e3)))
+        if is_scaled:
+            scales = scratch + VALUE_SCALES
+            e0, e1 = mul_f32(e0, load_f32x16(scales)), mul_f32(e1, load_f32x16(scales + 64))
+            e2, e3 = mul_f32(e2, load_f32x16(scales + 128)), mul_f32(e3, load_f32x16(scales + 192))
         _store_split(e0, e1, weights)
         _store_split(e2, e3, weights + PAIR_BYTES)
-        store_f32x16(at, add_f32(add_f32(e0, e1), add_f32(e2, e3)))
         rescale = load_f32(factors + 4 * token)
         if rescale != 1.0:
             for d in range(0, head_dim, 16):
@@ -250,8 +277,8 @@ def _exponentials(scratch, head_at, tokens, head_dim):
     store_f32x16(maxima + 64, fma(load_f32x16(maxima + 64), factor, total))
 
 
-def prompt_attention(load, value_bytes):
-    """Attention of one item's tokens and the heads of one key-value head; keys and values are read by `load`."""
+def float_pages(load, value_bytes):
+    """How keys, and how values, of a page become pairs of two terms, where `load` reads 16 of `value_bytes` each."""
 
     @_function
     def split_keys(page_at, head_dim, out):
@@ -267,10 +294,20 @@ def prompt_attention(load, value_bytes):
                 at = page_at + value_bytes * (head_dim * token + d)
                 _store_pairs(load(at), load(at + value_bytes * head_dim), out + PAIR_BYTES * (d // 16) + 32 * token)
 
+    return split_keys, split_values
+
+
+def prompt_attention(split_keys, split_values, is_scaled):
+    """Attention of one item's tokens and the heads of one key-value head, whose keys and values become pairs so.
+
+    `is_scaled`: they are codes of one term, with scales.
+    """
+    multiply_keys, weigh = _products(_add_two_terms if is_scaled else _add_three_terms)
+
     @_function
     def attend(
         scratch, first_token, tokens, kv_head, group, head_dim, q, q_stride, scale, table, pages, page_bytes,
-        key_offset, value_offset, positions_at, window, out, out_stride,
+        key_offset, value_offset, scale_offset, positions_at, window, out, out_stride,
     ):  # fmt: skip
         for token in range(tokens):
             last = load_i64(positions_at + 8 * (first_token + token))
@@ -292,15 +329,20 @@ def prompt_attention(load, value_bytes):
                 split_keys(at + key_offset, head_dim, scratch + KEYS + 64 * head_dim * i)
                 place = values + 128 * head_dim * (i // 2) + 512 * (i % 2)
                 split_values(at + value_offset, head_dim, place)
+                if is_scaled:
+                    store_f32x16(scratch + KEY_SCALES + 64 * i, load_f16x16(at + scale_offset))
+                    store_f32x16(scratch + VALUE_SCALES + 64 * i, load_f16x16(at + scale_offset + 32))
             for head in range(group):
                 head_at = _head_at(scratch, head_dim, head)
-                _scores(head_at, scratch + KEYS, head_dim // 32, scratch + SCORES)
+                multiply_keys(head_at, scratch + KEYS, head_dim // 32, scratch + SCORES)
+                if is_scaled:
+                    _scale_scores(scratch, tokens)
                 _mask(scratch, tokens, PAGE_TOKENS * page)
-                _exponentials(scratch, head_at, tokens, head_dim)
+                _exponentials(scratch, head_at, tokens, head_dim, is_scaled)
                 for d in range(0, head_dim, TILE_VALUES):
                     sums = head_at + 64 * head_dim + 4 * d
                     at = values + PAIR_BYTES * (d // 16)
-                    _weigh(scratch + WEIGHTS, at, 128 * head_dim, sums, head_bytes)
+                    weigh(scratch + WEIGHTS, at, 128 * head_dim, sums, head_bytes)
         tile_release()
         for head in range(group):
             target = out + out_stride * first_token + first_column + head_bytes * head

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from residency.kernels.rotary.reference import PAGE_TOKENS, as_keys, as_values
+from residency.kernels.rotary.reference import PAGE_TOKENS
+from residency.kernels.rotary.reference_codes import read
+from residency.spec.state import KvName
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -25,21 +27,24 @@ def attention(
     scale: float,
     kv_heads: int,
     window_tokens: int | None = None,
+    number_format: KvName = "F16",
 ) -> Doubles:
     """softmax(scale q · kᵀ) v of each token and head over its sequence's tokens, (tokens, heads, head_dim).
 
     A token at position p sees the positions up to p, with a window only the last `window_tokens` of them; heads share
-    key-value heads in runs. pages (pages, page_bytes) and tables (sequences, pages) are those of kernels.rotary.
+    key-value heads in runs. pages (pages, page_bytes) of `number_format` and tables (sequences, pages) are those of
+    kernels.rotary.
     (A. Vaswani et al.: Attention is all you need, 2017; J. Ainslie et al.: GQA, 2023.)
     """
     num_heads, head_dim = q_THD.shape[1:]
     out_THD = np.zeros(q_THD.shape)
+    keys_PGDS, values_PGSD = read(pages, kv_heads, head_dim, number_format)
     for token, (sequence, position) in enumerate(zip(sequences_T, positions_T, strict=True)):
         first = 0 if window_tokens is None else max(0, int(position) - window_tokens + 1)
         seen = np.arange(first, position + 1)
         held = tables[sequence, seen // PAGE_TOKENS]
-        k_SGD = as_keys(pages, kv_heads, head_dim)[held, :, :, seen % PAGE_TOKENS].astype(np.float64)
-        v_SGD = as_values(pages, kv_heads, head_dim)[held, :, seen % PAGE_TOKENS].astype(np.float64)
+        k_SGD = keys_PGDS[held, :, :, seen % PAGE_TOKENS]
+        v_SGD = values_PGSD[held, :, seen % PAGE_TOKENS]
         k_SHD, v_SHD = (np.repeat(x, num_heads // kv_heads, axis=1) for x in (k_SGD, v_SGD))
         scores_HS = scale * np.einsum("hd,shd->hs", q_THD[token].astype(np.float64), k_SHD)
         out_THD[token] = combine([attend_part(scores_HS, v_SHD)])

@@ -30,8 +30,8 @@ from residency.kernels.simd.vectors import (
     BFloat,
     Builder,
     Value,
-    Vector,
     address,
+    block_of,
     call,
     constant,
     each,
@@ -268,27 +268,10 @@ def _dot4_splat(dot: Callable[..., Value]) -> Callable[..., Value]:
 # -- register blocks: one vector per token
 
 
-def _block(vector: Vector, made: Callable[..., Value], arity: int) -> Any:
-    """Make an intrinsic f(tokens, ...) that returns a register block; `tokens` is a constant of the kernel."""
-
-    def typer(count: Any, *rest: Any) -> Any:
-        if not isinstance(count, types.IntegerLiteral):
-            return None
-        returned = types.UniTuple(vector, count.literal_value)
-
-        def codegen(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
-            values = [made(builder, token, *args[1:]) for token in range(count.literal_value)]
-            return context.make_tuple(builder, returned, values)
-
-        return returned(count, *(r if isinstance(r, Vector) else address for r in rest)), codegen
-
-    return intrinsic_of_arity(arity, typer, prefer_literal=True)
-
-
-zeros_f32 = _block(f32x16, lambda b, token: constant(f32x16, 0.0), 1)
-zeros_i32 = _block(i32x16, lambda b, token: constant(i32x16, 0), 1)
-repeat = _block(f32x16, lambda b, token, vector: vector, 2)  # the same vector for every token
-load_rows_f32 = _block(
+zeros_f32 = block_of(f32x16, lambda b, token: constant(f32x16, 0.0), 1)
+zeros_i32 = block_of(i32x16, lambda b, token: constant(i32x16, 0), 1)
+repeat = block_of(f32x16, lambda b, token, vector: vector, 2)  # the same vector for every token
+load_rows_f32 = block_of(
     f32x16, lambda b, t, p, s: b.load(pointer(b, token_address(b, p, s, t), f32x16.llvm), align=4), 3
 )
 # (dots, weights, x address, x stride); weights are codes up to 127, and up to 255

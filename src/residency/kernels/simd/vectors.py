@@ -91,6 +91,23 @@ def each(arity: int, blocks: tuple[int, ...], body: Callable[..., Value], result
     return intrinsic_of_arity(arity, typer)
 
 
+def block_of(vector: Vector, made: Callable[..., Value], arity: int) -> Any:
+    """Make an intrinsic f(tokens, ...) that returns a register block; `tokens` is a constant of the kernel."""
+
+    def typer(count: Any, *rest: Any) -> Any:
+        if not isinstance(count, types.IntegerLiteral):
+            return None
+        returned = types.UniTuple(vector, count.literal_value)
+
+        def codegen(context: Any, builder: Builder, sig: Any, args: Any) -> Value:
+            values = [made(builder, token, *args[1:]) for token in range(count.literal_value)]
+            return context.make_tuple(builder, returned, values)
+
+        return returned(count, *(r if isinstance(r, Vector) else address for r in rest)), codegen
+
+    return intrinsic_of_arity(arity, typer, prefer_literal=True)
+
+
 def pointer(b: Builder, at: Value, llvm_type: ir.Type) -> Value:
     """An address as a pointer to a type."""
     return b.inttoptr(at, llvm_type.as_pointer())

@@ -8,7 +8,7 @@ from residency.kernels.gate import gated
 from residency.kernels.gated_matmul import can_gate, gated_linear
 from residency.kernels.matmul import Matrix, linear
 from residency.kernels.recorder import FloatArray, Recorder, Rows
-from residency.kernels.rotary import LayerPages, rotate_and_store
+from residency.kernels.rotary import LayerPages, key_offset, rotate_and_store
 from residency.spec.model import LayerSpec, ModelSpec, RopeSpec
 from residency.store.weights import Weights
 
@@ -40,11 +40,25 @@ def self_attention(step: Recorder, parts: Parts, index: int, x: Rows) -> Rows:
         bias = parts.vector(index, f"self_attn.{name}_proj.bias") if spec.bias else None
         matrix = parts.matrix(index, f"self_attn.{name}_proj")
         linear(step, x, matrix, out, bias=bias, meet=name == "v")
+    offset = None
+    if spec.bias and "key_offsets" in step.buffers:
+        kept = step.buffers["key_offsets"][index, : spec.num_kv_heads * spec.head_dim]
+        offset = key_offset(parts.vector(index, "self_attn.k_proj.bias"), spec.rope, spec.head_dim, kept)
     norms = [parts.vector(index, f"self_attn.{name}_norm.weight") if spec.qk_norm else None for name in ("q", "k")]
     cache = parts.caches[index]
     epsilon = parts.spec.norm_epsilon
     rotate_and_store(
-        step, spec, q, k, v, parts.angles[spec.rope], cache, q_norm=norms[0], k_norm=norms[1], epsilon=epsilon
+        step,
+        spec,
+        q,
+        k,
+        v,
+        parts.angles[spec.rope],
+        cache,
+        q_norm=norms[0],
+        k_norm=norms[1],
+        epsilon=epsilon,
+        key_offset=offset,
     )
     return attention(step, spec, q, cache)
 
