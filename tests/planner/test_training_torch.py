@@ -66,6 +66,25 @@ def test_models_of_an_earlier_time_keep_what_the_list_says(
     assert plan_training(spec_of(model), options(precision)).activations == pytest.approx(kept_bytes, rel=0.005)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"multi_query": True, "new_decoder_architecture": False},
+        {"num_kv_heads": 2, "new_decoder_architecture": True},
+        {"multi_query": False, "new_decoder_architecture": False, "parallel_attn": False},
+    ],
+    ids=["one key-value head", "the newer decoder", "as many heads"],
+)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_kind_of_falcon_keeps_what_the_list_says_within_1_percent(
+    changes: dict[str, Any], precision: str
+) -> None:
+    extents = {"num_key_value_heads": None, "intermediate_size": None, "ffn_hidden_size": 256}
+    model = small_model("falcon", **extents, **changes).to(DTYPES[precision])
+    kept_bytes = saved_bytes(model, tokens(model))
+    assert plan_training(spec_of(model), options(precision)).activations == pytest.approx(kept_bytes, rel=0.01)
+
+
 @pytest.mark.parametrize("architecture", EXPERTS)
 def test_experts_keep_what_the_list_says_within_3_percent(architecture: str) -> None:
     """Indices of who is sent where are not in the list."""

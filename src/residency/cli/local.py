@@ -101,19 +101,11 @@ def local_data(plan: Plan) -> dict[str, Any]:
 
 def _placement(plan: Plan) -> PlacementFigures:
     return PlacementFigures(
-        quant=None,
         kv_format=plan.kv_format,
-        tensor_parallel=1,
-        pipeline_parallel=1,
-        replicas=1,
         context_tokens=plan.context_tokens,
         prompt_tokens=max(1, plan.context_tokens // 2),
         concurrency=plan.max_sequences,
         chunk_tokens=plan.chunk_tokens,
-        ram_bytes=0,
-        disk_bytes=0,
-        ram_cache_bytes=0,
-        perplexity_rise=0.0,
     )
 
 

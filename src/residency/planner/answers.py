@@ -43,21 +43,21 @@ class ModelFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class PlacementFigures:
-    """How the model is deployed."""
+    """How the model is deployed: unless it says otherwise whole, as published, on one device."""
 
-    quant: str | None  # None: as published
+    quant: str | None = None  # None: as published
     kv_format: str
-    tensor_parallel: int
-    pipeline_parallel: int
-    replicas: int
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    replicas: int = 1
     context_tokens: int  # of each sequence
     prompt_tokens: int  # of the context
     concurrency: int
     chunk_tokens: int  # most tokens of one step
-    ram_bytes: int  # weights that lie in the host's RAM
-    disk_bytes: int  # and on its disk
-    ram_cache_bytes: int  # keys and values that lie in the host's RAM
-    perplexity_rise: float  # of the formats, see the explanation of planning; 0: as published
+    ram_bytes: int = 0  # weights that lie in the host's RAM
+    disk_bytes: int = 0  # and on its disk
+    ram_cache_bytes: int = 0  # keys and values that lie in the host's RAM
+    perplexity_rise: float = 0.0  # of the formats, see the explanation of planning; 0: as published
     drafted_tokens: int = 0  # that a draft model proposes in a round
 
 
@@ -68,7 +68,7 @@ class DeviceFigures:
     name: str
     budget_bytes: int
     weights: int
-    kv_cache: int  # recurrent states included
+    kv_cache: int = 0  # recurrent states included
     activations: int
     runtime: int
     free: int

@@ -38,7 +38,7 @@ def record(answer: Answer) -> AnswerRecord:
         missing_bytes=deployment.placement.missing_bytes,
         placement=_placement(deployment, question.engine.chunk_tokens(question.device), forecast),
         devices=tuple(
-            device_figures(each, usable_bytes=question.device.usable_bytes)
+            _device(each, usable_bytes=question.device.usable_bytes)
             for _ in range(deployment.choice.replicas)
             for each in deployment.placement.devices
         ),
@@ -73,22 +73,9 @@ def model_figures(model: ModelSpec, kv: KvFormat) -> ModelFigures:
     )
 
 
-def device_figures(device: DeviceBytes, *, usable_bytes: int) -> DeviceFigures:
-    """One device's memory."""
+def _device(device: DeviceBytes, *, usable_bytes: int) -> DeviceFigures:
     return DeviceFigures(
-        name=device.name,
-        budget_bytes=device.budget_bytes,
-        weights=device.weights,
-        kv_cache=device.kv_cache,
-        activations=device.activations,
-        runtime=device.runtime,
-        free=device.free,
-        missing_bytes=device.missing_bytes,
-        stage=device.stage,
-        usable_bytes=usable_bytes,
-        graphs_bytes=device.graphs_bytes,
-        pool_tokens=device.pool_tokens,
-        max_concurrency=device.max_concurrency,
+        **vars(device), free=device.free, missing_bytes=device.missing_bytes, usable_bytes=usable_bytes
     )
 
 

@@ -74,7 +74,6 @@ def _devices(
             name=device.name,
             budget_bytes=budget_bytes,
             weights=stage.weights,
-            kv_cache=0,
             activations=stage.activations,
             runtime=RUNTIME_BYTES,
             free=max(0, budget_bytes - needed),
@@ -117,10 +116,6 @@ def _placement(options: TrainingOptions) -> PlacementFigures:
         prompt_tokens=options.context_tokens,
         concurrency=options.batch_sequences,
         chunk_tokens=options.tokens,
-        ram_bytes=0,
-        disk_bytes=0,
-        ram_cache_bytes=0,
-        perplexity_rise=0.0,
     )
 
 

@@ -109,7 +109,9 @@ class _Rules:
     def layer(self) -> list[SavedTensor]:
         kept = [t for norm in self._norms() for t in norm]
         attention = self.spec.attention
-        if isinstance(attention, AttentionSpec):
+        if isinstance(attention, AttentionSpec) and self._is_falcon():
+            kept += self.falcon_attention(attention)
+        elif isinstance(attention, AttentionSpec):
             kept += self.grouped_attention(attention)
         elif isinstance(attention, LatentAttentionSpec):
             kept += self.latent_attention(attention)
@@ -175,6 +177,9 @@ class _Rules:
             if tensor.role != "norm" or not tensor.name.endswith("weight"):
                 continue
             name, attention = module_name(tensor), self.spec.attention
+            if name == "ln_mlp":  # takes what Falcon's other norm takes, and keeps
+                found.append(self.norm(tensor, tensor.shape[0], name)[1:])
+                continue
             per_head = isinstance(attention, AttentionSpec) and tensor.shape[0] == attention.head_dim
             if per_head and isinstance(attention, AttentionSpec) and name in ("q_norm", "k_norm"):
                 heads = attention.num_heads if name == "q_norm" else attention.num_kv_heads
@@ -200,6 +205,23 @@ class _Rules:
             # Values are a view of one matrix's output, which keeps queries and keys as they were before rotation.
             kept.append(self.compute("queries and keys before rotation", query + key, over_heads=True))
         return kept + self.core(attention.num_heads, query)
+
+    def falcon_attention(self, attention: AttentionSpec) -> list[SavedTensor]:
+        """As transformers hands it to PyTorch: several key-value heads are repeated for all others and come with a
+        mask for each layer; a single one no fused kernel takes, so all of it is done plainly in float32.
+        """
+        query = attention.num_heads * attention.head_dim
+        kept = self.inputs("attention input", self.model.hidden, self.inner("attention"))
+        parts = [self.compute(name, query, over_heads=True) for name in ("queries", "keys", "values")]
+        if attention.num_kv_heads == 1:
+            scores = self.compute("attention weights", attention.num_heads * self.training.context_tokens)
+            kept += [replace(each, value_bytes=4, over_heads=True) for each in (*parts, scores)]
+            return kept + self.inputs("attention output", query, self.outer("attention"))
+        if attention.num_kv_heads == attention.num_heads:
+            # Values are a view of one matrix's output, which keeps queries and keys as they were before rotation.
+            parts.append(self.compute("queries and keys before rotation", 2 * query, over_heads=True))
+        mask = self.compute("attention mask", self.training.context_tokens)
+        return [*kept, *parts, mask, *self.core(attention.num_heads, query)]
 
     def latent_attention(self, attention: LatentAttentionSpec) -> list[SavedTensor]:
         """DeepSeek's attention, expanded to all heads as it is trained."""
@@ -243,7 +265,7 @@ class _Rules:
         """A feed-forward network of `width` whose matrices have `role`; it sees each token `copies` times."""
         inner = [t for t in self.inner("mlp") if t.role == role]
         outer = [t for t in self.outer("mlp") if t.role == role]
-        kept = self.inputs(f"{name} input", self.model.hidden * copies, inner)
+        kept = self.inputs(f"{name} input", self.model.hidden * copies, inner, shared=self._is_parallel_falcon())
         before = self.compute(f"{name} activation input", width * copies, over_heads=True)
         is_relu = mlp.activation == "relu" and not mlp.gated  # its derivative needs its output alone
         if not is_relu:
@@ -274,6 +296,13 @@ class _Rules:
             kept.append(self.compute(f"{module_name(tensor)} input", tensor.shape[-1]))
             kept.append(self.compute(f"{module_name(tensor)} output", tensor.shape[-2], over_heads=True))
         return kept
+
+    def _is_falcon(self) -> bool:
+        return self.eager and self.model.architecture == "falcon" and self.training.attention == "flash"
+
+    def _is_parallel_falcon(self) -> bool:
+        """Whether attention and feed-forward network take the output of one norm."""
+        return self._is_falcon() and sum(t.role == "norm" for t in self.spec.tensors) == 2  # a weight and a bias
 
     def inner(self, part: str) -> list[TensorSpec]:
         """Matrices that read the residual stream."""
