@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from residency.engine.arena import activation_arena, resident_bytes
 from residency.engine.inputs import StepInputs
+from residency.engine.sampler import Draw
 from residency.engine.stamps import LaunchTime, StampedStep
 from residency.engine.steps import STREAM_KERNELS, ResidentSteps, StreamedSteps
 from residency.engine.swap import SwapFile
@@ -29,6 +31,41 @@ from residency.store.weights import Weights
 
 DRIVERS = ("step.run", "step.serve")
 Progress = Callable[[int, int], None]
+
+
+class DeviceLogits(Protocol):
+    """Rows of logits that are elsewhere: read when somebody looks at them, or drawn from where they are."""
+
+    def rows(self) -> npt.NDArray[np.float32]:
+        """The logits (rows, vocabulary)."""
+
+    def drawn(self, draws: Sequence[Draw]) -> list[int]:
+        """A token of each row."""
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[np.float32]:
+        """The logits, for NumPy."""
+
+
+Logits = npt.NDArray[np.float32] | DeviceLogits
+
+
+class Executor(Protocol):
+    """What the loop needs of a device; see CpuExecutor."""
+
+    @property
+    def most_logits(self) -> int:
+        """Rows of logits that there are at one time."""
+
+    def compute(
+        self, batch: Batch, pages: KvPages, tokens: npt.NDArray[np.int64], *, every_logit: bool = False
+    ) -> Logits:
+        """Run one step."""
+
+    def more_logits(self, rows: Sequence[int]) -> Logits:
+        """The logits of further tokens of the last step."""
+
+    def copy_pages(self, copies: Iterable[PageCopy], swap: SwapFile | None = None) -> None:
+        """Make a batch's copies."""
 
 
 class CpuExecutor:

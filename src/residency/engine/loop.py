@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from residency.engine.executor import CpuExecutor
+from residency.engine.executor import Executor, Logits
 from residency.engine.generation import FinishReason, GenerationOptions, TokenEvent, TokenLogprob
 from residency.engine.metrics import LoopCounts
 from residency.engine.sampler import FloatArray, Sampler, allowed_by, likeliest, log_probabilities
@@ -18,7 +18,7 @@ from residency.errors import UsageError
 from residency.ledger import KvPages
 from residency.ledger.kv import PageGroup
 from residency.planner.plan import Plan
-from residency.scheduler import Admission, Batch, Request, Scheduler
+from residency.scheduler import Admission, Batch, BatchEntry, Request, Scheduler
 
 
 @dataclass
@@ -36,11 +36,24 @@ class _Answer:
     scored: ScoredPrompt | None
     cached_tokens: int = 0
 
-    def sample(self, logits: FloatArray) -> int:
-        """The next token, which is known from now on. UsageError where the logit mask fails or allows none."""
+    @property
+    def needs_logits_alone(self) -> bool:
+        """Whether the next token, and what is told of it, follow from the logits alone, so that a device can choose."""
+        asked = self.options
+        tells = asked.logprobs is not None or asked.num_answers > 1 or asked.logit_mask is not None
+        return self.sampler.needs_logits_alone and not tells
+
+    def sample(self, logits: FloatArray | int) -> int:
+        """The next token, which is known from now on: of these logits, or the one that a device chose. UsageError where
+        the logit mask fails or allows none.
+        """
         known = self.tokens[: self.known_tokens]
-        token = self.sampler.sample(
-            logits, known, prompt_tokens=self.prompt_tokens, allowed=self._allowed(known, len(logits))
+        token = (
+            logits
+            if isinstance(logits, int)
+            else self.sampler.sample(
+                logits, known, prompt_tokens=self.prompt_tokens, allowed=self._allowed(known, len(logits))
+            )
         )
         self.tokens[self.known_tokens] = token
         self.known_tokens += 1
@@ -92,7 +105,7 @@ class Loop:
     def __init__(
         self,
         plan: Plan,
-        executor: CpuExecutor,
+        executor: Executor,
         *,
         eos_ids: frozenset[int],
         weight_read_bytes: int,
@@ -212,7 +225,7 @@ class Loop:
         ended: list[int] = []
         forks: dict[int, list[Request]] = {}
         wanted = [entry for entry in batch.entries if entry.needs_logits]
-        for entry, row in zip(wanted, logits, strict=True):
+        for entry, row in zip(wanted, self._choices(wanted, logits), strict=True):
             answer = self._answers[entry.request_id]
             answers = {entry.request_id: answer}
             if answer.known_tokens == answer.prompt_tokens:
@@ -232,7 +245,16 @@ class Loop:
             self._let_go(sequence)
         return events
 
-    def _compute(self, batch: Batch) -> FloatArray:
+    def _choices(self, wanted: Sequence[BatchEntry], logits: Logits) -> Sequence[FloatArray | int]:
+        """The logits of each entry, or where a device has them and can choose for all, its tokens."""
+        if isinstance(logits, np.ndarray):
+            return list(logits)
+        answers = [self._answers[entry.request_id] for entry in wanted]
+        if all(answer.needs_logits_alone for answer in answers):
+            return logits.drawn([answer.sampler.draw() for answer in answers])
+        return list(logits.rows())
+
+    def _compute(self, batch: Batch) -> Logits:
         """The logits of the batch's entries that need them."""
         tokens = np.concatenate(
             [
@@ -268,7 +290,7 @@ class Loop:
         if not self._sequences[request_id]:
             del self._sequences[request_id]
 
-    def _sampled(self, answer: _Answer, logits: FloatArray) -> TokenEvent:
+    def _sampled(self, answer: _Answer, logits: FloatArray | int) -> TokenEvent:
         """The answer's next token, or its end where none can be sampled."""
         try:
             token = answer.sample(logits)
@@ -279,7 +301,7 @@ class Loop:
         at_length = answer.known_tokens == len(answer.tokens)
         logprob: float | None = None
         top: tuple[TokenLogprob, ...] = ()
-        if answer.options.logprobs is not None:
+        if answer.options.logprobs is not None and not isinstance(logits, int):
             logprob, top = _logprobs(logits, token, answer.options.logprobs)
         return TokenEvent(
             request_id=answer.request_id,

@@ -53,6 +53,21 @@ class Sampling:
                 raise UsageError(f"the {name} must be {range_text}.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """What a device needs to choose a token by itself."""
+
+    sampling: Sampling
+    part: float  # of all weight that is passed over, 0 to 1: the random number
+
+    @property
+    def words(self) -> tuple[float, float, float, float, float]:
+        """Temperature, top_k, top_p, min_p and the part; filters that are off pass everything."""
+        chosen = self.sampling
+        most = float(1 << 24) if chosen.top_k is None else float(min(chosen.top_k, 1 << 24))
+        return chosen.temperature, most, 1.0 if chosen.top_p is None else chosen.top_p, chosen.min_p or 0.0, self.part
+
+
 class Sampler:
     """Chooses the tokens of one answer; equal seeds and logits give equal tokens, whoever else is answered."""
 
@@ -93,6 +108,17 @@ class Sampler:
             weights, tokens = weights[places], places if tokens is None else tokens[places]
         place = _drawn(weights, self._random.random())
         return place if tokens is None else int(tokens[place])
+
+    @property
+    def needs_logits_alone(self) -> bool:
+        """Whether earlier tokens and biases have no say, so that a device can choose."""
+        chosen = self._sampling
+        penalties = (chosen.repetition_penalty, chosen.presence_penalty, chosen.frequency_penalty)
+        return penalties == (1.0, 0.0, 0.0) and not self._biased.size
+
+    def draw(self) -> Draw:
+        """The next choice, for a device to make in place of `sample`."""
+        return Draw(sampling=self._sampling, part=0.0 if self._sampling.temperature == 0.0 else self._random.random())
 
     def _adjusted(self, logits: FloatArray, earlier: IntArray, prompt_tokens: int) -> FloatArray:
         chosen = self._sampling

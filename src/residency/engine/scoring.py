@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from residency.engine.executor import CpuExecutor
+from residency.engine.executor import Executor, Logits
 from residency.engine.generation import PromptLogprobs
 from residency.engine.sampler import FloatArray, likeliest, log_probabilities
 from residency.scheduler import Batch
@@ -35,7 +35,7 @@ class ScoredPrompt:
         found.logprobs[position] = values[-1]
 
 
-def score_prompts(executor: CpuExecutor, batch: Batch, prompts: Mapping[int, ScoredPrompt]) -> FloatArray:
+def score_prompts(executor: Executor, batch: Batch, prompts: Mapping[int, ScoredPrompt]) -> Logits:
     """Note what the step that computed `batch` says of `prompts`, by their requests; the logits of the entries that
     need them, as `compute` gave them.
 
@@ -49,7 +49,7 @@ def score_prompts(executor: CpuExecutor, batch: Batch, prompts: Mapping[int, Sco
             for start in range(0, num_tokens, executor.most_logits):
                 places = range(start, min(start + executor.most_logits, num_tokens))
                 rows = executor.more_logits([first + place for place in places])
-                for place, logits in zip(places, rows, strict=True):
+                for place, logits in zip(places, np.asarray(rows), strict=True):
                     prompt.note(entry.start_token + place, logits)
         first += entry.num_tokens
         if entry.needs_logits:

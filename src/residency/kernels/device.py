@@ -40,11 +40,15 @@ class DeviceStep(Recorder):
     """A step of a fixed shape, computed while a model's forward pass calls operators.
 
     `buffers` has the plan's arrays as tensors: the activations, and the inputs "positions", "sequences", "slots",
-    "tables", "logit_rows" and "items" (first token, tokens, sequence, 0).
+    "block_tables", "logit_rows" and "items" (first token, tokens, sequence, 0).
     """
 
-    def __init__(self, buffers: dict[str, Tensor], shape: StepShape, *, multiprocessors: int) -> None:
+    def __init__(
+        self, buffers: dict[str, Tensor], shape: StepShape, *, multiprocessors: int, only_logits: bool = False
+    ) -> None:
+        """`only_logits`: what comes before the logits was computed by the step before, and is left as it is."""
         super().__init__(NO_ADDRESSES, buffers)
+        self.only_logits = only_logits
         self.shape = shape
         self.multiprocessors = multiprocessors
 

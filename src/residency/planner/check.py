@@ -5,6 +5,7 @@ from dataclasses import replace
 from residency.errors import FileError
 from residency.planner.buffers import activation_buffers
 from residency.planner.memory import kv_groups
+from residency.planner.on_device import fits_device_plan
 from residency.planner.plan import Plan
 from residency.planner.streaming import LEAST_SLOTS, Streaming, least_streaming
 from residency.spec.layout import store_layout
@@ -14,6 +15,12 @@ from residency.spec.state import KV_FORMATS
 
 def check_plan(plan: Plan, model: ModelSpec) -> None:
     """FileError where the plan's arrays are not those that `model` needs: native code writes to them."""
+    if plan.device is not None:
+        if not fits_device_plan(plan, plan.device, model):
+            raise _refusal(plan)
+        return
+    if plan.kv_format == "BF16" or plan.kv_format == "FP8":
+        raise _refusal(plan)
     logit_rows = next((buffer.shape[0] for buffer in plan.buffers if buffer.name == "logits" and buffer.shape), 1)
     buffers = activation_buffers(
         model,

@@ -9,13 +9,13 @@ from typing import Literal
 from residency.errors import FileError
 from residency.planner.streaming import Streaming
 from residency.records import from_data, to_data
-from residency.spec.state import KvName
+from residency.spec.state import AnyKvName
 from residency.units import binary_bytes
 
 PLAN_VERSION = 1
 PAGE_TOKENS = 16  # of a page of the KV cache
 TOLD_BESIDE = ("model", "devices", "fits", "missing_bytes", "origins")  # by `residency plan --json`, beside the plan
-DTYPE_BYTES = {"float32": 4, "float16": 2, "int8": 1, "uint8": 1, "int32": 4, "int64": 8}
+DTYPE_BYTES = {"bfloat16": 2, "float32": 4, "float16": 2, "int8": 1, "uint8": 1, "int32": 4, "int64": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,18 @@ class SpeedForecast:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DevicePlan:
+    """Where a plan's bytes are, when that is a CUDA device's memory, and how its steps are recorded."""
+
+    name: str
+    multiprocessors: int
+    activation_type: Literal["bfloat16", "float16", "float32"]
+    decode_batches: tuple[int, ...]  # sequences of the steps of which there is a CUDA graph, rising
+    memory_bytes: int  # of the device, the budget being what of it may be taken
+    random_weights: Literal["source", "int8", "int4"] | None = None  # made up, in the checkpoint's formats or these
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """One model on one machine inside one budget."""
 
@@ -94,12 +106,13 @@ class Plan:
     page_tokens: int
     threads: int
     buffers: tuple[Buffer, ...]
-    kv_format: KvName  # of keys and values
+    kv_format: AnyKvName  # of keys and values
     kv_groups: tuple[KvGroup, ...]
     memory: MemoryBytes
     forecast: SpeedForecast
     prompts_in_tiles: bool = False  # whether prompts are multiplied in tile registers (Intel AMX)
     streaming: Streaming | None = None  # what of the weights is read from the disk anew in each step; None: nothing
+    device: DevicePlan | None = None  # None: this machine's processor and RAM
 
     @property
     def free_bytes(self) -> int:

@@ -10,6 +10,7 @@ PAGE_TOKENS = 16  # tokens that are given room together
 
 StateKind = Literal["paged", "window", "latent", "recurrent"]
 KvName = Literal["F16", "F32", "INT8", "INT4"]  # formats that the engine's own kernels read and write
+AnyKvName = Literal["F16", "F32", "INT8", "INT4", "BF16", "FP8"]  # those, and those of CUDA devices
 RUN_KV_NAMES: tuple[KvName, ...] = get_args(KvName)
 
 

@@ -100,7 +100,7 @@ def _write_tensors(model: ModelSpec, layout: StoreLayout, path: Path, progress: 
         for tensor in model.tensors:
             out.seek(layout.by_name[tensor.name].offset)
             as_rows = tensor is model.embedding and not model.tied
-            for chunk in _stored_chunks(tensor, as_rows):
+            for chunk in stored_chunks(tensor, as_rows):
                 out.write(chunk.data)
                 done_bytes += chunk.nbytes
                 if progress:
@@ -109,8 +109,8 @@ def _write_tensors(model: ModelSpec, layout: StoreLayout, path: Path, progress: 
         os.fsync(out.fileno())
 
 
-def _stored_chunks(tensor: TensorSpec, as_rows: bool) -> Iterator[Bytes]:
-    """The tensor's bytes in the store, in order."""
+def stored_chunks(tensor: TensorSpec, as_rows: bool) -> Iterator[Bytes]:
+    """The tensor's bytes in order, as the store holds them, or `as_rows` of its own format; vectors as float32."""
     source = tensor.source
     assert source is not None, f"{tensor.name} was planned without a file"
     if len(tensor.shape) == 1:

@@ -16,21 +16,14 @@ from residency.kernels.device_language import dot, power_of_two
 from residency.kernels.recorder import Rows
 from residency.kernels.rotary import LayerPages
 from residency.kernels.rotary.gpu import PAGE_TOKENS, scale_pages, typed_pages
+from residency.planner.device_buffers import PROMPT_TOKENS, most_parts
 from residency.spec.model import AttentionSpec
 
-PROMPT_TOKENS = 64  # of an item of a prompt
 PART_TOKENS = 256  # fewer are not worth a program of their own
 _BLOCK_TOKENS = 64  # of the cache, at a time
-_PROGRAMS_PER_MULTIPROCESSOR = 2
-_MOST_PARTS = 128
 _LEAST_ROWS = 16  # of a product of tiles
 _NO_WINDOW = 1 << 30
 _LOG2_E = 1.4426950408889634
-
-
-def most_parts(multiprocessors: int, kv_heads: int) -> int:
-    """Parts that one context is cut into at most, so that a single sequence keeps the device busy."""
-    return min(_MOST_PARTS, power_of_two(max(1, _PROGRAMS_PER_MULTIPROCESSOR * multiprocessors // kv_heads)))
 
 
 def attention(step: DeviceStep, spec: AttentionSpec, q: Tensor, cache: LayerPages) -> Rows:
@@ -108,7 +101,7 @@ def _extents(spec: AttentionSpec, cache: LayerPages) -> dict[str, int | bool]:
         "KV_HEADS": spec.num_kv_heads,
         "HEAD_DIM": spec.head_dim,
         "BLOCK": power_of_two(spec.head_dim),
-        "INT8": str(cache.number_format) == "INT8",
+        "INT8": cache.number_format == "INT8",
         "PAGE_TOKENS": PAGE_TOKENS,
         "TOKENS": _BLOCK_TOKENS,
     }

@@ -13,6 +13,8 @@ _COLUMNS = 1024
 
 def embed(step: DeviceStep, matrix: DeviceMatrix, factor: float, out: Tensor) -> None:
     """See kernels.embed.embed. Rows of padding have the token 0."""
+    if step.only_logits:
+        return
     tokens = step.buffers["token_ids"]
     if matrix.layout is None:
         grid = (step.rows(), triton.cdiv(matrix.columns, _COLUMNS))

@@ -16,11 +16,9 @@ from residency.kernels.device import DeviceMatrix, DeviceStep, Tensor
 from residency.kernels.device_language import dot, power_of_two
 from residency.kernels.matmul.gpu_unpack import unpack, unpack_codes, unpack_scales
 from residency.kernels.recorder import Rows
+from residency.planner.device_buffers import MOST_TILED_ROWS, TILE_ROWS, TILE_TOKENS, splits
 
 MOST_FEW_ROWS = 8
-MOST_TILED_ROWS = 256
-MOST_SPLITS = 8  # programs that share the columns of a tile
-_TILE_ROWS = 64  # of the matrix: what one instruction of a warpgroup multiplies
 _TILE_CHUNKS = 4  # of 32 columns
 _FEW_TILE_ROWS, _FEW_CHUNKS = 4, 32
 
@@ -36,6 +34,8 @@ def linear(
     of_logits: bool = False,
 ) -> Tensor:
     """See kernels.matmul.linear."""
+    if step.only_logits and not of_logits:
+        return out
     tokens = step.rows(of_logits=of_logits)
     values, into = x.values[:tokens, : matrix.columns], out[:tokens, : matrix.rows]
     if matrix.layout is None:
@@ -73,13 +73,6 @@ def constants(layout: PlaneLayout) -> dict[str, int | str]:
     return {"BITS": layout.code_bits, "GROUP": layout.group_columns, "ZERO": layout.zero, "SCALES": layout.scales}
 
 
-def num_splits(multiprocessors: int, rows: int, columns: int, tokens: int) -> int:
-    """Programs that share the columns of each tile: enough for every multiprocessor to have two."""
-    tiles = triton.cdiv(rows, _TILE_ROWS) * triton.cdiv(tokens, _tile_tokens(tokens))
-    steps = triton.cdiv(columns // 32, _TILE_CHUNKS)
-    return int(max(1, min(MOST_SPLITS, 2 * multiprocessors // tiles, steps)))
-
-
 def _library(x: Tensor, weights: Tensor, out: Tensor, bias: Tensor | None, accumulate: bool) -> None:
     if accumulate:
         torch.addmm(out, x, weights.t(), out=out)
@@ -112,10 +105,6 @@ def _few_rows(
     )
 
 
-def _tile_tokens(tokens: int) -> int:
-    return min(128, max(16, power_of_two(tokens)))
-
-
 def _tiled(
     step: DeviceStep,
     x: Tensor,
@@ -125,33 +114,33 @@ def _tiled(
     bias: Tensor | None,
     accumulate: bool,
 ) -> None:
-    tokens, tile_tokens = len(x), _tile_tokens(len(x))
-    splits = num_splits(step.multiprocessors, matrix.rows, matrix.columns, tokens)
-    steps = triton.cdiv(triton.cdiv(matrix.columns // 32, _TILE_CHUNKS), splits)
+    tokens, tile_tokens = len(x), min(TILE_TOKENS, power_of_two(len(x)))
+    shared = splits(step.multiprocessors, rows=matrix.rows, columns=matrix.columns, tokens=tokens)
+    steps = triton.cdiv(triton.cdiv(matrix.columns // 32, _TILE_CHUNKS), shared)
     partials = step.buffers["matmul_partials"]
-    grid = (triton.cdiv(matrix.rows, _TILE_ROWS), triton.cdiv(tokens, tile_tokens), splits)
+    grid = (triton.cdiv(matrix.rows, TILE_ROWS), triton.cdiv(tokens, tile_tokens), shared)
     _multiply_tiles[grid](
         x,
         *plane_words(matrix),
         bias,
-        out if splits == 1 else partials,
+        out if shared == 1 else partials,
         tokens,
         matrix.rows,
         matrix.columns,
         row_bytes(matrix),
         x.stride(0),
-        out.stride(0) if splits == 1 else matrix.rows,
+        out.stride(0) if shared == 1 else matrix.rows,
         steps * _TILE_CHUNKS,
-        BIAS=bias is not None and splits == 1,
-        ADD=accumulate and splits == 1,
-        R=_TILE_ROWS,
+        BIAS=bias is not None and shared == 1,
+        ADD=accumulate and shared == 1,
+        R=TILE_ROWS,
         T=tile_tokens,
         C=_TILE_CHUNKS,
         **constants(layout),
         num_warps=4,
         num_stages=3,
     )
-    if splits > 1:
+    if shared > 1:
         block = 256
         _add_splits[(tokens, triton.cdiv(matrix.rows, block))](
             partials,
@@ -160,7 +149,7 @@ def _tiled(
             tokens,
             matrix.rows,
             out.stride(0),
-            SPLITS=splits,
+            SPLITS=shared,
             BIAS=bias is not None,
             ADD=accumulate,
             BLOCK=block,

@@ -16,13 +16,15 @@ def rms_norm(
     """See kernels.norm.rms_norm."""
     out = step.buffers[into][: step.rows(of_logits=of_logits)]
     rows = step.buffers["logit_rows"] if of_logits else None
-    _launch(x, weight, epsilon, out, rows, add=False)
+    if of_logits or not step.only_logits:
+        _launch(x, weight, epsilon, out, rows, add=False)
     return Rows(out)
 
 
 def rms_norm_add(step: DeviceStep, x: Tensor, weight: Tensor, epsilon: float, residual: Tensor) -> None:
     """See kernels.norm.rms_norm_add."""
-    _launch(x, weight, epsilon, residual[: step.rows()], None, add=True)
+    if not step.only_logits:
+        _launch(x, weight, epsilon, residual[: step.rows()], None, add=True)
 
 
 def _launch(x: Tensor, weight: Tensor, epsilon: float, out: Tensor, rows: Tensor | None, *, add: bool) -> None:

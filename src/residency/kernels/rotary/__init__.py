@@ -8,7 +8,7 @@ import numpy.typing as npt
 from residency.kernels.device import DeviceStep, on_device
 from residency.kernels.recorder import FloatArray, Recorder, address_of, row_bytes
 from residency.spec.model import AttentionSpec, RopeSpec
-from residency.spec.state import KvName
+from residency.spec.state import AnyKvName
 
 _OFFSET_POSITIONS = 4096  # more would fit long contexts better and short ones worse
 
@@ -25,7 +25,7 @@ class LayerPages:
     pages: npt.NDArray[np.uint8]
     slots: npt.NDArray[np.int64]
     tables: npt.NDArray[np.int32]
-    number_format: KvName = "F16"
+    number_format: AnyKvName = "F16"
 
 
 def key_offset(bias_X: FloatArray, rope: RopeSpec, head_dim: int, out_X: FloatArray) -> FloatArray:
@@ -33,8 +33,10 @@ def key_offset(bias_X: FloatArray, rope: RopeSpec, head_dim: int, out_X: FloatAr
 
     A constant taken off all keys adds the same to all of a query's scores, which softmax does not see (J. Zhang et al.:
     SageAttention, 2024). Some of Qwen2's key biases are hundreds of times a usual value, nearly all of them in pairs
-    that hardly rotate; they would set the scale of every key.
+    that hardly rotate; they would set the scale of every key. On a device they were written when the model was loaded.
     """
+    if not isinstance(bias_X, np.ndarray):
+        return out_X
     turns = 1j * np.asarray(rope.inverse_frequencies)
     mean = rope.factor * np.expm1(_OFFSET_POSITIONS * turns) / (_OFFSET_POSITIONS * np.expm1(turns))
     low, high = np.split(bias_X[: out_X.size].reshape(-1, head_dim), 2, axis=1)
@@ -66,7 +68,17 @@ def rotate_and_store(
     """
     if isinstance(step, DeviceStep):
         on_device("rotary").rotate_and_store(
-            step, spec, q, k, v, angles, cache, q_norm=q_norm, k_norm=k_norm, epsilon=epsilon
+            step,
+            spec,
+            q,
+            k,
+            v,
+            angles,
+            cache,
+            q_norm=q_norm,
+            k_norm=k_norm,
+            epsilon=epsilon,
+            key_offset=key_offset,
         )
         return
     assert k.strides == v.strides and spec.head_dim % 16 == 0

@@ -44,8 +44,13 @@ def rotate_and_store(
     q_norm: Tensor | None = None,
     k_norm: Tensor | None = None,
     epsilon: float = 0.0,
+    key_offset: Tensor | None = None,
 ) -> None:
-    """See kernels.rotary.rotate_and_store. angles (positions, head_dim): cosines | sines of each position."""
+    """See kernels.rotary.rotate_and_store. angles (positions, head_dim): cosines | sines of each position. Nothing is
+    spread: codes of eight bits do without.
+    """
+    if step.only_logits:
+        return
     pages = typed_pages(cache)
     _rotate_and_store[(step.rows(), spec.num_heads + spec.num_kv_heads)](
         q,
@@ -53,6 +58,7 @@ def rotate_and_store(
         v,
         q_norm,
         k_norm,
+        key_offset,
         angles,
         step.buffers["positions"],
         cache.slots,
@@ -68,8 +74,9 @@ def rotate_and_store(
         HEAD_DIM=spec.head_dim,
         BLOCK=power_of_two(spec.head_dim),
         NORMS=q_norm is not None,
-        INT8=str(cache.number_format) == "INT8",
-        FP8=str(cache.number_format) == "FP8",
+        OFFSET=key_offset is not None,
+        INT8=cache.number_format == "INT8",
+        FP8=cache.number_format == "FP8",
         PAGE_TOKENS=PAGE_TOKENS,
         num_warps=1,
     )
@@ -104,6 +111,7 @@ def _rotate_and_store(
     v,
     q_norm,
     k_norm,
+    key_offset,
     angles,
     positions,
     slots,
@@ -119,6 +127,7 @@ def _rotate_and_store(
     HEAD_DIM: tl.constexpr,
     BLOCK: tl.constexpr,
     NORMS: tl.constexpr,
+    OFFSET: tl.constexpr,
     INT8: tl.constexpr,
     FP8: tl.constexpr,
     PAGE_TOKENS: tl.constexpr,
@@ -149,6 +158,8 @@ def _rotate_and_store(
         tl.store(x + D, rotated, mask=inside)
     else:
         group = head - HEADS
+        if OFFSET:
+            rotated -= tl.load(key_offset + group * HEAD_DIM + D, mask=inside, other=0.0)
         value = tl.load(v + token * k_stride + group * HEAD_DIM + D, mask=inside, other=0.0).to(tl.float32)
         _store(
             pages, scales, rotated, slot, group, 0, page_values, D, inside, INT8, FP8, KV_HEADS, HEAD_DIM, PAGE_TOKENS

@@ -1,0 +1,231 @@
+"""The loop's device: the same plan, batches and model files as on the CPU, with tensors and CUDA graphs."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from residency.engine.cuda.graphs import StepGraphs
+from residency.engine.cuda.inputs import DeviceInputs, rope_table
+from residency.engine.sampler import Draw
+from residency.engine.stamps import LaunchTime
+from residency.engine.swap import SwapFile
+from residency.errors import BudgetError, FileError, UnsupportedError
+from residency.kernels.device import DeviceStep, StepShape, on_device
+from residency.kernels.embed import embed
+from residency.kernels.rotary import LayerPages, key_offset
+from residency.ledger import KvPages, PageCopy
+from residency.models.layers import Parts
+from residency.models.registry import forward_of
+from residency.planner.device_buffers import INPUTS
+from residency.planner.on_device import QUANTS
+from residency.planner.plan import DevicePlan, Plan
+from residency.scheduler import Batch
+from residency.spec.device_layout import device_layout
+from residency.spec.model import ModelSpec
+from residency.store.device import DeviceArena, DeviceWeights
+from residency.units import binary_bytes
+
+Progress = Callable[[int, int], None]
+
+
+class CudaExecutor:
+    """Computes batches of a plan's model on a CUDA device, in no more of its memory than the plan says."""
+
+    def __init__(self, plan: Plan, spec: ModelSpec, *, loading: Progress | None = None, device: str = "cuda") -> None:
+        """`device` "cpu": by Triton's interpreter. BudgetError where the device has less memory free than planned."""
+        if plan.device is None:
+            raise FileError("the plan is of a run on the processor; make one with --device cuda.")
+        self._plan, self._spec, self._device = plan, spec, device
+        self._planned: DevicePlan = plan.device
+        with ExitStack() as opened:
+            opened.callback(self._forget)
+            try:
+                self._take_memory(plan.device, loading)
+            except torch.OutOfMemoryError as error:
+                raise _too_little(plan) from error
+            self._opened = opened.pop_all()
+
+    def _take_memory(self, planned: DevicePlan, loading: Progress | None) -> None:
+        if self._device == "cuda":
+            share = min(1.0, self._plan.budget_bytes / torch.cuda.mem_get_info()[1])
+            torch.cuda.set_per_process_memory_fraction(share)
+        layout = device_layout(
+            self._spec,
+            planned.activation_type,
+            None if planned.random_weights is None else QUANTS[planned.random_weights],
+        )
+        self._weights = DeviceWeights(self._spec, layout, planned.activation_type, self._device)
+        self._arena = DeviceArena(self._plan.buffers, INPUTS, self._device)
+        self._kv_pages = [
+            torch.zeros((len(group.layers), group.num_pages, group.page_bytes), dtype=torch.uint8, device=self._device)
+            for group in self._plan.kv_groups
+        ]
+        if planned.random_weights is None:
+            self._weights.load(loading)
+        else:
+            self._weights.randomise()
+        self._inputs = DeviceInputs(self._arena.inputs, self._plan.page_tokens)
+        self._parts = self._make_parts()
+        self._forward = forward_of(self._spec)
+        self._graphs = StepGraphs(self._run, planned.decode_batches, captures=self._device == "cuda")
+        self._graphs.prepare(self._arena)
+
+    def __enter__(self) -> "CudaExecutor":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the device's memory back."""
+        self._opened.close()
+
+    def _forget(self) -> None:
+        for name in ("_graphs", "_parts", "_kv_pages", "_arena", "_weights"):
+            self.__dict__.pop(name, None)
+        if self._device == "cuda":
+            torch.cuda.empty_cache()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights on the device."""
+        return self._weights.num_bytes
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of the activation buffers on the device."""
+        return self._arena.num_bytes
+
+    @property
+    def used_bytes(self) -> int:
+        """What this process has taken of the device's memory, as PyTorch and the driver count it."""
+        return int(torch.cuda.max_memory_reserved()) if self._device == "cuda" else 0
+
+    def compute(
+        self, batch: Batch, pages: KvPages, tokens: npt.NDArray[np.int64], *, every_logit: bool = False
+    ) -> "DeviceLogits":
+        """Start one step on the batch's `tokens`, entry after entry.
+
+        The logits of the entries that need them, in order, or with `every_logit` of all tokens; what the next step
+        overwrites. They are read, or drawn from, when somebody asks.
+        """
+        sizes = () if every_logit else self._planned.decode_batches
+        shape = self._inputs.write(batch, pages, tokens, every_logit=every_logit, batch_sizes=sizes)
+        wanted = sum(entry.num_tokens if every_logit else entry.needs_logits for entry in batch.entries)
+        self._arena.upload()
+        self._graphs.run(shape)
+        return self._logits(int(wanted))
+
+    @property
+    def most_logits(self) -> int:
+        """Rows of logits that there are at one time."""
+        return int(self._arena.tensors["logits"].shape[0])
+
+    def more_logits(self, rows: Sequence[int]) -> "DeviceLogits":
+        """As CpuExecutor.more_logits."""
+        self._inputs.write_logit_rows(rows)
+        self._arena.upload()
+        self._run(StepShape(tokens=0, sampled=0, logits=len(rows), items=0), only_logits=True)
+        return self._logits(len(rows))
+
+    def copy_pages(self, copies: Iterable[PageCopy], swap: SwapFile | None = None) -> None:
+        """As CpuExecutor.copy_pages."""
+        for copy in copies:
+            pages_LPB = self._kv_pages[copy.group]
+            if copy.way == "within":
+                pages_LPB[:, copy.target] = pages_LPB[:, copy.source]
+                continue
+            assert swap is not None, "nothing is swapped by a scheduler that has no slots"
+            if copy.way == "out":
+                swap.write(pages_LPB[:, copy.source].cpu().numpy(), group=copy.group, slot=copy.target)
+            else:
+                page_LB = np.empty((pages_LPB.shape[0], pages_LPB.shape[2]), np.uint8)
+                swap.read(page_LB, group=copy.group, slot=copy.source)
+                pages_LPB[:, copy.target] = torch.from_numpy(page_LB).to(self._device)
+
+    def profile(self, *_: object, **__: object) -> tuple[LaunchTime, ...]:
+        """UnsupportedError: the device's own profilers show its kernels."""
+        raise UnsupportedError("kernels on a CUDA device are timed by Nsight Systems or torch.profiler, not here.")
+
+    def _run(self, shape: StepShape, *, only_logits: bool = False) -> None:
+        """The model's forward pass, kernel by kernel."""
+        step = DeviceStep(
+            self._arena.tensors, shape, multiprocessors=self._planned.multiprocessors, only_logits=only_logits
+        )
+        embed(step, self._weights.embedding, self._spec.embedding_scale, step.buffers["hidden"])
+        self._forward(step, self._parts)
+
+    def _logits(self, rows: int) -> "DeviceLogits":
+        return DeviceLogits(self._arena, rows)
+
+    def _make_parts(self) -> Parts:
+        table = np.zeros(tuple(self._arena.tensors["rope"].shape), np.float32)
+        rope_table(self._spec, table)
+        self._arena.tensors["rope"].copy_(torch.from_numpy(table))
+        ropes = dict.fromkeys(layer.grouped_attention.rope for layer in self._spec.layers)
+        if "key_offsets" in self._arena.tensors:
+            self._write_key_offsets(self._arena.tensors["key_offsets"])
+        angles: Any = dict(zip(ropes, self._arena.tensors["rope"], strict=True))
+        weights: Any = self._weights
+        return Parts(spec=self._spec, weights=weights, caches=self._layer_pages(), angles=angles)
+
+    def _write_key_offsets(self, offsets: torch.Tensor) -> None:
+        for index, layer in enumerate(self._spec.layers):
+            spec = layer.grouped_attention
+            if spec.bias:
+                bias = self._weights.vector(f"model.layers.{index}.self_attn.k_proj.bias").cpu().numpy()
+                offset = key_offset(bias, spec.rope, spec.head_dim, np.zeros(bias.size, np.float32))
+                offsets[index, : bias.size].copy_(torch.from_numpy(offset))
+
+    def _layer_pages(self) -> list[LayerPages]:
+        slots, tables = self._arena.tensors["slots"], self._arena.tensors["block_tables"]
+        layers: dict[int, LayerPages] = {}
+        for index, (group, pages) in enumerate(zip(self._plan.kv_groups, self._kv_pages, strict=True)):
+            for place, layer in enumerate(group.layers):
+                words: dict[str, Any] = {"pages": pages[place], "slots": slots[index], "tables": tables[index]}
+                layers[layer] = LayerPages(**words, number_format=self._plan.kv_format)
+        return [layers[layer] for layer in range(len(layers))]
+
+
+class DeviceLogits:
+    """Rows of logits on the device, read back when somebody looks at one."""
+
+    def __init__(self, arena: DeviceArena, rows: int) -> None:
+        self._arena = arena
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[np.float32]:
+        return self.rows()
+
+    def rows(self) -> npt.NDArray[np.float32]:
+        """The logits (rows, vocabulary)."""
+        logits: npt.NDArray[np.float32] = self._arena.tensors["logits"][: self._rows].float().cpu().numpy()
+        return logits
+
+    def drawn(self, draws: Sequence[Draw]) -> list[int]:
+        """A token of each row, chosen on the device: one copy there and one back."""
+        self._arena.inputs["draws"][: len(draws)] = [draw.words for draw in draws]
+        tensors = self._arena.tensors
+        at = tensors["draws"][: len(draws)]
+        at.copy_(torch.from_numpy(self._arena.inputs["draws"][: len(draws)]), non_blocking=True)
+        on_device("sample").draw(tensors["logits"][: len(draws)], at, tensors["drawn"])
+        tokens: list[int] = tensors["drawn"][: len(draws)].tolist()
+        return tokens
+
+
+def _too_little(plan: Plan) -> BudgetError:
+    free_bytes = torch.cuda.mem_get_info()[0]
+    return BudgetError(
+        f"the plan takes {binary_bytes(plan.memory.peak)} of the device's memory, of which {binary_bytes(free_bytes)} "
+        "are free; end what else runs there, or plan with a smaller --memory."
+    )

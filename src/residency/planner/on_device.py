@@ -1,0 +1,240 @@
+"""What fits into a CUDA device's memory: weights, KV cache, activations, and what the context and graphs take."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from residency.errors import BudgetError, ContextError, UsageError
+from residency.formats.planes import PlaneLayout, int4_groups, int8_groups
+from residency.hardware import Device
+from residency.ledger.kv import pages_of_a_sequence
+from residency.planner.device_buffers import device_buffers
+from residency.planner.plan import PAGE_TOKENS, Buffer, DevicePlan, KvGroup, MemoryBytes, Plan, SpeedForecast
+from residency.spec.device_layout import device_layout
+from residency.spec.model import ModelSpec
+from residency.spec.state import AnyKvName, KvFormat, kv_format_named
+from residency.units import binary_bytes, enough_mib
+
+DEFAULT_CONTEXT_TOKENS = 2048
+DEFAULT_CHUNK_TOKENS = 2048  # enough rows for the library's products to be bound by arithmetic
+DEVICE_KV_FORMATS = ("BF16", "F16", "F32", "FP8", "INT8")
+_MOST_GRAPHED = 256  # sequences
+QUANTS: dict[str, PlaneLayout | None] = {"source": None, "int8": int8_groups(128), "int4": int4_groups(128)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceRequest:
+    """What is asked of a run on a device; None leaves the choice to the planner."""
+
+    context_tokens: int | None = None
+    max_sequences: int = 1
+    chunk_tokens: int | None = None
+    logit_rows: int | None = None
+    budget_bytes: int | None = None
+    kv_format: AnyKvName = "BF16"
+    activation_type: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    random_weights: Literal["source", "int8", "int4"] | None = None
+
+
+def plan_on_device(
+    model: ModelSpec,
+    asked: DeviceRequest,
+    *,
+    device: Device,
+    multiprocessors: int,
+    runtime_bytes: int,
+    model_path: Path,
+    fingerprint: str,
+) -> Plan:
+    """The plan of a run of `model` in the memory of `device`, each sequence with room for the whole context.
+
+    runtime_bytes: of the context, the library's workspace, kernels and graphs. The budget is by default all that the
+    device has. BudgetError says what is missing and the cheapest change; ContextError and UsageError as plan_run.
+    """
+    _check(model, asked)
+    budget = device.usable_bytes if asked.budget_bytes is None else asked.budget_bytes
+    if budget > device.usable_bytes:
+        raise BudgetError(
+            f"a budget of {binary_bytes(budget)} is {binary_bytes(budget - device.usable_bytes)} more than the memory "
+            f"of {device.name}; give --memory {device.usable_bytes // 1024**2}MiB or less."
+        )
+    context = asked.context_tokens or min(model.max_context_tokens, DEFAULT_CONTEXT_TOKENS)
+    chunk = max(min(asked.chunk_tokens or DEFAULT_CHUNK_TOKENS, context), asked.max_sequences)
+    needs = _Needs(model=model, asked=asked, multiprocessors=multiprocessors, runtime_bytes=runtime_bytes)
+    memory = needs.memory(context, chunk)
+    if memory.peak > budget:
+        raise _refusal(needs, device, budget, context, chunk)
+    kv = kv_format_named(asked.kv_format)
+    return Plan(
+        model_path=model_path,
+        model_fingerprint=fingerprint,
+        model_name=model.name,
+        architecture=model.architecture,
+        format_label=model.format_label if asked.random_weights in (None, "source") else asked.random_weights,
+        budget_bytes=budget,
+        context_tokens=context,
+        max_sequences=asked.max_sequences,
+        chunk_tokens=chunk,
+        page_tokens=PAGE_TOKENS,
+        threads=1,
+        buffers=needs.buffers(context, chunk),
+        kv_format=asked.kv_format,
+        kv_groups=needs.kv_groups(context, chunk),
+        memory=memory,
+        forecast=_forecast(model, memory.weights, device, context, kv),
+        device=DevicePlan(
+            name=device.name,
+            multiprocessors=multiprocessors,
+            activation_type=asked.activation_type,
+            decode_batches=decode_batches(asked.max_sequences),
+            memory_bytes=device.usable_bytes,
+            random_weights=asked.random_weights,
+        ),
+    )
+
+
+def fits_device_plan(plan: Plan, planned: DevicePlan, model: ModelSpec) -> bool:
+    """Whether the plan's arrays are those that `model` needs on its device."""
+    asked = DeviceRequest(
+        context_tokens=plan.context_tokens,
+        max_sequences=plan.max_sequences,
+        logit_rows=next((each.shape[0] for each in plan.buffers if each.name == "logits" and each.shape), 1),
+        kv_format=plan.kv_format,
+        activation_type=planned.activation_type,
+        random_weights=planned.random_weights,
+    )
+    needs = _Needs(model=model, asked=asked, multiprocessors=planned.multiprocessors, runtime_bytes=plan.memory.runtime)
+    extents = plan.context_tokens, plan.chunk_tokens
+    needed = (needs.buffers(*extents), needs.kv_groups(*extents), needs.memory(*extents), model.architecture)
+    usable = plan.max_sequences <= plan.chunk_tokens and plan.context_tokens <= model.max_context_tokens
+    batches = planned.decode_batches == decode_batches(plan.max_sequences)
+    return usable and batches and needed == (plan.buffers, plan.kv_groups, plan.memory, plan.architecture)
+
+
+def decode_batches(max_sequences: int) -> tuple[int, ...]:
+    """Sequences of the steps that have a graph: 1, 2, 4, 8, then every eighth, as far as they may be needed."""
+    most = min(max_sequences, _MOST_GRAPHED)
+    sizes = [size for size in (1, 2, 4, *range(8, _MOST_GRAPHED + 1, 8)) if size < most]
+    return (*sizes, most)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Needs:
+    model: ModelSpec
+    asked: DeviceRequest
+    multiprocessors: int
+    runtime_bytes: int
+
+    @property
+    def quant(self) -> PlaneLayout | None:
+        return None if self.asked.random_weights is None else QUANTS[self.asked.random_weights]
+
+    def buffers(self, context_tokens: int, chunk_tokens: int) -> tuple[Buffer, ...]:
+        asked = self.asked
+        layout = device_layout(self.model, asked.activation_type, self.quant)
+        return device_buffers(
+            self.model,
+            activation_type=asked.activation_type,
+            multiprocessors=self.multiprocessors,
+            chunk_tokens=chunk_tokens,
+            max_sequences=asked.max_sequences,
+            context_tokens=context_tokens,
+            logit_rows=asked.logit_rows,
+            quantizes_keys=asked.kv_format == "INT8",
+            unpacks=any(tensor.layout is not None for tensor in layout.tensors.values()),
+        )
+
+    def kv_groups(self, context_tokens: int, chunk_tokens: int) -> tuple[KvGroup, ...]:
+        kv = kv_format_named(self.asked.kv_format)
+        layers: dict[tuple[int | None, int], list[int]] = {}
+        for index, layer in enumerate(self.model.layers):
+            attention = layer.grouped_attention
+            page_bytes = attention.state(kv).bytes_per_token * PAGE_TOKENS
+            layers.setdefault((attention.window_tokens, page_bytes), []).append(index)
+        return tuple(
+            KvGroup(
+                layers=tuple(indices),
+                window_tokens=window,
+                num_pages=self.asked.max_sequences
+                * pages_of_a_sequence(
+                    context_tokens, page_tokens=PAGE_TOKENS, window_tokens=window, chunk_tokens=chunk_tokens
+                ),
+                page_bytes=page_bytes,
+            )
+            for (window, page_bytes), indices in layers.items()
+        )
+
+    def memory(self, context_tokens: int, chunk_tokens: int) -> MemoryBytes:
+        return MemoryBytes(
+            weights=device_layout(self.model, self.asked.activation_type, self.quant).total_bytes,
+            kv_cache=sum(group.num_bytes for group in self.kv_groups(context_tokens, chunk_tokens)),
+            activations=sum(buffer.num_bytes for buffer in self.buffers(context_tokens, chunk_tokens)),
+            runtime=self.runtime_bytes,
+        )
+
+
+def _check(model: ModelSpec, asked: DeviceRequest) -> None:
+    numbers = {
+        "context": asked.context_tokens,
+        "sequences": asked.max_sequences,
+        "chunk": asked.chunk_tokens,
+        "logit rows": asked.logit_rows,
+    }
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise UsageError(f"{name} cannot be {number}; give at least 1.")
+    if asked.kv_format not in DEVICE_KV_FORMATS:
+        raise UsageError(f"a CUDA device keeps keys and values as one of {', '.join(DEVICE_KV_FORMATS)}.")
+    if asked.context_tokens is not None and asked.context_tokens > model.max_context_tokens:
+        raise ContextError(
+            f"a context of {asked.context_tokens} tokens is {asked.context_tokens - model.max_context_tokens} more "
+            f"than {model.name} has; ask for --context {model.max_context_tokens} or less."
+        )
+
+
+def _refusal(needs: _Needs, device: Device, budget: int, context: int, chunk: int) -> BudgetError:
+    memory = needs.memory(context, chunk)
+    smaller = [
+        f"--{name} {value.lower() if name == 'kv' else value}"
+        for name, value, other, tokens in _changes(needs, context)
+        if other.memory(tokens, min(chunk, max(tokens, needs.asked.max_sequences))).peak <= budget
+    ]
+    enough = f"--memory {enough_mib(memory.peak)}"
+    changes = smaller[:1] + ([enough] if memory.peak <= device.usable_bytes else [])
+    change = f"The cheapest change: {', or '.join(changes)}." if changes else "Take a smaller model or a larger device."
+    return BudgetError(
+        f"{needs.model.name} needs {binary_bytes(memory.peak)} on {device.name} with a context of {context} (weights "
+        f"{binary_bytes(memory.weights)}, KV cache {binary_bytes(memory.kv_cache)}, activations "
+        f"{binary_bytes(memory.activations)}, runtime {binary_bytes(memory.runtime)}); the budget is "
+        f"{binary_bytes(budget)}, {binary_bytes(memory.peak - budget)} too little. {change}"
+    )
+
+
+def _changes(needs: _Needs, context: int) -> Sequence[tuple[str, str, _Needs, int]]:
+    """What may be given up, cheapest first."""
+    kv = replace(needs, asked=replace(needs.asked, kv_format="INT8"))
+    shorter = [context // part for part in (2, 4, 8, 16) if context // part >= PAGE_TOKENS]
+    return [("kv", "INT8", kv, context), *(("context", str(tokens), needs, tokens) for tokens in shorter)]
+
+
+def _forecast(model: ModelSpec, weight_bytes: int, device: Device, context_tokens: int, kv: KvFormat) -> SpeedForecast:
+    """A roofline with what steps lose between kernels (see assumed-device.toml)."""
+    read_bytes = weight_bytes + 128 * sum(state.bytes_per_token for state in model.states(kv))
+    rate = device.memory_bytes_per_second * device.figure("read_efficiency")
+    overhead = device.figure("step_overhead_seconds") + len(model.layers) * device.figure("layer_overhead_seconds")
+    operations_rate = device.dense_operations_per_second("bf16") * device.figure("matrix_efficiency")
+    operations = 2 * model.active_parameters
+    prefill_rate = operations_rate / operations
+    return SpeedForecast(
+        decode_tokens_per_second=1 / (read_bytes / rate + overhead),
+        prefill_tokens_per_second=prefill_rate,
+        time_to_first_token_seconds=max(1, context_tokens // 2) / prefill_rate + overhead,
+        bound="memory",
+        read_bytes_per_token=read_bytes,
+        read_bytes_per_second=rate,
+        operations_per_token=operations,
+        operations_per_second=operations_rate,
+        step_overhead_seconds=overhead,
+        assumed=tuple(sorted(name for name, figure in device.figures.items() if figure.origin == "assumed")),
+    )

@@ -1,0 +1,155 @@
+"""Memory of an accelerator: arenas of the plan's arrays, and a model's weights out of its checkpoint."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from residency.formats import unpack_rows
+from residency.formats.planes import PlaneLayout, to_planes
+from residency.kernels.device import DeviceMatrix
+from residency.planner.plan import Buffer
+from residency.spec.device_layout import DeviceLayout, DevicePlane, DeviceTensor
+from residency.spec.model import ModelSpec, TensorSpec
+from residency.store.convert import stored_chunks
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "uint8": torch.uint8,
+    "int8": torch.int8,
+    "int32": torch.int32,
+    "int64": torch.int64,
+}
+_ALIGNMENT = 256
+_RANDOM_SCALE = 0.01  # of made-up groups: products of a few thousand columns stay around 1
+
+
+class DeviceArena:
+    """The plan's buffers as tensors of one allocation, and twins of the first ones, the inputs, in pinned memory."""
+
+    def __init__(self, buffers: Iterable[Buffer], inputs: Iterable[str], device: str) -> None:
+        listed, names = tuple(buffers), set(inputs)
+        offsets, end = [], 0
+        for buffer in listed:
+            offsets.append(end)
+            end += -(-buffer.num_bytes // _ALIGNMENT) * _ALIGNMENT
+        self._bytes = torch.zeros(end, dtype=torch.uint8, device=device)
+        self.tensors = {
+            each.name: _typed(self._bytes[at : at + each.num_bytes], each.dtype, each.shape)
+            for each, at in zip(listed, offsets, strict=True)
+        }
+        self._input_bytes = max(
+            at + each.num_bytes for each, at in zip(listed, offsets, strict=True) if each.name in names
+        )
+        self._host = torch.zeros(self._input_bytes, dtype=torch.uint8, pin_memory=device != "cpu")
+        self.inputs: dict[str, npt.NDArray[Any]] = {
+            each.name: _typed(self._host[at : at + each.num_bytes], each.dtype, each.shape).numpy()
+            for each, at in zip(listed, offsets, strict=True)
+            if each.name in names
+        }
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on the device."""
+        return self._bytes.numel()
+
+    def upload(self) -> None:
+        """Bring the inputs to the device. They may be written again once a later result has been read back."""
+        self._bytes[: self._input_bytes].copy_(self._host, non_blocking=True)
+
+
+class DeviceWeights:
+    """The tensors of a model on a device, by the names of `transformers`."""
+
+    def __init__(self, model: ModelSpec, layout: DeviceLayout, activation_type: str, device: str) -> None:
+        self._model = model
+        self._layout = layout
+        self._type = DTYPES[activation_type]
+        self._tensors = {tensor.name: tensor for tensor in model.tensors}
+        self._bytes = torch.zeros(layout.total_bytes, dtype=torch.uint8, device=device)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on the device."""
+        return self._bytes.numel()
+
+    @property
+    def head(self) -> DeviceMatrix:
+        """The matrix that makes logits: the output head, or the embedding tied to it."""
+        return self.matrix((self._model.head or self._model.embedding).name)
+
+    @property
+    def embedding(self) -> DeviceMatrix:
+        """The matrix whose rows tokens begin as."""
+        return self.matrix(self._model.embedding.name)
+
+    def matrix(self, name: str) -> DeviceMatrix:
+        """A matrix."""
+        rows, columns = self._tensors[name].shape
+        placed = self._layout.tensors[name]
+        planes = {part: self._view(plane) for part, plane in placed.planes.items()}
+        return DeviceMatrix(rows=rows, columns=columns, layout=placed.layout, planes=planes)
+
+    def vector(self, name: str) -> torch.Tensor:
+        """A norm's weights or a bias, as float32."""
+        return self._view(self._layout.tensors[name].planes["codes"])
+
+    def load(self, progress: Progress | None = None) -> None:
+        """Read all tensors from their sources. FileError if a source is shorter than it was."""
+        done = 0
+        for name, placed in self._layout.tensors.items():
+            self._load_tensor(self._tensors[name], placed)
+            done += self._tensors[name].num_bytes
+            if progress:
+                progress(done, self._model.weight_bytes)
+
+    def randomise(self, seed: int = 0) -> None:
+        """Make the weights up: of the right shapes and sizes, so that speed can be measured, and without a meaning."""
+        random = torch.Generator(device=self._bytes.device).manual_seed(seed)
+        for placed in self._layout.tensors.values():
+            for part, plane in placed.planes.items():
+                view = self._view(plane)
+                if len(plane.shape) == 1:
+                    view.fill_(1.0)
+                elif part == "codes" and placed.layout is None:
+                    view.normal_(0, plane.shape[1] ** -0.5, generator=random)
+                elif view.is_floating_point():
+                    view.fill_(_RANDOM_SCALE)
+                else:
+                    low = view.view(torch.uint8)
+                    low.copy_(torch.randint(0, 256, low.shape, dtype=torch.uint8, device=low.device, generator=random))
+
+    def _load_tensor(self, tensor: TensorSpec, placed: DeviceTensor) -> None:
+        if len(tensor.shape) == 1:
+            (values,) = stored_chunks(tensor, as_rows=True)
+            self.vector(tensor.name).copy_(torch.from_numpy(values.view(np.float32)))
+            return
+        views = {part: self._view(plane) for part, plane in placed.planes.items()}
+        first = 0
+        for rows_RB in stored_chunks(tensor, as_rows=True):
+            parts = self._planes(tensor, placed.layout, rows_RB)
+            for part, plane in parts.items():
+                views[part][first : first + len(rows_RB)].copy_(plane)
+            first += len(rows_RB)
+
+    def _planes(
+        self, tensor: TensorSpec, layout: PlaneLayout | None, rows_RB: npt.NDArray[np.uint8]
+    ) -> dict[str, torch.Tensor]:
+        if layout is None:
+            return {"codes": torch.from_numpy(unpack_rows(tensor.format, rows_RB)).to(self._type)}
+        return {part: torch.from_numpy(plane) for part, plane in to_planes(tensor.format, rows_RB).items()}
+
+    def _view(self, plane: DevicePlane) -> torch.Tensor:
+        dtype = DTYPES[plane.dtype]
+        num_bytes = int(np.prod(plane.shape)) * dtype.itemsize
+        return self._bytes[plane.offset : plane.offset + num_bytes].view(dtype).view(plane.shape)
+
+
+def _typed(part: torch.Tensor, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+    return part.view(DTYPES[dtype]).view(shape)

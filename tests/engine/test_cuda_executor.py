@@ -1,0 +1,81 @@
+"""A model answers on a device what it answers on the CPU: the same plan, loop and model files."""
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from residency.engine.generation import GenerationOptions
+from residency.engine.loop import Loop
+from residency.engine.sampler import Sampling
+from residency.formats import F32, Q8_0, Format, pack_rows, unpack_rows
+from residency.planner.on_device import DeviceRequest
+from support.device_plans import device_plan_of, executor_of
+from support.engines import plan_of
+from support.gguf_files import write_gguf
+from support.loops import NOBODY, answers, events_until_idle, loop_on
+from support.models import random_weights, small_model
+
+PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4], [2, 7, 1]]
+SIZES = {"hidden": 64, "intermediate": 64, "num_layers": 1, "head_dim": 16, "num_heads": 4, "vocabulary": 96}
+EXACT = DeviceRequest(context_tokens=64, max_sequences=2, chunk_tokens=16, kv_format="F32", activation_type="float32")
+
+
+def model_at(folder: Path, architecture: str, number_format: str = "F32", **changes: int) -> Path:
+    return write_gguf(folder / f"{architecture}.gguf", small_model(architecture, **SIZES, **changes), number_format)
+
+
+def greedy(max_tokens: int = 3, **sampling: float) -> GenerationOptions:
+    return GenerationOptions(max_tokens=max_tokens, sampling=Sampling(**sampling), ignore_eos=True)  # type: ignore[arg-type]
+
+
+def device_answers(path: Path, asked: DeviceRequest, options: GenerationOptions) -> list[list[list[int | None]]]:
+    plan = device_plan_of(path, asked)
+    with executor_of(plan) as executor, closing(Loop(plan, executor, eos_ids=NOBODY, weight_read_bytes=1)) as loop:
+        requests = [loop.submit(prompt, options) for prompt in PROMPTS]
+        events = events_until_idle(loop)
+    return [answers(events, request) for request in requests]
+
+
+def cpu_answers(path: Path, options: GenerationOptions) -> list[list[list[int | None]]]:
+    plan = plan_of(path, context_tokens=64, chunk_tokens=16, max_sequences=2, kv_format="F32")
+    with loop_on(path, plan) as loop:
+        requests = [loop.submit(prompt, options) for prompt in PROMPTS]
+        events = events_until_idle(loop)
+    return [answers(events, request) for request in requests]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3"])
+def test_a_device_gives_the_tokens_that_the_cpu_gives(architecture: str, tmp_path: Path) -> None:
+    path = model_at(tmp_path, architecture)
+    assert device_answers(path, EXACT, greedy()) == cpu_answers(path, greedy())
+
+
+def test_a_quantized_model_gives_the_tokens_of_the_values_that_it_stands_for(tmp_path: Path) -> None:
+    """Embedding, decode of few rows and prompts in tiles, all out of planes."""
+    model = small_model("llama", **SIZES)
+    rounded = {name: through(Q8_0, values) for name, values in random_weights(model).items()}
+    paths = [write_gguf(tmp_path / f"{name}.gguf", model, name, weights=rounded) for name in (Q8_0.name, F32.name)]
+    quantized, plain = (device_answers(path, EXACT, greedy()) for path in paths)
+    assert quantized == plain
+
+
+def test_padding_a_step_changes_no_token(tmp_path: Path) -> None:
+    path = model_at(tmp_path, "llama")
+    wide = replace(EXACT, max_sequences=3)  # two sequences run as a batch of three
+    assert device_answers(path, wide, greedy()) == device_answers(path, EXACT, greedy())
+
+
+def test_a_seed_draws_the_tokens_that_it_draws_on_the_cpu(tmp_path: Path) -> None:
+    path, options = model_at(tmp_path, "llama"), greedy(temperature=0.9, top_k=20, top_p=0.9, seed=5)
+    assert device_answers(path, EXACT, options) == cpu_answers(path, options)
+
+
+def through(number_format: Format, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """What is left of a matrix in a format."""
+    if values.ndim == 1:
+        return values
+    return unpack_rows(number_format, pack_rows(number_format, values))
