@@ -136,6 +136,46 @@ def test_transformers_loads_it_and_computes_the_same(
     assert float(losses.exp()) == pytest.approx(judged["perplexity"]["value"], rel=2e-3)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_a_gguf_file_becomes_one_that_runs_alike(residency: Residency, tmp_path: Path, architecture: str) -> None:
+    source, text = write_gguf(tmp_path / "source.gguf", small_model(architecture, num_layers=2)), tmp_path / "text.txt"
+    text.write_text("the other one in the garden " * 150)
+    judged = report(residency, source, tmp_path / "out.gguf", "--to", "q8_0", "--text", text, "--chunks", 1)
+    options = ("--text", text, "--against", source, "--chunks", 1, "--json")
+    run = json.loads(residency("evaluate", tmp_path / "out.gguf", *options).stdout)
+    assert run["perplexity"]["value"] == pytest.approx(judged["perplexity"]["value"], rel=1e-2)
+    assert run["kl_divergence"]["mean"] < 5e-3  # the engine's activations are rounded, too
+
+
+def test_a_gguf_files_metadata_is_kept_but_for_the_formats(residency: Residency, tmp_path: Path) -> None:
+    source = write_gguf(tmp_path / "source.gguf", small_model("llama", num_layers=1))
+    report(residency, source, tmp_path / "out.gguf", "--to", "q4_k_m")
+    before, after = (dict(read_gguf(path).config) for path in (source, tmp_path / "out.gguf"))
+    assert after.pop("general.file_type") == 15 and after.pop("general.quantization_version") == 2
+    assert {key: str(value) for key, value in after.items() if "tokenizer" not in key} == {
+        key: str(value) for key, value in before.items() if "tokenizer" not in key
+    }
+    assert list(after["tokenizer.ggml.tokens"]) == list(before["tokenizer.ggml.tokens"])
+
+
+def test_calibration_makes_blocks_better(residency: Residency, tmp_path: Path, text: Path) -> None:
+    source = write_gguf(tmp_path / "source.gguf", small_model("llama", num_layers=2))
+    options = ("--to", "q4_0", "--text", text, "--chunks", 1)
+    plain = report(residency, source, tmp_path / "plain.gguf", *options)
+    fitted = report(residency, source, tmp_path / "fitted.gguf", *options, "--calibration", text, *QUICK)
+    assert fitted["kl_divergence"]["mean"] < plain["kl_divergence"]["mean"]
+
+
+def test_a_folder_becomes_no_gguf_file(residency: Residency, source: Path, tmp_path: Path) -> None:
+    result = residency("quantize", source, "-o", tmp_path / "out.gguf", "--to", "q4_0")
+    assert result.exit_code == 2 and "GGUF file in 16 bits" in result.stderr
+
+
+def test_blocks_have_no_method_of_their_own(residency: Residency, source: Path, out: Path) -> None:
+    result = residency("quantize", source, "-o", out, "--to", "q4_0", "--method", "gptq")
+    assert result.exit_code == 2 and "leave --group" in result.stderr
+
+
 def report(residency: Residency, source: Path, out: Path, *options: object) -> dict[str, Any]:
     result = residency("quantize", source, "-o", out, *options, "--json")
     assert result.exit_code == 0, result.stderr

@@ -16,25 +16,31 @@ from residency.errors import QualityError, UsageError
 from residency.models.registry import forward_of
 from residency.models.specs import model_spec
 from residency.quantize.folder import FolderTarget
+from residency.quantize.gguf_file import Blocks, GgufTarget
 from residency.quantize.gptq import DAMPING
 from residency.quantize.grids import IntegerScheme
-from residency.quantize.job import Job, Quantization
+from residency.quantize.job import Job, Quantization, Target
 from residency.quantize.layouts import Layout, LayoutName, usual_layout
 from residency.quantize.memory import forecast_bytes, samples_that_fit
 from residency.quantize.methods import Awq, Gptq, Method, MethodName, Rtn
 from residency.quantize.samples import Tokens, first_samples, spread_samples
+from residency.spec.model import ModelSpec
 from residency.spec.opening import open_checkpoint
+from residency.spec.requantize import GGML, requantized
 from residency.units import mib
 from residency.verifier.evaluation import Evaluation, evaluation_of_logits
 from residency.verifier.perplexity import CHUNK_TOKENS
 
-INTEGERS = {"int8": 8, "int4": 4, "int3": 3}
+INTEGERS = {"int8": 8, "int4": 4, "int3": 3}  # into a folder
+BLOCKS = GGML  # into a GGUF file
 USUAL_SAMPLES, JUDGED_SAMPLES, SAMPLE_TOKENS = 64, 8, 512
 
 
 @click.command("quantize")
 @model_argument
-@click.option("--to", "number_format", type=click.Choice(list(INTEGERS)), required=True, help="What weights become.")
+@click.option(
+    "--to", "number_format", type=click.Choice([*INTEGERS, *BLOCKS]), required=True, help="What weights become."
+)
 @click.option(
     "--group",
     type=click.IntRange(min=32),
@@ -116,16 +122,14 @@ def command(
         checkpoint = open_checkpoint(fetched(model, progress))
         spec = model_spec(checkpoint)
         forward_of(spec)
-        scheme = _scheme(number_format, group, symmetric)
-        chosen = method or ("gptq" if calibration else "rtn")
         tokenizer = load_tokenizer(checkpoint)
+        method_, target = _asked(spec, number_format, group, symmetric, method, layout, damping, calibration)
         judged_ST = _judged(tokenizer, text, chunks, max_kl)
-        needs_inputs = chosen != "rtn"
         num_samples = samples_that_fit(
             spec,
+            method_,
             wanted=samples or USUAL_SAMPLES,
             budget_bytes=memory,
-            needs_inputs=needs_inputs,
             judged=len(judged_ST),
             sample_tokens=sample_tokens,
         )
@@ -133,17 +137,48 @@ def command(
             checkpoint=checkpoint,
             spec=spec,
             out=out,
-            method=_method(chosen, scheme, damping),
-            target=FolderTarget(layout=Layout(name=layout or usual_layout(chosen, scheme), scheme=scheme)),
+            method=method_,
+            target=target,
             calibration_ST=_calibration(tokenizer, calibration, num_samples, sample_tokens),
             judged_ST=judged_ST,
         )
         evaluation = _quantized(job, max_kl, progress)
-    forecast = forecast_bytes(
-        spec, needs_inputs=needs_inputs, samples=num_samples, judged=len(judged_ST), sample_tokens=sample_tokens
-    )
+    forecast = forecast_bytes(spec, method_, samples=num_samples, judged=len(judged_ST), sample_tokens=sample_tokens)
     report = _report(job, evaluation, forecast)
     click.echo(json.dumps(report, ensure_ascii=False) if as_json else "\n".join(_told(job, evaluation, forecast)))
+
+
+def _asked(
+    spec: ModelSpec,
+    number_format: str,
+    group: int | None,
+    symmetric: bool | None,
+    name: MethodName | None,
+    layout: LayoutName | None,
+    damping: float,
+    calibration: Path | None,
+) -> tuple[Method, Target]:
+    """How to quantize, and what to write."""
+    if number_format in BLOCKS:
+        if not (group is None and symmetric is None and name in (None, "rtn") and layout is None):
+            raise UsageError(
+                f"{number_format} is a format of GGUF's blocks, which fixes groups and method; leave --group, "
+                "--symmetric, --method and --layout away."
+            )
+        formats = {tensor.name: tensor.format for tensor in requantized(spec, number_format).tensors}
+        blocks = Blocks(formats=formats, needs_inputs=calibration is not None)
+        return blocks, GgufTarget(label=number_format, formats=formats)
+    chosen = name or ("gptq" if calibration else "rtn")
+    bits = INTEGERS[number_format]
+    scheme = IntegerScheme(
+        bits=bits,
+        group=group if group is not None or bits == 8 else 128,
+        symmetric=bits == 8 if symmetric is None else symmetric,
+    )
+    target = FolderTarget(layout=Layout(name=layout or usual_layout(chosen, scheme), scheme=scheme))
+    if chosen == "gptq":
+        return Gptq(scheme=scheme, damping=damping), target
+    return Awq(scheme=scheme) if chosen == "awq" else Rtn(scheme=scheme), target
 
 
 def _quantized(job: Job, max_kl: float | None, progress: Progress) -> Evaluation | None:
@@ -161,21 +196,6 @@ def _quantized(job: Job, max_kl: float | None, progress: Progress) -> Evaluation
                 )
         quantization.publish()
     return evaluation
-
-
-def _scheme(number_format: str, group: int | None, symmetric: bool | None) -> IntegerScheme:
-    bits = INTEGERS[number_format]
-    return IntegerScheme(
-        bits=bits,
-        group=group if group is not None or bits == 8 else 128,
-        symmetric=bits == 8 if symmetric is None else symmetric,
-    )
-
-
-def _method(name: MethodName, scheme: IntegerScheme, damping: float) -> Method:
-    if name == "gptq":
-        return Gptq(scheme=scheme, damping=damping)
-    return Awq(scheme=scheme) if name == "awq" else Rtn(scheme=scheme)
 
 
 def _calibration(tokenizer: Tokenizer, path: Path | None, num_samples: int, tokens: int) -> Tokens:

@@ -1,8 +1,10 @@
 """The formats of 256-value blocks (Q2_K … Q6_K), packed and unpacked in plain NumPy: their definition here.
 
-Layouts as in ggml's ggml-common.h. Packing sets each group's range by its extremes, without a search for a better one.
+Layouts as in ggml's ggml-common.h. Packing sets each group's range by its extremes, unless it is given better ones.
 Shape suffixes: N blocks, G groups of a block (8 of 32 values, or 16 of 16), V values of a group.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,14 @@ Q5_K_BLOCK = np.dtype([("scale", "<f2"), ("min", "<f2"), ("groups", "u1", 12), (
 Q6_K_BLOCK = np.dtype([("low", "u1", 128), ("high", "u1", 64), ("groups", "i1", 16), ("scale", "<f2")])
 
 _QUARTERS: Codes = np.array([[0], [2], [4], [6]], np.uint8)  # shifts of the four pairs of bits in a byte
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranges:
+    """What groups reach: from -least by steps."""
+
+    step_NG: Floats
+    least_NG: Floats
 
 
 def unpack_q2_k(blocks_N: Blocks) -> Floats:
@@ -98,29 +108,29 @@ def pack_q3_k(values_NB: Floats) -> Blocks:
     return blocks_N
 
 
-def pack_q4_k(values_NB: Floats) -> Blocks:
-    """Codes 0 to 15 between each group's extremes; zero is always in the range."""
+def pack_q4_k(values_NB: Floats, ranges: Ranges | None = None) -> Blocks:
+    """Codes 0 to 15 in the groups' `ranges`; without, between each group's extremes, and zero is in the range."""
     blocks_N = np.zeros(len(values_NB), Q4_K_BLOCK)
-    _set_four_bits(blocks_N, _pack_groups(blocks_N, values_NB, 15))
+    _set_four_bits(blocks_N, _pack_groups(blocks_N, values_NB, 15, ranges))
     return blocks_N
 
 
-def pack_q5_k(values_NB: Floats) -> Blocks:
-    """Codes 0 to 31 between each group's extremes; zero is always in the range."""
+def pack_q5_k(values_NB: Floats, ranges: Ranges | None = None) -> Blocks:
+    """Codes 0 to 31 in the groups' `ranges`; without, between each group's extremes, and zero is in the range."""
     blocks_N = np.zeros(len(values_NB), Q5_K_BLOCK)
-    codes_NGV = _pack_groups(blocks_N, values_NB, 31)
+    codes_NGV = _pack_groups(blocks_N, values_NB, 31, ranges)
     _set_four_bits(blocks_N, codes_NGV & np.uint8(15))
     fifth_NGV = (codes_NGV >> 4) << np.arange(8, dtype=np.uint8)[:, None]
     blocks_N["high"] = np.bitwise_or.reduce(fifth_NGV, axis=1)
     return blocks_N
 
 
-def pack_q6_k(values_NB: Floats) -> Blocks:
-    """Each group's value of largest magnitude becomes code 0, that is -32 group scales."""
+def pack_q6_k(values_NB: Floats, steps_NG: Floats | None = None) -> Blocks:
+    """Codes by the groups' `steps`; without, each group's value of largest magnitude becomes code 0, -32 steps."""
     num_blocks = len(values_NB)
     blocks_N = np.zeros(num_blocks, Q6_K_BLOCK)
     values_NGV = values_NB.reshape(num_blocks, 16, 16)
-    group_NG = _extreme(values_NGV) / np.float32(-32)
+    group_NG = _extreme(values_NGV) / np.float32(-32) if steps_NG is None else steps_NG
     blocks_N["scale"] = _half(_extreme(group_NG) / np.float32(-128))
     scale_N1 = blocks_N["scale"].astype(np.float32)[:, None]
     blocks_N["groups"] = np.rint(_ratio(group_NG, scale_N1)).clip(-128, 127).astype(np.int8)
@@ -177,16 +187,21 @@ def _scaled(blocks_N: Blocks, codes_NGV: Codes) -> Floats:
     return values
 
 
-def _pack_groups(blocks_N: Blocks, values_NB: Floats, largest_code: int) -> Codes:
+def _pack_groups(blocks_N: Blocks, values_NB: Floats, largest_code: int, ranges: Ranges | None) -> Codes:
     """Sets scale, min and the 6-bit group scales and mins; returns the codes."""
     values_NGV = values_NB.reshape(len(values_NB), 8, 32)
-    least_NG = np.maximum(-values_NGV.min(axis=2), np.float32(0))
-    step_NG = (np.maximum(values_NGV.max(axis=2), np.float32(0)) + least_NG) / np.float32(largest_code)
+    if ranges is None:
+        least_NG = np.maximum(-values_NGV.min(axis=2), np.float32(0))
+        step_NG = (np.maximum(values_NGV.max(axis=2), np.float32(0)) + least_NG) / np.float32(largest_code)
+    else:
+        step_NG, least_NG = ranges.step_NG, ranges.least_NG
     blocks_N["scale"] = _half(step_NG.max(axis=1, keepdims=True) / np.float32(63))
     blocks_N["min"] = _half(least_NG.max(axis=1, keepdims=True) / np.float32(63))
     scale_N1 = blocks_N["scale"].astype(np.float32)[:, None]
     min_N1 = blocks_N["min"].astype(np.float32)[:, None]
-    scale_NG = np.ceil(_ratio(step_NG, scale_N1) - np.float32(0.01)).clip(0, 63).astype(np.uint8)
+    ratio_NG = _ratio(step_NG, scale_N1)
+    whole_NG = np.ceil(ratio_NG - np.float32(0.01)) if ranges is None else np.rint(ratio_NG)
+    scale_NG = whole_NG.clip(0, 63).astype(np.uint8)
     min_NG = np.rint(_ratio(least_NG, min_N1)).clip(0, 63).astype(np.uint8)
     first_N4 = scale_NG[:, :4] | scale_NG[:, 4:] >> 4 << 6
     second_N4 = min_NG[:, :4] | min_NG[:, 4:] >> 4 << 6

@@ -43,35 +43,35 @@ def unpack_q8_0(blocks_N: Blocks) -> Floats:
     return _column(blocks_N, "scale") * blocks_N["code"].astype(np.float32)
 
 
-def pack_q4_0(values_NV: Floats) -> Blocks:
-    """The value of largest magnitude becomes code 0, that is -8 scales."""
+def pack_q4_0(values_NV: Floats, scale_N1: Floats | None = None) -> Blocks:
+    """Codes by the blocks' `scale`; without, the value of largest magnitude becomes code 0, that is -8 scales."""
     blocks_N = np.zeros(len(values_NV), Q4_0_BLOCK)
-    scale_N1 = _extreme(values_NV) / np.float32(-8)
+    scale_N1 = _extreme(values_NV) / np.float32(-8) if scale_N1 is None else scale_N1
     _set_low_bits(blocks_N, _round_half_up(values_NV * _inverse(scale_N1) + np.float32(8.5), 15))
     blocks_N["scale"] = _half(scale_N1)
     return blocks_N
 
 
-def pack_q4_1(values_NV: Floats) -> Blocks:
-    """The least value becomes code 0, the largest code 15."""
+def pack_q4_1(values_NV: Floats, between: tuple[Floats, Floats] | None = None) -> Blocks:
+    """The lower value of `between` becomes code 0, the upper code 15; without, the block's least and largest."""
     blocks_N = np.zeros(len(values_NV), Q4_1_BLOCK)
-    _set_low_bits(blocks_N, _pack_between(blocks_N, values_NV, 15))
+    _set_low_bits(blocks_N, _pack_between(blocks_N, values_NV, 15, between))
     return blocks_N
 
 
-def pack_q5_0(values_NV: Floats) -> Blocks:
-    """The value of largest magnitude becomes code 0, that is -16 scales."""
+def pack_q5_0(values_NV: Floats, scale_N1: Floats | None = None) -> Blocks:
+    """Codes by the blocks' `scale`; without, the value of largest magnitude becomes code 0, that is -16 scales."""
     blocks_N = np.zeros(len(values_NV), Q5_0_BLOCK)
-    scale_N1 = _extreme(values_NV) / np.float32(-16)
+    scale_N1 = _extreme(values_NV) / np.float32(-16) if scale_N1 is None else scale_N1
     _set_five_bits(blocks_N, _round_half_up(values_NV * _inverse(scale_N1) + np.float32(16.5), 31))
     blocks_N["scale"] = _half(scale_N1)
     return blocks_N
 
 
-def pack_q5_1(values_NV: Floats) -> Blocks:
-    """The least value becomes code 0, the largest code 31."""
+def pack_q5_1(values_NV: Floats, between: tuple[Floats, Floats] | None = None) -> Blocks:
+    """The lower value of `between` becomes code 0, the upper code 31; without, the block's least and largest."""
     blocks_N = np.zeros(len(values_NV), Q5_1_BLOCK)
-    _set_five_bits(blocks_N, _pack_between(blocks_N, values_NV, 31))
+    _set_five_bits(blocks_N, _pack_between(blocks_N, values_NV, 31, between))
     return blocks_N
 
 
@@ -110,10 +110,13 @@ def _set_five_bits(blocks_N: Blocks, codes_NV: Codes) -> None:
     blocks_N["high"] = np.packbits(codes_NV >> 4, axis=1, bitorder="little")
 
 
-def _pack_between(blocks_N: Blocks, values_NV: Floats, largest_code: int) -> Codes:
-    """Sets scale and min from the extremes of each block; returns the codes."""
-    least_N1 = values_NV.min(axis=1, keepdims=True)
-    scale_N1 = (values_NV.max(axis=1, keepdims=True) - least_N1) / np.float32(largest_code)
+def _pack_between(
+    blocks_N: Blocks, values_NV: Floats, largest_code: int, between: tuple[Floats, Floats] | None
+) -> Codes:
+    """Sets scale and min from the extremes of each block, or from others; returns the codes."""
+    least_N1: Floats = values_NV.min(axis=1, keepdims=True) if between is None else between[0]
+    most_N1: Floats = values_NV.max(axis=1, keepdims=True) if between is None else between[1]
+    scale_N1 = (most_N1 - least_N1) / np.float32(largest_code)
     blocks_N["scale"], blocks_N["min"] = _half(scale_N1), _half(least_N1)
     return _round_half_up((values_NV - least_N1) * _inverse(scale_N1) + np.float32(0.5), largest_code)
 

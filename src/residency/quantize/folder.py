@@ -1,7 +1,7 @@
 """A quantized model as a folder that `transformers` and vLLM load: config.json, tokenizer and model.safetensors."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from residency.quantize.layers import MATRICES, LayerResult
 from residency.quantize.layouts import Layout
 from residency.quantize.methods import QuantizedMatrix
 from residency.quantize.safetensors_file import write_safetensors
-from residency.quantize.source import read_values
+from residency.quantize.source import read_rows, read_values
 from residency.quantize.tokenizer_files import refuse_unknown_tokenizer, special_ids, write_tokenizer
 from residency.spec.checkpoint import Checkpoint
 from residency.spec.model import ModelSpec, TensorSpec
 
 LARGEST_HALF = 65504.0
+HELD_ROWS = 1 << 13  # of the embedding and the head, in memory at a time
 _CLASSES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
@@ -74,24 +75,32 @@ class FolderTarget:
 
     def _arrays(
         self, spec: ModelSpec, result_of: Callable[[int], LayerResult]
-    ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-        yield spec.embedding.name, in_half(spec.embedding.name, read_values(spec.embedding))
+    ) -> Iterator[tuple[str, Iterable[npt.NDArray[Any]]]]:
+        yield spec.embedding.name, _rows_in_half(spec.embedding)
         for number, layer in enumerate(spec.layers):
             result = result_of(number)
             for tensor in layer.tensors:
                 part = _part(tensor)
                 if part not in MATRICES:
-                    yield tensor.name, in_half(tensor.name, _as_held(spec, tensor, result.vectors[part]))
+                    yield tensor.name, [in_half(tensor.name, _as_held(spec, tensor, result.vectors[part]))]
                     continue
                 matrix = result.matrices[part]
                 assert isinstance(matrix, IntegerMatrix)
                 arrays = self.layout.tensors(matrix)
                 stem = tensor.name.removesuffix(".weight")
-                yield from ((stem + suffix, arrays[suffix]) for suffix in self.layout.described.parts_of(tensor.shape))
+                yield from (
+                    (stem + suffix, [arrays[suffix]]) for suffix in self.layout.described.parts_of(tensor.shape)
+                )
         norm = spec.final_norm
-        yield norm.name, in_half(norm.name, _as_held(spec, norm, read_values(norm)))
+        yield norm.name, [in_half(norm.name, _as_held(spec, norm, read_values(norm)))]
         if spec.head is not None:
-            yield spec.head.name, in_half(spec.head.name, read_values(spec.head))
+            yield spec.head.name, _rows_in_half(spec.head)
+
+
+def _rows_in_half(tensor: TensorSpec) -> Iterator[npt.NDArray[np.float16]]:
+    """A large matrix, some rows at a time."""
+    for first in range(0, tensor.shape[0], HELD_ROWS):
+        yield in_half(tensor.name, read_rows(tensor, first, min(first + HELD_ROWS, tensor.shape[0])))
 
 
 def in_half(name: str, values: Floats) -> npt.NDArray[np.float16]:

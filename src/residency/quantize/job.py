@@ -37,8 +37,8 @@ from residency.spec.model import ModelSpec
 
 Progress = Callable[[str, int, int], None]
 _JOB = "job.json"
-_SCORED_TOKENS = 128  # whose logits are in memory at once
-_HEAD_ROWS = 1 << 14  # of the head, likewise
+SCORED_TOKENS = 128  # whose logits are in memory at once
+HEAD_ROWS = 1 << 14  # of the head, likewise
 _VERSION = 1  # of what lies in the work folder; changes with the arithmetic
 
 
@@ -138,8 +138,8 @@ class Quantization:
         tokens = self._job.judged_ST.shape[1]
         for sample, ids_T in enumerate(self._job.judged_ST):
             self._progress("judging", sample, len(self._job.judged_ST))
-            for start in range(tokens // 2, tokens - 1, _SCORED_TOKENS):
-                scored = slice(start, min(start + _SCORED_TOKENS, tokens - 1))
+            for start in range(tokens // 2, tokens - 1, SCORED_TOKENS):
+                scored = slice(start, min(start + SCORED_TOKENS, tokens - 1))
                 yield ScoredLogits(
                     sample=sample,
                     reference_TV=self._logits(self._reference_STC[sample, scored]),
@@ -168,8 +168,8 @@ class Quantization:
         normed_TC = rms_norm(x_TC, read_values(spec.final_norm), spec.norm_epsilon)
         head = spec.head or spec.embedding
         logits_TV = np.empty((len(x_TC), spec.vocabulary), np.float32)
-        for first in range(0, spec.vocabulary, _HEAD_ROWS):
-            last = min(first + _HEAD_ROWS, spec.vocabulary)
+        for first in range(0, spec.vocabulary, HEAD_ROWS):
+            last = min(first + HEAD_ROWS, spec.vocabulary)
             logits_TV[:, first:last] = normed_TC @ read_rows(head, first, last).T
         return logits_TV
 

@@ -76,7 +76,8 @@ def _quantize(
     inputs = None
     if method.needs_inputs:
         columns = layer.tensors[names[0]].shape[1]
-        inputs = gathered(columns, (inputs_of(batch) for batch in batches(x_STC)))
+        batched = (inputs_of(batch) for batch in batches(x_STC))
+        inputs = gathered(columns, batched, with_gram=method.needs_gram)
     done.update(method.quantize(layer, names, inputs, done))
     layer.tensors.update({name: done[name].values_RC for name in names})
 
@@ -87,17 +88,22 @@ def advance(layer: Layer, x_STC: Floats) -> None:
         x_STC[batch] = layer.forward(x_STC[batch])
 
 
-def gathered(columns: int, inputs: Iterator[Floats]) -> Inputs:
+def gathered(columns: int, inputs: Iterator[Floats], *, with_gram: bool) -> Inputs:
     """What all inputs say together."""
-    gram_CC, magnitude_C = np.zeros((columns, columns), np.float32), np.zeros(columns, np.float32)
+    gram_CC = np.zeros((columns, columns), np.float32) if with_gram else None
+    energy_C, magnitude_C = np.zeros(columns, np.float32), np.zeros(columns, np.float32)
     count = 0
     for batch in inputs:
         x_NC = batch.reshape(-1, columns)
-        gram_CC += x_NC.T @ x_NC
+        if gram_CC is not None:
+            gram_CC += x_NC.T @ x_NC
+        energy_C += np.einsum("nc,nc->c", x_NC, x_NC)
         magnitude_C += np.abs(x_NC).sum(axis=0)
         count += len(x_NC)
-    gram_CC /= np.float32(count)
-    return Inputs(gram_CC=gram_CC, magnitude_C=magnitude_C / np.float32(count))
+    share = np.float32(1 / count)
+    if gram_CC is not None:
+        gram_CC *= share
+    return Inputs(energy_C=energy_C * share, magnitude_C=magnitude_C * share, gram_CC=gram_CC)
 
 
 def batches(x_STC: Floats) -> Iterator[slice]:

@@ -1,7 +1,9 @@
 """How much memory a quantization takes: one layer with its activations, and what the process itself needs."""
 
 from residency.errors import BudgetError
+from residency.quantize.job import HEAD_ROWS, SCORED_TOKENS
 from residency.quantize.layers import BATCH_TOKENS
+from residency.quantize.methods import Method
 from residency.spec.model import ModelSpec
 from residency.units import binary_bytes
 
@@ -12,27 +14,29 @@ _LAYER_COPIES = 3  # a layer's weights, what they have become, and codes and tem
 _WIDE_ACTIVATIONS = 4  # arrays of a batch as wide as the feed-forward network
 
 
-def forecast_bytes(spec: ModelSpec, *, needs_inputs: bool, samples: int, judged: int, sample_tokens: int) -> int:
+def forecast_bytes(spec: ModelSpec, method: Method, *, samples: int, judged: int, sample_tokens: int) -> int:
     """Peak memory of the process."""
     layer = spec.layers[0]
     attention, wide = layer.grouped_attention, layer.gated_mlp.intermediate
     heads = attention.num_heads * attention.head_dim
     streams = samples * sample_tokens * (spec.hidden + heads) + 2 * judged * sample_tokens * spec.hidden
-    gram = _GRAM_COPIES * max(wide, heads, spec.hidden) ** 2 if needs_inputs else 0
+    gram = _GRAM_COPIES * max(wide, heads, spec.hidden) ** 2 if method.needs_gram else 0
     weights = _LAYER_COPIES * sum(tensor.num_values for tensor in layer.tensors)
     batch = max(BATCH_TOKENS, sample_tokens)
     activations = batch * (_WIDE_ACTIVATIONS * wide + 4 * spec.hidden) if samples or judged else 0
-    return RUNTIME_BYTES + _FLOAT_BYTES * (streams + gram + weights + activations)
+    quantizing = streams + weights + max(gram, activations)
+    scoring = 2 * judged * sample_tokens * spec.hidden + 3 * SCORED_TOKENS * spec.vocabulary if judged else 0
+    held = HEAD_ROWS * spec.hidden * 3
+    return RUNTIME_BYTES + _FLOAT_BYTES * max(quantizing, scoring + held)
 
 
 def samples_that_fit(
-    spec: ModelSpec, *, wanted: int, budget_bytes: int | None, needs_inputs: bool, judged: int, sample_tokens: int
+    spec: ModelSpec, method: Method, *, wanted: int, budget_bytes: int | None, judged: int, sample_tokens: int
 ) -> int:
     """As many calibration samples as the budget has room for, at most `wanted`. BudgetError where none fits."""
-    for samples in range(wanted if needs_inputs else 0, -1 if not needs_inputs else 0, -1):
-        need_bytes = forecast_bytes(
-            spec, needs_inputs=needs_inputs, samples=samples, judged=judged, sample_tokens=sample_tokens
-        )
+    fewest = 1 if method.needs_inputs else 0
+    for samples in range(wanted if method.needs_inputs else 0, fewest - 1, -1):
+        need_bytes = forecast_bytes(spec, method, samples=samples, judged=judged, sample_tokens=sample_tokens)
         if budget_bytes is None or need_bytes <= budget_bytes:
             return samples
     raise BudgetError(

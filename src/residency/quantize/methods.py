@@ -19,8 +19,9 @@ MethodName = Literal["rtn", "gptq", "awq"]
 class Inputs:
     """What calibration says of the inputs that some matrices share."""
 
-    gram_CC: Floats  # xᵀx over all tokens, divided by their number
+    energy_C: Floats  # mean of x²
     magnitude_C: Floats  # mean of |x|
+    gram_CC: Floats | None  # xᵀx over all tokens, divided by their number, for methods that need it
 
 
 class QuantizedMatrix(Protocol):
@@ -44,6 +45,10 @@ class Method(Protocol):
     def needs_inputs(self) -> bool:
         """Whether it looks at calibration inputs."""
 
+    @property
+    def needs_gram(self) -> bool:
+        """Whether it looks at how they go together."""
+
     def quantize(self, layer: Layer, names: tuple[str, ...], inputs: Inputs | None, done: Matrices) -> Matrices:
         """The layer's matrices `names`. May rescale what comes before them: vectors in `layer`, matrices in `done`.
 
@@ -57,6 +62,7 @@ class Rtn:
 
     scheme: IntegerScheme
     needs_inputs: bool = False
+    needs_gram: bool = False
 
     def quantize(self, layer: Layer, names: tuple[str, ...], inputs: Inputs | None, done: Matrices) -> Matrices:
         """As the protocol says."""
@@ -70,11 +76,13 @@ class Gptq:
     scheme: IntegerScheme
     damping: float
     needs_inputs: bool = True
+    needs_gram: bool = True
 
     def quantize(self, layer: Layer, names: tuple[str, ...], inputs: Inputs | None, done: Matrices) -> Matrices:
         """As the protocol says."""
-        assert inputs is not None
-        return {name: gptq(layer.tensors[name], inputs.gram_CC, self.scheme, damping=self.damping) for name in names}
+        assert inputs is not None and inputs.gram_CC is not None
+        gram_CC = inputs.gram_CC
+        return {name: gptq(layer.tensors[name], gram_CC, self.scheme, damping=self.damping) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +91,11 @@ class Awq:
 
     scheme: IntegerScheme
     needs_inputs: bool = True
+    needs_gram: bool = True
 
     def quantize(self, layer: Layer, names: tuple[str, ...], inputs: Inputs | None, done: Matrices) -> Matrices:
         """As the protocol says."""
-        assert inputs is not None
+        assert inputs is not None and inputs.gram_CC is not None
         magnitude_C = _shared_magnitude(layer, inputs.magnitude_C) if _OUTPUT in names else inputs.magnitude_C
         matrices = [layer.tensors[name] for name in names]
         scales_C = column_scales(matrices, inputs.gram_CC, magnitude_C, self.scheme)

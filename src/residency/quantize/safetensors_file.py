@@ -14,9 +14,11 @@ _DTYPES = {"F32": "<f4", "F16": "<f2", "I32": "<i4", "I64": "<i8", "I8": "i1", "
 
 
 def write_safetensors(
-    path: Path, shapes: Mapping[str, tuple[Format, tuple[int, ...]]], arrays: Iterable[tuple[str, npt.NDArray[Any]]]
+    path: Path,
+    shapes: Mapping[str, tuple[Format, tuple[int, ...]]],
+    arrays: Iterable[tuple[str, Iterable[npt.NDArray[Any]]]],
 ) -> None:
-    """The file `path` with the tensors `shapes`, whose values `arrays` yields in the same order."""
+    """The file `path` with the tensors `shapes`; `arrays` yields, in the same order, runs of the rows of each."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (number_format, shape) in shapes.items():
@@ -26,6 +28,9 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for (name, (number_format, shape)), (written, values) in zip(shapes.items(), arrays, strict=True):
-            assert (name, shape) == (written, values.shape), (name, shape, written, values.shape)
-            file.write(np.ascontiguousarray(values, _DTYPES[number_format.name]).data)
+        for (name, (number_format, shape)), (written, parts) in zip(shapes.items(), arrays, strict=True):
+            assert name == written, (name, written)
+            start = file.tell()
+            for part in parts:
+                file.write(np.ascontiguousarray(part, _DTYPES[number_format.name]).data)
+            assert file.tell() - start == number_format.bytes_of(shape), name

@@ -35,7 +35,7 @@ _SERVING: dict[str, Callable[[], Format]] = {
     "nvfp4": lambda: nvfp4(),
 }
 _PLAIN = {"f32": F32, "f16": F16, "bf16": BF16}
-_GGML = (
+GGML = (
     "gguf-f16",
     "q8_0",
     "q4_0",
@@ -50,7 +50,7 @@ _GGML = (
     "q3_k_m",
     "q2_k",
 )
-LABELS = (*_PLAIN, *_SERVING, *_GGML)
+LABELS = (*_PLAIN, *_SERVING, *GGML)
 
 _VALUES = re.compile(r"(v_proj|attn_v)\.weight$")
 _KEYS = re.compile(r"(k_proj|attn_k)\.weight$")
@@ -71,7 +71,7 @@ def requantized(model: ModelSpec, label: str) -> ModelSpec:
     if asked in _SERVING:
         scheme = _SERVING[asked]()
         return _mapped(model, lambda tensor, layer: _served(tensor, layer, scheme))
-    if asked in _GGML:
+    if asked in GGML:
         text = replace(model, others=tuple(tensor for tensor in model.others if tensor.role != "vision"))
         return _mapped(text, _Choice(text, asked).format_of)
     raise UsageError(f"{label[:40]!r} is no format that weights can be planned in; choose one of {', '.join(LABELS)}.")
