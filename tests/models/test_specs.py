@@ -127,7 +127,7 @@ def test_an_unknown_architecture_is_refused_with_the_supported_ones(tmp_path: Pa
         ("llama", {"mlp_bias": True}),
         ("llama", {"attention_bias": True}),
         ("llama", {"hidden_act": "gelu"}),
-        ("llama", {"quantization_config": {"quant_method": "gptq"}}),
+        ("llama", {"quantization_config": {"quant_method": "aqlm"}}),
         ("llama", {"partial_rotary_factor": 0.5}),
         ("llama", {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}),
         ("llama", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}),

@@ -8,6 +8,7 @@ compressed-tensors, DeepSeek-V3's FP8 with a scale for each 128 x 128, and bitsa
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from residency.formats.format import BF16, F8_E4M3, F16, F32, I8, I32, I64, U8, Format
 
@@ -26,10 +27,26 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Packing:
+    """How a scheme's parts hold a matrix of integers: value = scale * (code - zero point)."""
+
+    layout: Literal["gptq", "awq", "packed", "int8", "llm-int8"]
+    bits: int
+    group: int | None  # columns that share a scale; None: a whole row
+    symmetric: bool  # whether all zero points are half the codes' range
+    ordered: bool = False  # whether groups are of columns in any order, as g_idx says
+    zero_less: int = 0  # what zero points are kept less
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scheme(Format):
-    """A number format whose matrices are several tensors. `block_values` and `block_bytes` are its main part's."""
+    """A number format whose matrices are several tensors. `block_values` and `block_bytes` are its main part's.
+
+    Where `packing` is given, the matrices can be read, and multiplied as integers in groups.
+    """
 
     parts: tuple[Part, ...]
+    packing: Packing | None = None
 
     def parts_of(self, shape: Shape) -> Mapping[str, tuple[Format, Shape]]:
         """Format and shape of each part of a matrix, by suffix; a stack of matrices has stacks of parts."""
@@ -41,8 +58,20 @@ class Scheme(Format):
         return sum(number_format.bytes_of(part) for number_format, part in self.parts_of(shape).values())
 
 
-def gptq(*, bits: int, group: int | None, order: bool = True, scales: Format = F16) -> Scheme:
-    """GPTQ's packed integers: zero points in every file, and g_idx, which tells each column's group."""
+def gptq(
+    *,
+    bits: int,
+    group: int | None,
+    order: bool = True,
+    scales: Format = F16,
+    symmetric: bool = False,
+    ordered: bool = False,
+    zero_less: int = 1,
+) -> Scheme:
+    """GPTQ's packed integers: zero points in every file, and g_idx, which tells each column's group.
+
+    Zero points are kept less one; in the second version of the format as they are (`zero_less` 0).
+    """
     parts = [
         Part(suffix=".qweight", format=I32, shape_of=lambda rows, columns: (_words(columns, bits), rows)),
         Part(suffix=".qzeros", format=I32, shape_of=lambda rows, cols: (_groups(cols, group), _words(rows, bits))),
@@ -50,7 +79,8 @@ def gptq(*, bits: int, group: int | None, order: bool = True, scales: Format = F
     ]
     if order:
         parts.append(Part(suffix=".g_idx", format=I32, shape_of=lambda rows, columns: (columns,)))
-    return _scheme("gptq", bits, group, parts)
+    packing = Packing(layout="gptq", bits=bits, group=group, symmetric=symmetric, ordered=ordered, zero_less=zero_less)
+    return _scheme("gptq", bits, group, parts, packing)
 
 
 def awq(*, bits: int, group: int | None, zero_point: bool = True) -> Scheme:
@@ -60,7 +90,8 @@ def awq(*, bits: int, group: int | None, zero_point: bool = True) -> Scheme:
         shape_of = lambda rows, columns: (_groups(columns, group), _words(rows, bits))  # noqa: E731
         parts.append(Part(suffix=".qzeros", format=I32, shape_of=shape_of))
     parts.append(Part(suffix=".scales", format=F16, shape_of=lambda rows, columns: (_groups(columns, group), rows)))
-    return _scheme("awq", bits, group, parts)
+    packing = Packing(layout="awq", bits=bits, group=group, symmetric=not zero_point)
+    return _scheme("awq", bits, group, parts, packing)
 
 
 def packed(*, bits: int, group: int | None, scales: Format, symmetric: bool = True, order: bool = False) -> Scheme:
@@ -75,16 +106,21 @@ def packed(*, bits: int, group: int | None, scales: Format, symmetric: bool = Tr
         parts.append(Part(suffix=".weight_zero_point", format=I32, shape_of=shape_of))
     if order:
         parts.append(Part(suffix=".weight_g_idx", format=I32, shape_of=lambda rows, columns: (columns,)))
-    return _scheme("packed", bits, group, parts)
+    packing = Packing(layout="packed", bits=bits, group=group, symmetric=symmetric, ordered=order)
+    return _scheme("packed", bits, group, parts, packing)
 
 
-def by_channel(values: Format, *, scales: Format, whole: bool = False, static_inputs: bool = False) -> Scheme:
+def by_channel(
+    values: Format, *, scales: Format, whole: bool = False, static_inputs: bool = False, symmetric: bool = True
+) -> Scheme:
     """Eight-bit values with one scale for each row, or for the `whole` matrix; with a fixed scale of the inputs."""
     shape: Callable[[int, int], Shape] = (lambda rows, columns: (1,)) if whole else (lambda rows, columns: (rows, 1))
     parts = [_weight(values), Part(suffix=".weight_scale", format=scales, shape_of=shape)]
     if static_inputs:
         parts.append(Part(suffix=".input_scale", format=scales, shape_of=lambda rows, columns: (1,)))
-    return Scheme(name="int8" if values is I8 else "fp8", block_values=1, block_bytes=1, parts=tuple(parts))
+    packing = Packing(layout="int8", bits=8, group=None, symmetric=symmetric) if values is I8 else None
+    name = "int8" if values is I8 else "fp8"
+    return Scheme(name=name, block_values=1, block_bytes=1, parts=tuple(parts), packing=packing)
 
 
 def by_tile(*, rows_of_tile: int = 128, columns_of_tile: int = 128, scales: Format = F32) -> Scheme:
@@ -117,7 +153,8 @@ def llm_int8() -> Scheme:
         Part(suffix=".SCB", format=F32, shape_of=lambda rows, columns: (rows,)),
         Part(suffix=".weight_format", format=U8, shape_of=lambda rows, columns: ()),
     )
-    return Scheme(name="llm-int8", block_values=1, block_bytes=1, parts=parts)
+    packing = Packing(layout="llm-int8", bits=8, group=None, symmetric=True)
+    return Scheme(name="llm-int8", block_values=1, block_bytes=1, parts=parts, packing=packing)
 
 
 def mxfp4() -> Scheme:
@@ -146,10 +183,10 @@ def grouped_int4(group: int = 128) -> Scheme:
     return packed(bits=4, group=group, scales=BF16)
 
 
-def _scheme(kind: str, bits: int, group: int | None, parts: list[Part]) -> Scheme:
+def _scheme(kind: str, bits: int, group: int | None, parts: list[Part], packing: Packing) -> Scheme:
     name = f"{kind}-int{bits}" + (f"-g{group}" if group else "")
     values = 32 // math.gcd(bits, 32)
-    return Scheme(name=name, block_values=values, block_bytes=values * bits // 8, parts=tuple(parts))
+    return Scheme(name=name, block_values=values, block_bytes=values * bits // 8, parts=tuple(parts), packing=packing)
 
 
 def _weight(values: Format) -> Part:

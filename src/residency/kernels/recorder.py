@@ -54,6 +54,7 @@ class Rows:
     values: FloatArray
     q8: npt.NDArray[np.uint8] | None = None
     launch: Launch | None = None  # its maker, whose words "out" and "q8" are 0 until somebody asks
+    ordered: tuple[int, "Rows"] | None = None  # its columns in another order, and the address of that
 
     def as_values(self) -> FloatArray:
         """The float32 rows."""

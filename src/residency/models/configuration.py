@@ -50,7 +50,6 @@ UNHANDLED: Mapping[str, tuple[float | None, ...]] = {
     "final_logit_softcapping": (None, 0),
     "mlp_bias": (None, False),
     "attention_bias": (None, False),
-    "quantization_config": (None,),
     "partial_rotary_factor": (None, 1),
     "use_bidirectional_attention": (None, False),
     "num_experts": (None, 0),

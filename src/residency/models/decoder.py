@@ -176,7 +176,7 @@ def build_layer(
     if norms_after:
         tensors.append(take("post_feedforward_layernorm.weight", hidden, rearrange=norm))
     mlp = MlpSpec(intermediate=intermediate, activation=activation)
-    return LayerSpec(attention=attention, mlp=mlp, tensors=tuple(tensors))
+    return LayerSpec(attention=attention, mlp=mlp, tensors=tuple(finder.with_orders(tensors)))
 
 
 def check_activation(config: Configuration, key: str, default: str, expected: set[str]) -> None:

@@ -1,11 +1,16 @@
 """Finds a model's tensors in a checkpoint under the names of `transformers`, and leaves none unexplained."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from residency.errors import FileError, UnsupportedError
-from residency.formats import FORMATS
+from residency.formats import FORMATS, I32
+from residency.models.configuration import configuration
+from residency.models.packed import UNUSED_SUFFIXES as UNUSED_PARTS
+from residency.models.packed import PackedMatrix, column_groups, find_packed
+from residency.models.planned.quantized import quantization_scheme
 from residency.spec.checkpoint import Checkpoint
-from residency.spec.model import Rearrange, Role, SourceTensor, Split, TensorSpec
+from residency.spec.model import PackedSource, Rearrange, Role, SourceTensor, Split, TensorSpec
 
 GGUF_NAMES = {
     "model.embed_tokens": "token_embd",
@@ -33,7 +38,10 @@ SPLITS: Mapping[str, Split] = {
 # Where text models keep their tensors, alone and inside a model that also sees.
 FOLDER_PREFIXES = (("model.", "model."), ("model.", "language_model.model."), ("model.", "model.language_model."))
 UNUSED_PREFIXES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
-UNUSED_SUFFIXES = ("rotary_emb.inv_freq", "rope_freqs.weight")  # computed from the configuration; read apart
+UNUSED_SUFFIXES = (
+    *("rotary_emb.inv_freq", "rope_freqs.weight"),  # computed from the configuration; read apart
+    *UNUSED_PARTS,
+)
 
 
 def role_and_split(name: str) -> tuple[Role, Split]:
@@ -56,6 +64,10 @@ class TensorFinder:
         self._checkpoint = checkpoint
         self._gguf_layer_names = gguf_layer_names
         self._taken: set[str] = set()
+        self._orders: dict[str, TensorSpec] = {}
+        self._order_names: dict[tuple[str, bytes], str] = {}
+        is_folder = checkpoint.kind == "safetensors"
+        self._scheme = quantization_scheme(configuration(checkpoint)) if is_folder else None
         prefixes = (new for _, new in FOLDER_PREFIXES if new + "embed_tokens.weight" in checkpoint.tensors)
         self._prefix = next(prefixes, "model.")
 
@@ -80,6 +92,8 @@ class TensorFinder:
     ) -> TensorSpec:
         """The tensor `name`. FileError if it is missing or not of `shape`."""
         file_name = self.file_name(name)
+        if (found := find_packed(self._checkpoint, self._scheme, file_name, shape)) is not None:
+            return self._packed(name, shape, found)
         source = self._source(file_name)
         if source.shape != shape:
             raise FileError(
@@ -106,11 +120,45 @@ class TensorFinder:
             split=split,
         )
 
+    def with_orders(self, tensors: Sequence[TensorSpec]) -> Iterator[TensorSpec]:
+        """The tensors, and before each matrix whose columns are in an order of its own, "….order" that tells which."""
+        for tensor in tensors:
+            if tensor.packed is not None and (order := self._orders.pop(tensor.packed.order or "", None)) is not None:
+                yield order
+            yield tensor
+
+    def _packed(self, name: str, shape: tuple[int, ...], found: PackedMatrix) -> TensorSpec:
+        self._taken |= {part.name for part in found.source.parts}
+        role, split = role_and_split(name)
+        source = replace(found.source, order=self._order(name, shape[1], found.source))
+        return TensorSpec(name=name, shape=shape, format=found.format, packed=source, role=role, split=split)
+
+    def _order(self, name: str, columns: int, source: PackedSource) -> str | None:
+        """The name of the order of a matrix' columns; matrices of a layer with the same one share it."""
+        groups = column_groups(source, columns)
+        if groups is None:
+            return None
+        assert source.group_index is not None
+        if ".layers." not in name:
+            raise UnsupportedError(
+                f"{self._checkpoint.path} holds {name} with columns in another order than theirs, not supported here."
+            )
+        key = name.rpartition(".self_attn.")[0] or name.rpartition(".mlp.")[0], groups
+        order = self._order_names.setdefault(key, name.removesuffix(".weight") + ".order")
+        if order.removesuffix(".order") == name.removesuffix(".weight"):
+            self._orders[order] = TensorSpec(
+                name=order, shape=(columns,), format=I32, source=source.group_index, role="other"
+            )
+        return order
+
     def refuse_unused(self, also_unused: Iterable[str] = ()) -> None:
         """UnsupportedError if the checkpoint holds a tensor that no part of the model has taken."""
         unused = self._checkpoint.tensors.keys() - self._taken - {self.file_name(name) for name in also_unused}
         for name in sorted(unused):
-            if not name.startswith(UNUSED_PREFIXES) and not name.endswith(UNUSED_SUFFIXES):
+            is_empty_bias = (
+                name.removesuffix(".bias") + ".qweight" in self._checkpoint.tensors
+            )  # GPTQ's tools write them
+            if not is_empty_bias and not name.startswith(UNUSED_PREFIXES) and not name.endswith(UNUSED_SUFFIXES):
                 raise UnsupportedError(
                     f"{self._checkpoint.path} holds the tensor {name[:80]!r}, which {self._checkpoint.architecture} "
                     "models here have no use for; the model is of a variant that is not supported."

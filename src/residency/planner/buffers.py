@@ -2,7 +2,7 @@
 
 from residency.formats.tiles import TILE_ROWS
 from residency.planner.plan import PAGE_TOKENS, Buffer
-from residency.spec.model import AttentionSpec, LayerSpec, ModelSpec
+from residency.spec.model import AttentionSpec, LayerSpec, ModelSpec, TensorSpec
 from residency.spec.state import KV_F16, KvFormat
 
 # Activations are packed in groups of 32 values: 32 int8 and 4 words (scale and sums), or 32 of bfloat16 for prompts.
@@ -52,6 +52,8 @@ def activation_buffers(
     offsets = Buffer(name="key_offsets", shape=(len(attentions), key_values), dtype="float32")
     takes_offsets = kv.is_quantized and any(a.bias for a in attentions)
     gated_tokens = max_sequences if prompts_in_tiles and all(map(_is_gated_at_once, model.layers)) else tokens
+    widest = max((tensor.shape[1] for tensor in model.tensors if _order(tensor) is not None), default=0)
+    ordered = (Buffer(name="ordered_q8", shape=(tokens, quantized_bytes(widest)), dtype="uint8"),) if widest else ()
     return (
         Buffer(name="counts", shape=(8,), dtype="int64"),
         Buffer(name="token_ids", shape=(tokens,), dtype="int64"),
@@ -80,6 +82,7 @@ def activation_buffers(
         Buffer(name="up", shape=(gated_tokens, in_tiles(intermediate)), dtype="float32"),
         Buffer(name="gated_q8", shape=(tokens, quantized_bytes(intermediate)), dtype="uint8"),
         Buffer(name="logits", shape=(logits, in_tiles(model.vocabulary)), dtype="float32"),
+        *ordered,
     )
 
 
@@ -87,7 +90,13 @@ def _is_gated_at_once(layer: LayerSpec) -> bool:
     """Whether a prompt's two products and their gate are one kernel in tile registers."""
     gate, up, down = (layer.tensor(f"mlp.{name}_proj.weight") for name in ("gate", "up", "down"))
     in_blocks = not gate.format.is_float and not down.format.is_float
-    return in_blocks and gate.format == up.format and gate.shape[0] % GROUP_VALUES == 0
+    is_in_order = _order(gate) == _order(up) and _order(down) is None
+    return in_blocks and is_in_order and gate.format == up.format and gate.shape[0] % GROUP_VALUES == 0
+
+
+def _order(matrix: TensorSpec) -> str | None:
+    """The tensor with the order of a matrix' columns, where it has one of its own."""
+    return None if matrix.packed is None else matrix.packed.order
 
 
 def _scratch_bytes(attention: AttentionSpec) -> int:

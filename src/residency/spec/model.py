@@ -10,6 +10,7 @@ from typing import Literal
 
 from residency.errors import UnsupportedError
 from residency.formats import Format
+from residency.formats.schemes import Packing
 from residency.spec.state import KV_F16, KvFormat, StateKind, StateSpec, grouped
 
 # What a tensor is for. "matrix" is read by every token, "expert" by the tokens that are routed to it, one row of
@@ -48,6 +49,24 @@ class SourceTensor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PackedSource:
+    """Where the tensors are that together are a matrix of integers; the codes are the first."""
+
+    packing: Packing
+    parts: tuple[SourceTensor, ...]
+    order: str | None = None  # the tensor that says which column each one is, where they are taken in another order
+
+    def part(self, suffix: str) -> SourceTensor:
+        """The tensor whose name ends so."""
+        return next(part for part in self.parts if part.name.endswith(suffix))
+
+    @property
+    def group_index(self) -> SourceTensor | None:
+        """The tensor that tells each column's group, if there is one."""
+        return next((part for part in self.parts if part.name.endswith("g_idx")), None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TensorSpec:
     """A tensor of the model under the name that the published checkpoint gives it.
 
@@ -58,7 +77,8 @@ class TensorSpec:
     shape: tuple[int, ...]  # outermost first: (rows, columns) of a matrix
     format: Format
     rearrange: Rearrange = Rearrange.NONE
-    source: SourceTensor | None = None  # None: planned from a configuration alone
+    source: SourceTensor | None = None  # None: planned from a configuration alone, or in several tensors
+    packed: PackedSource | None = None
     heads: int | None = None  # among which UNPERMUTE_ROPE shares the rows
     role: Role = "matrix"
     split: Split = "replicated"

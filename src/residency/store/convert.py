@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from residency.errors import FileError, StoreError
-from residency.formats import unpack_rows
+from residency.formats import I32, unpack_rows
 from residency.formats.tiles import TILE_ROWS, tile_rows
 from residency.spec.layout import StoreLayout, store_layout
 from residency.spec.model import ModelSpec, Rearrange, SourceTensor, TensorSpec
+from residency.store.packed import PackedRows, column_order
 from residency.units import binary_bytes
 
 STORE_VERSION = 1
@@ -111,22 +112,39 @@ def _write_tensors(model: ModelSpec, layout: StoreLayout, path: Path, progress: 
 
 def stored_chunks(tensor: TensorSpec, as_rows: bool) -> Iterator[Bytes]:
     """The tensor's bytes in order, as the store holds them, or `as_rows` of its own format; vectors as float32."""
-    source = tensor.source
-    assert source is not None, f"{tensor.name} was planned without a file"
     if len(tensor.shape) == 1:
-        yield _vector(tensor, source).view(np.uint8)
+        yield _vector(tensor).view(np.uint8)
         return
     row_bytes = tensor.format.bytes_of(tensor.shape[1:])
-    order = _row_order(tensor)
+    rows_of = _rows(tensor, row_bytes)
     step = max(TILE_ROWS, _CHUNK_BYTES // row_bytes // TILE_ROWS * TILE_ROWS)
-    whole = None if order is None else _read(source, 0, tensor.shape[0], row_bytes)[order]
     for first in range(0, tensor.shape[0], step):
-        last = min(first + step, tensor.shape[0])
-        rows = _read(source, first, last, row_bytes) if whole is None else whole[first:last]
+        rows = rows_of(first, min(first + step, tensor.shape[0]))
         yield np.ascontiguousarray(rows if as_rows else tile_rows(tensor.format, rows))
 
 
-def _vector(tensor: TensorSpec, source: SourceTensor) -> npt.NDArray[np.float32]:
+def _rows(tensor: TensorSpec, row_bytes: int) -> Callable[[int, int], Bytes]:
+    """What gives the rows from one number to another, in the format's own layout."""
+    if tensor.packed is not None:
+        return PackedRows(tensor).rows
+    source = _source(tensor)
+    order = _row_order(tensor)
+    if order is None:
+        return lambda first, last: _read(source, first, last, row_bytes)
+    whole = _read(source, 0, tensor.shape[0], row_bytes)[order]
+    return lambda first, last: whole[first:last]
+
+
+def _source(tensor: TensorSpec) -> SourceTensor:
+    assert tensor.source is not None, f"{tensor.name} was planned without a file"
+    return tensor.source
+
+
+def _vector(tensor: TensorSpec) -> npt.NDArray[np.float32] | npt.NDArray[np.int32]:
+    """A norm's weights or a bias as float32; an order of columns as int32."""
+    source = _source(tensor)
+    if tensor.format == I32:
+        return column_order(source)
     (values,) = unpack_rows(tensor.format, _read(source, 0, 1, tensor.num_bytes))
     order = _row_order(tensor)
     if tensor.rearrange is Rearrange.ADD_ONE:

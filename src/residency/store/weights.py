@@ -131,7 +131,14 @@ class Weights:
         """A resident matrix."""
         tensor = self._tensors[name]
         rows, columns = tensor.shape
-        return Matrix(format=tensor.format, rows=rows, columns=columns, tiles=self._view(name))
+        order = None if tensor.packed is None else tensor.packed.order
+        return Matrix(
+            format=tensor.format,
+            rows=rows,
+            columns=columns,
+            tiles=self._view(name),
+            order=None if order is None else self._view(order).view(np.int32),
+        )
 
     def vector(self, name: str) -> FloatArray:
         """A norm's weights or a bias, as float32."""

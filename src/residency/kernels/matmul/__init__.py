@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from residency.formats import Format
 from residency.kernels.device import DeviceStep, on_device
+from residency.kernels.order import in_order
 from residency.kernels.recorder import FloatArray, Recorder, Rows, address_of, row_bytes
 
 _FLOAT_BLOCK_COLUMNS = 4
@@ -20,6 +21,7 @@ class Matrix:
     rows: int
     columns: int
     tiles: npt.NDArray[np.uint8]
+    order: npt.NDArray[np.int32] | None = None  # which of x's columns each one multiplies, where not its own
 
     @property
     def blocks(self) -> int:
@@ -51,6 +53,8 @@ def linear(
         return product
     assert x.values.shape[1] >= matrix.columns, (x.values.shape, matrix.columns)
     assert out.shape[1] * 4 >= -(-matrix.rows // 16) * 64, "each tile of 16 rows is stored whole"
+    if matrix.order is not None:
+        x = in_order(step, x, matrix.order)
     source: FloatArray | npt.NDArray[np.uint8] = x.as_values() if matrix.format.is_float else x.as_q8()
     step.launch(
         f"matmul.{matrix.format.name}",

@@ -71,7 +71,7 @@ def gated_mlp(step: Recorder, parts: Parts, index: int, x: Rows) -> Rows:
     layer: LayerSpec = parts.spec.layers[index]
     gate, up, down = (parts.matrix(index, f"mlp.{name}_proj") for name in ("gate", "up", "down"))
     activation, into = layer.gated_mlp.activation, "gated_q8"
-    at_once = can_gate(gate, up) and not down.format.is_float
+    at_once = can_gate(gate, up) and not down.format.is_float and down.order is None
     if at_once:
         gated_linear(step, x, gate, up, activation, into)
     gate_rows = linear(step, x, gate, step.buffers["gate"], but_prompts=at_once, meet=False)

@@ -28,10 +28,19 @@ METHODS = "gptq, awq, fp8, compressed-tensors, bitsandbytes, modelopt, fbgemm_fp
 
 def quantization(c: Configuration) -> Requantize:
     """What says the format of each tensor of a layer. UnsupportedError names a method that is not known."""
-    q = c.section("quantization_config")
-    if not c.has("quantization_config"):
+    scheme = quantization_scheme(c)
+    if scheme is None:
         return lambda tensor: tensor.format
-    method = q.text("quant_method", "bitsandbytes" if q.has("load_in_4bit") or q.has("load_in_8bit") else "")
+    q = c.section("quantization_config")
+    return _where(scheme, _method(q), _spared(q))
+
+
+def quantization_scheme(c: Configuration) -> Scheme | None:
+    """How the quantized matrices are kept; None where there are none. UnsupportedError names an unknown method."""
+    if not c.has("quantization_config"):
+        return None
+    q = c.section("quantization_config")
+    method = _method(q)
     makers: dict[str, Callable[[Configuration, Configuration], Scheme]] = {
         "gptq": _gptq,
         "awq": _awq,
@@ -44,7 +53,11 @@ def quantization(c: Configuration) -> Requantize:
     }
     if method not in makers:
         raise UnsupportedError(f"{c.source} was quantized by {method[:40]!r}, which is not known; known are {METHODS}.")
-    return _where(makers[method](c, q), method, _spared(q))
+    return makers[method](c, q)
+
+
+def _method(q: Configuration) -> str:
+    return q.text("quant_method", "bitsandbytes" if q.has("load_in_4bit") or q.has("load_in_8bit") else "")
 
 
 def _where(scheme: Scheme, method: str, spared: Iterable[str]) -> Requantize:
@@ -98,7 +111,14 @@ def _group(q: Configuration) -> int | None:
 def _gptq(c: Configuration, q: Configuration) -> Scheme:
     if q.text("checkpoint_format", "gptq") not in ("gptq", "gptq_v2"):
         raise q.unsupported("checkpoint_format")
-    return gptq(bits=q.integer("bits"), group=_group(q), scales=F16)
+    return gptq(
+        bits=q.integer("bits"),
+        group=_group(q),
+        scales=F16,
+        symmetric=q.flag("sym", False),
+        ordered=q.flag("desc_act", False),
+        zero_less=0 if q.says("checkpoint_format", "gptq_v2") else 1,
+    )
 
 
 def _awq(c: Configuration, q: Configuration) -> Scheme:
@@ -131,15 +151,16 @@ def _compressed(c: Configuration, q: Configuration) -> Scheme:
     kind = q.text("format", "pack-quantized")
     scales = number_format(c)
     strategy = weights.text("strategy", "tensor")
+    symmetric = weights.flag("symmetric", True)
     static = group.has("input_activations") and not inputs.flag("dynamic", False)
     if kind == "pack-quantized":
         size = weights.integer("group_size") if strategy == "group" else None
-        order = weights.says("actorder", "group")
-        symmetric = weights.flag("symmetric", True)
+        order = weights.says("actorder", "group") or weights.says("actorder", "dynamic")
         return packed(bits=weights.integer("num_bits"), group=size, scales=scales, symmetric=symmetric, order=order)
     if kind in ("int-quantized", "float-quantized", "naive-quantized"):
         values = F8_E4M3 if weights.text("type", "int") == "float" else I8
-        return by_channel(values, scales=scales, whole=strategy == "tensor", static_inputs=static)
+        whole = strategy == "tensor"
+        return by_channel(values, scales=scales, whole=whole, static_inputs=static, symmetric=symmetric)
     if kind == "nvfp4-pack-quantized":
         return nvfp4()
     raise q.unsupported("format")
