@@ -27,6 +27,7 @@ SMALL = {**HEADS, "vocab_size": 96, "intermediate_size": 80, "max_position_embed
 WITHOUT_MLP = {key: value for key, value in SMALL.items() if key != "intermediate_size"}
 FALCON = {key: value for key, value in WITHOUT_MLP.items() if key != "num_key_value_heads"}
 LATENT = {"kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 20, "num_key_value_heads": 4}
+FULL = "full_attention"
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", SMALL),
@@ -94,6 +95,17 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "llama4_text",
         {**SMALL, "intermediate_size_mlp": 48, "num_local_experts": 4, "interleave_moe_layer_step": 2, "head_dim": 16},
     ),
+    "granitemoeshared": (
+        "granitemoeshared",
+        {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 48},
+    ),
+    "phimoe": ("phimoe", {**SMALL, "num_local_experts": 4, "lm_head_bias": True}),
+    "minimax_m2": ("minimax_m2", {**SMALL, "num_local_experts": 4, "head_dim": 24}),
+    "ernie4_5_moe": ("ernie4_5_moe", {**SMALL, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24}),
+    "dots1": (
+        "dots1",
+        {**SMALL, **EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1},
+    ),
     "olmoe": ("olmoe", {**SMALL, "num_experts": 4, "num_experts_per_tok": 2}),
     "nemotron_h": (
         "nemotron_h",
@@ -128,6 +140,26 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "first_k_dense_replace": 1,
         },
     ),
+    "deepseek_v32, with an index": (
+        "deepseek_v32",
+        {
+            **SMALL,
+            **LATENT,
+            **EXPERTS,
+            "n_routed_experts": 4,
+            "q_lora_rank": 12,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "index_head_dim": 16,
+            "index_n_heads": 4,
+        },
+    ),
+    "glm4_moe_lite": (
+        "glm4_moe_lite",
+        {**SMALL, **LATENT, **EXPERTS, "n_routed_experts": 4, "q_lora_rank": 12, "n_group": 1, "topk_group": 1},
+    ),
+    "minicpm3": ("minicpm3", {**SMALL, **LATENT, "q_lora_rank": 12}),
     "gpt2": ("gpt2", {"n_embd": 64, "n_head": 4, "n_layer": 3, "vocab_size": 96, "n_positions": 32}),
     "gpt_neox": ("gpt_neox", SMALL),
     "opt": ("opt", {**WITHOUT_MLP, "ffn_dim": 80, "word_embed_proj_dim": 64}),
@@ -166,6 +198,36 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "falcon_h1": ("falcon_h1", {**SMALL, "mamba_n_heads": 8, "mamba_d_ssm": 128, "mamba_d_head": 16}),
+    "lfm2_moe": (
+        "lfm2_moe",
+        {
+            **SMALL,
+            **EXPERTS,
+            "num_experts": 4,
+            "num_dense_layers": 1,
+            "layer_types": ["conv", FULL, "conv"],
+        },
+    ),
+    "qwen3_5_text": ("qwen3_5_text", {**SMALL, "num_hidden_layers": 4, "head_dim": 24}),
+    "qwen3_5_moe_text": (
+        "qwen3_5_moe_text",
+        {**SMALL, **EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 48, "num_hidden_layers": 4},
+    ),
+    "minimax": ("minimax", {**SMALL, "num_local_experts": 4, "head_dim": 16, "block_size": 32}),
+    "zamba2, two blocks in turn": (
+        "zamba2",
+        {
+            **SMALL,
+            "num_key_value_heads": 4,
+            "num_hidden_layers": 6,
+            "layers_block_type": ["mamba", "hybrid", "hybrid", "mamba", "hybrid", "mamba"],
+            "hybrid_layer_ids": [1, 2, 4],
+            "num_mem_blocks": 2,
+            "use_shared_attention_adapter": True,
+            "n_mamba_heads": 8,
+            "mamba_headdim": 16,
+        },
+    ),
     "lfm2": ("lfm2", {**SMALL, "full_attn_idxs": [2], "block_multiple_of": 32}),
 }
 
@@ -203,6 +265,32 @@ MULTIMODAL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "llama4": (
         {**SMALL, "intermediate_size_mlp": 48, "num_local_experts": 4, "head_dim": 16},
         {**VISION, "image_size": 28, "vision_output_dim": 40, "projector_input_dim": 40, "projector_output_dim": 40},
+    ),
+}
+
+
+QWEN = {"depth": 2, "num_heads": 2, "patch_size": 14}
+MULTIMODAL |= {
+    "llava": (
+        {**SMALL, "model_type": "llama"},
+        {**VISION, "model_type": "clip_vision_model", "image_size": 28, "patch_size": 14},
+    ),
+    "qwen2_vl": (SMALL, {**QWEN, "embed_dim": 32, "hidden_size": 64}),
+    "qwen2_5_vl": (SMALL, {**QWEN, "hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 48}),
+    "qwen3_vl": (
+        {**SMALL, "head_dim": 24},
+        {
+            **QWEN,
+            "hidden_size": 32,
+            "out_hidden_size": 64,
+            "intermediate_size": 48,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [1],
+        },
+    ),
+    "qwen3_5": (
+        {**SMALL, "head_dim": 24, "num_hidden_layers": 4},
+        {**QWEN, "hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 48, "num_position_embeddings": 16},
     ),
 }
 

@@ -68,6 +68,18 @@ PARAMETERS = {
     "TinyLlama/TinyLlama-1.1B-Chat-v1.0": 1_100_048_384,
     "bigcode/starcoder2-3b": 3_030_371_328,
     "ibm-granite/granite-3.1-8b-instruct": 8_170_848_256,
+    "Qwen/Qwen2-VL-7B-Instruct": 8_291_375_616,
+    "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
+    "bigscience/bloom-560m": 559_214_592,
+    "bigscience/bloom": 176_247_271_424,
+    "mosaicml/mpt-7b": 6_649_286_656,
+    "facebook/opt-350m": 331_196_416,
+    "EleutherAI/gpt-j-6b": 6_050_882_784,
+    "bigcode/starcoder": 15_517_456_384,
+    "microsoft/Phi-3.5-MoE-instruct": 41_873_153_344,
+    "baidu/ERNIE-4.5-0.3B-PT": 360_748_032,
+    "stabilityai/stablelm-zephyr-3b": 2_795_443_200,
+    "zai-org/glm-4-9b-hf": 9_399_951_360,
 }
 
 # What model.safetensors.index.json, or the file's size less its header, says of all tensors.

@@ -79,7 +79,7 @@ def test_models_of_an_earlier_time_keep_what_the_list_says(
 def test_every_kind_of_falcon_keeps_what_the_list_says_within_1_percent(
     changes: dict[str, Any], precision: str
 ) -> None:
-    extents = {"num_key_value_heads": None, "intermediate_size": None, "ffn_hidden_size": 256}
+    extents: dict[str, Any] = {"num_key_value_heads": None, "intermediate_size": None, "ffn_hidden_size": 256}
     model = small_model("falcon", **extents, **changes).to(DTYPES[precision])
     kept_bytes = saved_bytes(model, tokens(model))
     assert plan_training(spec_of(model), options(precision)).activations == pytest.approx(kept_bytes, rel=0.01)

@@ -150,17 +150,20 @@ class LatentAttentionSpec:
     nope_dim: int  # qk_nope_head_dim
     value_dim: int  # v_head_dim
     query_rank: int | None = None  # q_lora_rank; None: queries are projected directly
+    index_dim: int = 0  # of the key by which a token is found, where attention is sparse: FP8, a float32 for each 128
 
     def state(self, kv: KvFormat = KV_F16) -> StateSpec:
-        """The latent vector and the rotated key of one token."""
-        return StateSpec(kind="latent", bytes_per_token=kv.head_bytes(self.kv_rank + self.rope_dim), max_tokens=None)
+        """The latent vector and the rotated key of one token, and its key in the index."""
+        index_bytes = self.index_dim + 4 * -(-self.index_dim // 128)
+        per_token = kv.head_bytes(self.kv_rank + self.rope_dim) + index_bytes
+        return StateSpec(kind="latent", bytes_per_token=per_token, max_tokens=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecurrentSpec:
     """A layer whose memory does not grow: a state-space model, a linear attention, a short convolution."""
 
-    kind: Literal["mamba", "mamba2", "rwkv", "delta", "convolution"]
+    kind: Literal["mamba", "mamba2", "rwkv", "delta", "linear", "convolution"]
     recent_values: int  # inputs kept for the short convolution or the token shift
     state_values: int  # the recurrent state proper
     recent_format: Format

@@ -4,17 +4,26 @@ An architecture is one function from a configuration to a Draft, in the module o
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from residency.errors import FileError, UnsupportedError
 from residency.models.configuration import Configuration
-from residency.models.planned import classic, deepseek, dense, gemma3n, hybrid, recurrent, sparse
+from residency.models.planned import classic, deepseek, dense, gemma3n, hybrid, linear, recurrent, sparse
 from residency.models.planned.keys import refuse_unknown_structure
 from residency.models.planned.parts import Draft
 from residency.models.planned.quantized import Requantize, quantization
 from residency.models.planned.rotations import rotations
-from residency.models.planned.vision import llama4_vision, pixtral, siglip, uncounted
+from residency.models.planned.vision import (
+    clip,
+    llama4_vision,
+    pixtral,
+    qwen2_5_vl,
+    qwen2_vl,
+    qwen3_vl,
+    siglip,
+    uncounted,
+)
 from residency.spec.model import LayerSpec, ModelSpec, TensorSpec
 
 ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
@@ -53,9 +62,18 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "gpt_oss": sparse.gpt_oss,
     "deepseek_v2": deepseek.deepseek,
     "deepseek_v3": deepseek.deepseek,
+    "deepseek_v32": deepseek.deepseek,
     "kimi_k2": deepseek.deepseek,
+    "glm4_moe_lite": deepseek.deepseek,
+    "glm_moe_dsa": deepseek.deepseek,
+    "minicpm3": deepseek.minicpm3,
+    "dots1": deepseek.glm4_moe,
     "glm4_moe": deepseek.glm4_moe,
     "granitemoe": sparse.granitemoe,
+    "granitemoeshared": sparse.granitemoe,
+    "phimoe": sparse.phimoe,
+    "minimax_m2": sparse.minimax_m2,
+    "ernie4_5_moe": sparse.ernie4_5_moe,
     "llama4_text": sparse.llama4,
     "olmoe": sparse.olmoe,
     "gpt2": classic.gpt2,
@@ -77,16 +95,43 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "bamba": hybrid.bamba,
     "granitemoehybrid": hybrid.granitemoehybrid,
     "falcon_h1": hybrid.falcon_h1,
-    "lfm2": hybrid.lfm2,
-    "qwen3_next": hybrid.qwen3_next,
+    "zamba2": hybrid.zamba2,
+    "lfm2": linear.lfm2,
+    "lfm2_moe": linear.lfm2,
+    "qwen3_next": linear.qwen3_next,
+    "qwen3_5_text": linear.qwen3_5,
+    "qwen3_5_moe_text": linear.qwen3_5,
+    "minimax": linear.minimax,
     "nemotron_h": hybrid.nemotron_h,
 }
-# Multimodal checkpoints: the text model inside, and what else they hold.
-MULTIMODAL = {
-    "gemma3": ("gemma3_text", siglip),
-    "mistral3": ("mistral", pixtral),
-    "llama4": ("llama4_text", llama4_vision),
-    "gemma3n": ("gemma3n_text", uncounted),
+
+
+@dataclass(frozen=True, kw_only=True)
+class Multimodal:
+    """A checkpoint that holds a text model beside other things: where they put its names, and what else they hold."""
+
+    text: str  # its model_type
+    tower: Callable[[Configuration, int], tuple[TensorSpec, ...]]
+    renamed: tuple[str, str] = ("", "language_model.")  # what names begin with alone, and within
+
+    def within(self, name: str) -> str:
+        """The name in the checkpoint of the text model's tensor `name`."""
+        alone, within = self.renamed
+        return within + name.removeprefix(alone) if name.startswith(alone) else name
+
+
+_INSIDE = ("model.", "model.language_model.")
+MULTIMODAL: Mapping[str, Multimodal] = {
+    "gemma3": Multimodal(text="gemma3_text", tower=siglip),
+    "mistral3": Multimodal(text="mistral", tower=pixtral),
+    "llama4": Multimodal(text="llama4_text", tower=llama4_vision),
+    "gemma3n": Multimodal(text="gemma3n_text", tower=uncounted),
+    "llava": Multimodal(text="llama", tower=clip),
+    "qwen2_vl": Multimodal(text="qwen2", tower=qwen2_vl, renamed=("", "")),
+    "qwen2_5_vl": Multimodal(text="qwen2", tower=qwen2_5_vl, renamed=("", "")),
+    "qwen3_vl": Multimodal(text="qwen3", tower=qwen3_vl, renamed=_INSIDE),
+    "qwen3_5": Multimodal(text="qwen3_5_text", tower=qwen3_vl, renamed=_INSIDE),
+    "qwen3_5_moe": Multimodal(text="qwen3_5_moe_text", tower=qwen3_vl, renamed=_INSIDE),
 }
 
 # What is assumed where a configuration is silent: multimodal Gemma's leave most of what `transformers` knows out, and
@@ -113,19 +158,21 @@ def planned_spec(name: str, source: str, values: Mapping[str, Any]) -> ModelSpec
     model_type = values.get("model_type")
     if not isinstance(model_type, str):
         raise FileError(f"{source} names no model_type; fetch the model again.")
-    text_type, tower = MULTIMODAL.get(model_type, (model_type, None))
+    multimodal = MULTIMODAL.get(model_type)
+    text_type = multimodal.text if multimodal else model_type
     outer = Configuration(source, values, architecture=text_type)
     inner = outer
-    if tower is not None and outer.has("text_config"):
-        inner = _text_configuration(outer, text_type)
+    if multimodal and outer.has("text_config"):
+        inner = _text_configuration(outer, (text_type, f"{model_type}_text"))
     if text_type not in ARCHITECTURES:
         known = ", ".join((*ARCHITECTURES, *MULTIMODAL))
         raise UnsupportedError(f"the architecture {model_type[:80]!r} is not known; known are {known}.")
     inner = inner.with_defaults(**DEFAULTS.get(text_type, {}))
     draft = ARCHITECTURES[text_type](inner)
-    if tower is not None and outer.has("vision_config"):
-        inside = _named(draft, "language_model.")
-        draft = replace(inside, others=(*inside.others, *tower(outer, inner.integer("hidden_size"))))
+    if multimodal and outer.has("vision_config"):
+        inside = _named(draft, multimodal.within)
+        tower = multimodal.tower(outer.with_defaults(dtype=_dtype(outer, inner)), inner.integer("hidden_size"))
+        draft = replace(inside, others=(*inside.others, *tower))
     format_of = quantization(outer)
     refuse_unknown_structure(inner)
     if inner is not outer:
@@ -133,22 +180,27 @@ def planned_spec(name: str, source: str, values: Mapping[str, Any]) -> ModelSpec
     return _model(name, model_type, inner, draft, format_of)
 
 
-def _text_configuration(outer: Configuration, text_type: str) -> Configuration:
+def _dtype(*configurations: Configuration) -> str:
+    """The first number format that one of them names."""
+    named = (c.text(key, "") for c in configurations for key in ("dtype", "torch_dtype"))
+    return next(filter(None, named), "float32")
+
+
+def _text_configuration(outer: Configuration, text_types: tuple[str, str]) -> Configuration:
     """A multimodal model's text_config, with the number format and the tied head of the whole."""
     inner = outer.section("text_config")
-    if not inner.says("model_type", text_type) and inner.has("model_type"):
+    if inner.has("model_type") and not any(inner.says("model_type", each) for each in text_types):
         raise inner.unsupported("model_type")
-    dtype = outer.text("dtype", outer.text("torch_dtype", "float32"))
     if outer.has("tie_word_embeddings"):
         inner = inner.with_changes(tie_word_embeddings=outer.flag("tie_word_embeddings", False))
-    return inner if inner.has("dtype") or inner.has("torch_dtype") else inner.with_changes(dtype=dtype)
+    return inner if inner.has("dtype") or inner.has("torch_dtype") else inner.with_changes(dtype=_dtype(outer))
 
 
-def _named(draft: Draft, prefix: str) -> Draft:
-    """The draft with all names after `prefix`."""
+def _named(draft: Draft, rename: Callable[[str], str]) -> Draft:
+    """The draft with all tensors renamed."""
 
     def within(tensor: TensorSpec) -> TensorSpec:
-        return replace(tensor, name=prefix + tensor.name)
+        return replace(tensor, name=rename(tensor.name))
 
     for block in draft.layers:
         block.found = [within(tensor) for tensor in block.found]

@@ -238,7 +238,8 @@ def gpt_bigcode(c: Configuration) -> Draft:
     heads = heads_of(c, num_kv_heads=kv_heads)
     intermediate = c.integer("n_inner", 4 * hidden)
     activation = activation_of(c, "activation_function", "gelu_pytorch_tanh")
-    c.has("attention_softmax_in_fp32")
+    for key in ("attention_softmax_in_fp32", "pad_key_length", "pre_allocate_kv_cache", "max_batch_size"):
+        c.has(key)  # how it is computed
 
     def fill(b: Block, number: int) -> None:
         b.attention = heads.attention()

@@ -12,53 +12,96 @@ from residency.models.planned.parts import (
     gated_mlp,
     grouped_attention,
     heads_of,
+    layer_numbers,
     number_format,
     whole,
 )
+from residency.models.planned.windows import windows
 from residency.spec.model import LatentAttentionSpec, MoeSpec, TensorSpec
 
 
 def deepseek(c: Configuration) -> Draft:
-    """DeepSeek-V2, V3, R1 and Kimi K2: multi-head latent attention, a shared network beside many experts."""
+    """DeepSeek-V2 to V3.2, Kimi K2, GLM-4.7 Flash and GLM-5: multi-head latent attention, in some with an index of what
+    to attend to; a shared network beside many experts.
+    """
     hidden = c.integer("hidden_size")
     attention = _latent(c)
     for implied in ("num_key_value_heads", "qk_head_dim"):  # the cache holds none of these heads
         c.integer(implied, 1)
     moe = _routed_and_shared(c)
     dense_intermediate = c.integer("intermediate_size")
-    first, every = c.integer("first_k_dense_replace", 0, least=0), c.integer("moe_layer_freq", 1)
+    is_dense = _dense_layers(c, first=0)
+    corrects = c.text("topk_method", "") == "noaux_tc" or c.architecture not in ("deepseek_v2", "kimi_k2")
+    has_index = c.integer("index_head_dim", 0, least=0) > 0
+    if has_index and any(kind != "full" for kind in (c.strings("indexer_types") if c.has("indexer_types") else ())):
+        raise c.unsupported("indexer_types")
+    for said_again in ("layer_types", "head_dim", "index_topk"):
+        c.has(said_again)
 
     def fill(b: Block, number: int) -> None:
         b.norm("input_layernorm", hidden)
         _latent_attention(b, hidden, attention, bias=c.flag("attention_bias", False))
+        if has_index:
+            _index(b, hidden, attention, heads=c.integer("index_n_heads"))
         b.norm("post_attention_layernorm", hidden)
-        if number < first or number % every:
+        if is_dense[number]:
             gated_mlp(b, hidden, dense_intermediate, moe.activation)
         else:
             experts(b, hidden, moe, shared="shared_experts")
-            if c.text("topk_method", "") == "noaux_tc" or c.architecture == "deepseek_v3":
+            if corrects:
                 b.add("mlp.gate.e_score_correction_bias", moe.num_experts, role="router", format=F32)
 
     return _with_next_token_layer(c, fill)
 
 
+def minicpm3(c: Configuration) -> Draft:
+    """MiniCPM3: multi-head latent attention with one feed-forward network."""
+    hidden, attention, activation = c.integer("hidden_size"), _latent(c), activation_of(c)
+    for implied in ("num_key_value_heads", "qk_head_dim", "head_dim", "dim_model_base", "scale_depth", "scale_emb"):
+        c.has(implied)
+
+    def fill(b: Block, number: int) -> None:
+        b.norm("input_layernorm", hidden)
+        _latent_attention(b, hidden, attention, bias=c.flag("attention_bias", False))
+        b.norm("post_attention_layernorm", hidden)
+        gated_mlp(b, hidden, c.integer("intermediate_size"), activation, bias=c.flag("mlp_bias", False))
+
+    return whole(c, blocks(c, fill), tied=True)
+
+
 def glm4_moe(c: Configuration) -> Draft:
-    """GLM-4.5: grouped-query attention with DeepSeek-V3's experts."""
-    heads, bias = heads_of(c, head_dim=128), c.flag("attention_bias", False)
+    """GLM-4.5 and dots.llm1: grouped-query attention with DeepSeek-V3's experts."""
+    is_dots = c.architecture == "dots1"
+    heads, bias = heads_of(c, head_dim=None if is_dots else 128), c.flag("attention_bias", False)
     moe = _routed_and_shared(c)
-    first, qk_norm = c.integer("first_k_dense_replace", 1, least=0), c.flag("use_qk_norm", False)
+    is_dense, intermediate = _dense_layers(c, first=0 if is_dots else 1), c.integer("intermediate_size")
+    qk_norm = c.flag("use_qk_norm", is_dots)
+    none: list[int | None] = [None] * len(is_dense)
+    sliding = [*windows(c, slides=lambda number: False), None] if is_dots else none
+    c.has("max_window_layers")
 
     def fill(b: Block, number: int) -> None:
         b.norm("input_layernorm", heads.hidden)
-        grouped_attention(b, heads, bias=bias, qk_norm=qk_norm)
+        grouped_attention(b, heads, window_tokens=sliding[number], bias=bias, qk_norm=qk_norm)
         b.norm("post_attention_layernorm", heads.hidden)
-        if number < first:
-            gated_mlp(b, heads.hidden, c.integer("intermediate_size"), moe.activation)
+        if is_dense[number]:
+            gated_mlp(b, heads.hidden, intermediate, moe.activation)
         else:
             experts(b, heads.hidden, moe, shared="shared_experts")
             b.add("mlp.gate.e_score_correction_bias", moe.num_experts, role="router", format=F32)
 
     return _with_next_token_layer(c, fill)
+
+
+def _dense_layers(c: Configuration, *, first: int) -> list[bool]:
+    """Whether each layer, and the one that drafts, has one network in the place of experts: the `first`, unless the
+    configuration says otherwise.
+    """
+    numbers = layer_numbers(c)
+    first, every = c.integer("first_k_dense_replace", first, least=0), c.integer("moe_layer_freq", 1)
+    if c.has("mlp_layer_types"):
+        return [*(kind == "dense" for kind in c.texts("mlp_layer_types", len(numbers))), False]
+    return [number < first or number % every > 0 for number in range(len(numbers) + 1)]
 
 
 def _latent(c: Configuration) -> LatentAttentionSpec:
@@ -69,7 +112,16 @@ def _latent(c: Configuration) -> LatentAttentionSpec:
         nope_dim=c.integer("qk_nope_head_dim"),
         value_dim=c.integer("v_head_dim"),
         query_rank=c.integer("q_lora_rank") if c.has("q_lora_rank") else None,
+        index_dim=c.integer("index_head_dim", 0, least=0),
     )
+
+
+def _index(b: Block, hidden: int, spec: LatentAttentionSpec, *, heads: int) -> None:
+    """DeepSeek-V3.2's indexer (arXiv 2512.02556), which finds the tokens to attend to; whole on every rank."""
+    b.matrix("self_attn.indexer.wq_b", heads * spec.index_dim, spec.query_rank or hidden, "replicated")
+    b.matrix("self_attn.indexer.wk", spec.index_dim, hidden, "replicated")
+    b.norm("self_attn.indexer.k_norm", spec.index_dim, bias=True)
+    b.matrix("self_attn.indexer.weights_proj", heads, hidden, "replicated")
 
 
 def _latent_attention(b: Block, hidden: int, spec: LatentAttentionSpec, *, bias: bool) -> None:

@@ -1,4 +1,4 @@
-"""Models some of whose layers attend and some of whose layers remember in a state of fixed size."""
+"""Models some of whose layers attend and some of whose layers are Mamba or Mamba 2."""
 
 from residency.errors import UnsupportedError
 from residency.formats import F32
@@ -7,6 +7,7 @@ from residency.models.planned.dense import blocks
 from residency.models.planned.parts import (
     Block,
     Draft,
+    Heads,
     activation_of,
     experts,
     gated_mlp,
@@ -18,7 +19,7 @@ from residency.models.planned.parts import (
 )
 from residency.models.planned.recurrent import mamba2_mixer, mamba_mixer
 from residency.models.planned.windows import FULL, layer_kinds
-from residency.spec.model import MlpSpec, MoeSpec, RecurrentSpec
+from residency.spec.model import MlpSpec, MoeSpec
 
 
 def jamba(c: Configuration) -> Draft:
@@ -139,86 +140,6 @@ def falcon_h1(c: Configuration) -> Draft:
     return whole(c, blocks(c, fill), norm="model.final_layernorm")
 
 
-def lfm2(c: Configuration) -> Draft:
-    """LFM2: short convolutions, with attention in some layers."""
-    heads = heads_of(c)
-    hidden, kernel, bias = heads.hidden, c.integer("conv_L_cache", 3), c.flag("conv_bias", False)
-    intermediate = _lfm2_intermediate(c)
-    for key, expected in (("block_dim", hidden), ("conv_dim", hidden), ("conv_dim_out", hidden), ("num_heads", 0)):
-        if c.integer(key, expected or heads.num_heads) != (expected or heads.num_heads):
-            raise c.unsupported(key)
-    attending = c.integers("full_attn_idxs")
-    kinds = layer_kinds(c, by_rule=lambda number: FULL if number in attending else "conv", known=(FULL, "conv"))
-
-    def fill(b: Block, number: int) -> None:
-        if kinds[number] == FULL:
-            grouped_attention(b, heads, qk_norm=True, out="out_proj", norms=("q_layernorm", "k_layernorm"))
-        else:
-            recent = RecurrentSpec(
-                kind="convolution",
-                recent_values=hidden * kernel,
-                state_values=0,
-                recent_format=b.format,
-                state_format=b.format,
-            )
-            b.mixer = recent
-            b.add("conv.conv.weight", hidden, 1, kernel, role="other", split="rows")
-            if bias:
-                b.add("conv.conv.bias", hidden, role="bias", split="rows")
-            b.matrix("conv.in_proj", 3 * hidden, hidden, bias=bias)
-            b.matrix("conv.out_proj", hidden, hidden, "columns", bias=bias)
-        b.norm("operator_norm", hidden)
-        b.norm("ffn_norm", hidden)
-        b.mlp = MlpSpec(intermediate=intermediate, activation="silu")
-        b.matrix("feed_forward.w1", intermediate, hidden)
-        b.matrix("feed_forward.w3", intermediate, hidden)
-        b.matrix("feed_forward.w2", hidden, intermediate, "columns")
-
-    return whole(c, blocks(c, fill), norm="model.embedding_norm", tied=c.flag("tie_embedding", True))
-
-
-def qwen3_next(c: Configuration) -> Draft:
-    """Qwen3-Next: gated delta networks, gated attention in every fourth layer, many experts and a shared one."""
-    heads = heads_of(c, head_dim=256)
-    hidden = heads.hidden
-    moe = MoeSpec(
-        num_experts=c.integer("num_experts", c.integer("num_local_experts", 0, least=0) or None),
-        experts_per_token=c.integer("num_experts_per_tok"),
-        intermediate=c.integer("moe_intermediate_size"),
-        activation=activation_of(c),
-        shared_intermediate=c.integer("shared_expert_intermediate_size"),
-    )
-    interval = c.integer("full_attention_interval", 4)
-    c.integer("intermediate_size", 1)  # of dense layers, which there are none of
-    if c.integer("decoder_sparse_step", 1) != 1 or c.integers("mlp_only_layers"):
-        raise UnsupportedError(f"{c.source} asks for dense layers among Qwen3-Next's, which is not known here.")
-    kinds = layer_kinds(
-        c,
-        by_rule=lambda number: "linear_attention" if (number + 1) % interval else FULL,
-        known=(FULL, "linear_attention"),
-    )
-
-    def fill(b: Block, number: int) -> None:
-        b.norm("input_layernorm", hidden)
-        if kinds[number] == FULL:
-            b.attention = heads.attention(qk_norm=True)
-            b.matrix("self_attn.q_proj", 2 * heads.q_rows, hidden)
-            b.matrix("self_attn.k_proj", heads.kv_rows, hidden, "kv_heads")
-            b.matrix("self_attn.v_proj", heads.kv_rows, hidden, "kv_heads")
-            b.norm("self_attn.q_norm", heads.head_dim)
-            b.norm("self_attn.k_norm", heads.head_dim)
-            b.matrix("self_attn.o_proj", hidden, heads.q_rows, "columns")
-        else:
-            _delta_net(c, b, hidden)
-        b.norm("post_attention_layernorm", hidden)
-        experts(b, hidden, moe, shared="shared_expert")
-        b.matrix("mlp.shared_expert_gate", 1, hidden, "replicated", role="router")
-
-    draft = whole(c, blocks(c, fill))
-    draft.notes = ("the published checkpoint also holds a layer that predicts one token further; it is not counted",)
-    return draft
-
-
 def nemotron_h(c: Configuration) -> Draft:
     """Nemotron-H (arXiv 2504.03624): a layer is one of Mamba 2, attention, a feed-forward network or experts."""
     kinds = _nemotron_kinds(c)
@@ -305,28 +226,6 @@ def _nemotron_experts(c: Configuration, b: Block, hidden: int) -> None:
         b.matrix("mixer.shared_experts.down_proj", hidden, shared, "columns")
 
 
-def _delta_net(c: Configuration, b: Block, hidden: int) -> None:
-    """A gated delta network (arXiv 2412.06464): one matrix of state for each value head."""
-    key_dim, value_dim = c.integer("linear_key_head_dim", 128), c.integer("linear_value_head_dim", 128)
-    keys, values = c.integer("linear_num_key_heads", 16), c.integer("linear_num_value_heads", 32)
-    kernel = c.integer("linear_conv_kernel_dim", 4)
-    convolved = 2 * keys * key_dim + values * value_dim
-    b.mixer = RecurrentSpec(
-        kind="delta",
-        recent_values=convolved * kernel,
-        state_values=values * key_dim * value_dim,
-        recent_format=b.format,
-        state_format=F32,
-    )
-    b.add("linear_attn.conv1d.weight", convolved, 1, kernel, role="other", split="rows")
-    b.matrix("linear_attn.in_proj_qkvz", convolved + values * value_dim, hidden)
-    b.matrix("linear_attn.in_proj_ba", 2 * values, hidden)
-    b.add("linear_attn.dt_bias", values, role="other", split="rows")
-    b.add("linear_attn.A_log", values, role="other", split="rows")
-    b.norm("linear_attn.norm", value_dim)
-    b.matrix("linear_attn.out_proj", hidden, values * value_dim, "columns")
-
-
 def _mamba2(
     c: Configuration, b: Block, hidden: int, *, heads: int, head_dim: int, bias: bool, normed: bool = True
 ) -> None:
@@ -349,11 +248,84 @@ def _mamba_head_dim(c: Configuration, inner: int, heads: int) -> int:
     return inner // heads if c.says("mamba_d_head", "auto") else c.integer("mamba_d_head", inner // heads)
 
 
-def _lfm2_intermediate(c: Configuration) -> int:
-    """LFM2 gives a width that its code shrinks by a third, scales and rounds up."""
-    width = c.integer("block_ff_dim", c.integer("intermediate_size", 12288))
-    if not c.flag("block_auto_adjust_ff_dim", True):
-        return width
-    multiple = c.integer("block_multiple_of", 256)
-    scaled = int(c.number("block_ffn_dim_multiplier", 1.0) * int(2 * width / 3))
-    return -(-scaled // multiple) * multiple
+def zamba2(c: Configuration) -> Draft:
+    """Zamba2 (arXiv 2411.15242): Mamba 2, and a few blocks of attention that layers take in turn, each time with
+    other adapters.
+    """
+    names = {"mamba": "mamba", "linear_attention": "mamba", "hybrid": "hybrid"}
+    kinds = [names.get(each, "") for each in c.strings("layers_block_type")]
+    if not all(kinds) or len(kinds) != c.integer("num_hidden_layers"):
+        raise c.unsupported("layers_block_type")
+    hybrids = [number for number, kind in enumerate(kinds) if kind == "hybrid"]
+    shared = _SharedBlocks(c, len(hybrids))
+    for said_again in ("hybrid_layer_ids", "attention_hidden_size", "kv_channels", "num_query_groups"):
+        c.has(said_again)
+    for computed in ("use_mem_rope", "use_long_context", "use_mem_eff_path", "num_logits_to_keep", "chunk_size"):
+        c.has(computed)
+    mamba_heads = c.integer("n_mamba_heads", 8)
+    head_dim = c.integer("mamba_headdim", c.integer("mamba_expand", 2) * shared.hidden // mamba_heads)
+
+    def fill(b: Block, number: int) -> None:
+        prefix = ""
+        if kinds[number] == "hybrid":
+            prefix = "mamba_decoder."
+            b.matrix("linear", shared.hidden, shared.hidden, "replicated")
+            shared.add_to(b, hybrids.index(number))
+        b.norm(prefix + "input_layernorm", shared.hidden)
+        mamba2_mixer(
+            b,
+            shared.hidden,
+            heads=mamba_heads,
+            head_dim=head_dim,
+            groups=c.integer("mamba_ngroups", 1),
+            state=c.integer("mamba_d_state", 64),
+            kernel=c.integer("mamba_d_conv", 4),
+            bias=c.flag("add_bias_linear", False),
+            conv_bias=c.flag("use_conv_bias", True),
+            prefix=prefix + "mamba.",
+        )
+
+    draft = whole(c, blocks(c, fill), norm="model.final_layernorm", tied=True)
+    draft.notes = ("blocks that several layers share are counted once, as they are held; a token reads them each time",)
+    return draft
+
+
+class _SharedBlocks:
+    """Zamba2's blocks of attention and feed-forward network, over the hidden state beside the embedding."""
+
+    def __init__(self, c: Configuration, uses: int) -> None:
+        self.hidden, self.uses = c.integer("hidden_size"), uses
+        self.count, self.rank = c.integer("num_mem_blocks", 1), c.integer("adapter_rank", 128)
+        self.adapts_attention = c.flag("use_shared_attention_adapter", False)
+        self.intermediate = c.integer("intermediate_size", 4 * self.hidden)
+        self.activation = activation_of(c, default="gelu")
+        num_heads = c.integer("num_attention_heads")
+        self.heads = Heads(
+            hidden=2 * self.hidden,
+            num_heads=num_heads,
+            num_kv_heads=c.integer("num_key_value_heads", num_heads),
+            head_dim=c.integer("attention_head_dim", 2 * self.hidden // num_heads),
+        )
+
+    def add_to(self, b: Block, use: int) -> None:
+        """What a layer that is the `use`-th to take a block holds: the block itself, where it is the first to."""
+        b.attention = self.heads.attention()
+        b.mlp = MlpSpec(intermediate=self.intermediate, activation=self.activation)
+        if use >= self.count:
+            return
+        prefix, heads = "shared_transformer.", self.heads
+        b.norm(prefix + "input_layernorm", heads.hidden)
+        b.norm(prefix + "pre_ff_layernorm", self.hidden)
+        b.matrix(prefix + "self_attn.q_proj", heads.q_rows, heads.hidden)
+        b.matrix(prefix + "self_attn.k_proj", heads.kv_rows, heads.hidden, "kv_heads")
+        b.matrix(prefix + "self_attn.v_proj", heads.kv_rows, heads.hidden, "kv_heads")
+        b.matrix(prefix + "self_attn.o_proj", self.hidden, heads.q_rows, "columns")
+        b.matrix(prefix + "feed_forward.gate_up_proj", 2 * self.intermediate, self.hidden)
+        b.matrix(prefix + "feed_forward.down_proj", self.hidden, self.intermediate, "columns")
+        adapters = [("feed_forward.gate_up_proj", self.hidden, 2 * self.intermediate)]
+        if self.adapts_attention:
+            adapters += [(f"self_attn.linear_{name}", heads.hidden, heads.q_rows) for name in "qkv"]
+        for each in range(use, self.uses, self.count):
+            for name, inputs, outputs in adapters:
+                b.matrix(f"{prefix}{name}_adapter_list.{each}.0", self.rank, inputs, "replicated")
+                b.matrix(f"{prefix}{name}_adapter_list.{each}.1", outputs, self.rank)

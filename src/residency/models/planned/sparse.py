@@ -1,5 +1,6 @@
 """Mixtures of experts with grouped-query attention."""
 
+from residency.formats import F32
 from residency.models.configuration import Configuration
 from residency.models.planned.dense import blocks
 from residency.models.planned.parts import (
@@ -37,6 +38,82 @@ def mixtral(c: Configuration) -> Draft:
         experts(b, heads.hidden, moe, prefix="block_sparse_moe.", names=("w1", "w3", "w2"))
 
     return whole(c, blocks(c, fill))
+
+
+def phimoe(c: Configuration) -> Draft:
+    """Phi-3.5-MoE: Mixtral with layer norms, and biases in attention and head."""
+    heads, bias, head_bias = heads_of(c), c.flag("attention_bias", False), c.flag("lm_head_bias", False)
+    moe = MoeSpec(
+        num_experts=c.integer("num_local_experts", 16),
+        experts_per_token=c.integer("num_experts_per_tok", 2),
+        intermediate=c.integer("intermediate_size"),
+        activation=activation_of(c),
+    )
+    sliding = windows(c, slides=lambda number: True)
+
+    def fill(b: Block, number: int) -> None:
+        b.norm("input_layernorm", heads.hidden, bias=True)
+        grouped_attention(b, heads, window_tokens=sliding[number], bias=bias, out_bias=bias)
+        b.norm("post_attention_layernorm", heads.hidden, bias=True)
+        experts(b, heads.hidden, moe, prefix="block_sparse_moe.", names=("w1", "w3", "w2"))
+
+    return whole(c, blocks(c, fill), norm_bias=True, head_bias=head_bias)
+
+
+def minimax_m2(c: Configuration) -> Draft:
+    """MiniMax M2: Mixtral's experts with a correction of their choice, norms over all queries and all keys."""
+    heads = heads_of(c)
+    moe = MoeSpec(
+        num_experts=c.integer("num_local_experts"),
+        experts_per_token=c.integer("num_experts_per_tok"),
+        intermediate=c.integer("intermediate_size"),
+        activation=activation_of(c),
+    )
+    if c.integer("shared_intermediate_size", 0, least=0) or 0 in c.integers("attn_type_list"):
+        raise c.unsupported("shared_intermediate_size" if c.has("shared_intermediate_size") else "attn_type_list")
+    for key in ("use_qk_norm", "qk_norm_type", "use_mtp", "num_mtp_modules", "mtp_transformer_layers"):
+        c.has(key)  # drafting modules are not in the published files
+
+    def fill(b: Block, number: int) -> None:
+        b.norm("input_layernorm", heads.hidden)
+        grouped_attention(b, heads, qk_norm=True, whole_norms=True)
+        b.norm("post_attention_layernorm", heads.hidden)
+        experts(b, heads.hidden, moe, prefix="block_sparse_moe.", names=("w1", "w3", "w2"))
+        b.add("block_sparse_moe.e_score_correction_bias", moe.num_experts, role="router", format=F32)
+
+    return whole(c, blocks(c, fill))
+
+
+def ernie4_5_moe(c: Configuration) -> Draft:
+    """ERNIE 4.5's mixtures: shared networks beside the experts, the first layers dense."""
+    heads, bias = heads_of(c), c.flag("use_bias", False)
+    intermediate, shared = c.integer("moe_intermediate_size"), c.integer("moe_num_shared_experts", 2, least=0)
+    moe = MoeSpec(
+        num_experts=c.integer("moe_num_experts"),
+        experts_per_token=c.integer("moe_k"),
+        intermediate=intermediate,
+        activation=activation_of(c),
+        shared_intermediate=shared * intermediate,
+    )
+    count, every = c.integer("num_hidden_layers"), c.integer("moe_layer_interval", 1)
+    first, last = c.integer("moe_layer_start_index", 1, least=0), c.integer("moe_layer_end_index", count - 1)
+    drafts = c.integer("num_nextn_predict_layers", 0, least=0)
+    c.has("moe_norm_min")  # of the router's weights
+
+    def fill(b: Block, number: int) -> None:
+        b.norm("input_layernorm", heads.hidden)
+        grouped_attention(b, heads, bias=bias, out_bias=bias)
+        b.norm("post_attention_layernorm", heads.hidden)
+        if (number + 1) % every or not first <= number <= last:
+            gated_mlp(b, heads.hidden, c.integer("intermediate_size"), moe.activation, bias=bias)
+            return
+        experts(b, heads.hidden, moe, shared="shared_experts")
+        b.add("mlp.moe_statics.e_score_correction_bias", 1, moe.num_experts, role="router", format=F32)
+
+    draft = whole(c, blocks(c, fill), tied=True)
+    if drafts:
+        draft.notes = ("the published checkpoint also holds layers that predict tokens further; they are not counted",)
+    return draft
 
 
 def qwen2_moe(c: Configuration) -> Draft:
@@ -134,7 +211,8 @@ def olmoe(c: Configuration) -> Draft:
 
 
 def granitemoe(c: Configuration) -> Draft:
-    """Granite's mixtures: the experts of a layer in two stacks of matrices."""
+    """Granite's mixtures: the experts of a layer in two stacks of matrices; a shared network beside them in some."""
+    shared = c.integer("shared_intermediate_size", 0, least=0) if c.architecture == "granitemoeshared" else 0
     heads, bias = heads_of(c), c.flag("attention_bias", False)
     hidden, intermediate, count = heads.hidden, c.integer("intermediate_size"), c.integer("num_local_experts")
     moe = MoeSpec(
@@ -142,6 +220,7 @@ def granitemoe(c: Configuration) -> Draft:
         experts_per_token=c.integer("num_experts_per_tok"),
         intermediate=intermediate,
         activation=activation_of(c),
+        shared_intermediate=shared,
     )
 
     def fill(b: Block, number: int) -> None:
@@ -150,6 +229,9 @@ def granitemoe(c: Configuration) -> Draft:
         b.norm("post_attention_layernorm", hidden)
         b.mlp = moe
         stacked_experts(b, hidden, intermediate, count)
+        if shared:
+            b.matrix("shared_mlp.input_linear", 2 * shared, hidden)
+            b.matrix("shared_mlp.output_linear", hidden, shared, "columns")
 
     return whole(c, blocks(c, fill))
 

@@ -109,6 +109,116 @@ def llama4_vision(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
     return (*around.found, *layers.found, *projector.found)
 
 
+def clip(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
+    """LLaVA 1.5's: CLIP's vision encoder (arXiv 2103.00020) and a projection of two layers."""
+    v = c.section("vision_config")
+    width, intermediate = v.integer("hidden_size", 1024), v.integer("intermediate_size", 4096)
+    patch, channels = v.integer("patch_size", 14), v.integer("num_channels", 3)
+    around = Tensors(prefix="vision_tower.vision_model.", format=number_format(c))
+    around.add("embeddings.class_embedding", width, role="vision")
+    around.add("embeddings.patch_embedding.weight", width, channels, patch, patch, role="vision")
+    positions = (v.integer("image_size", 336) // patch) ** 2 + 1
+    around.add("embeddings.position_embedding.weight", positions, width, role="vision")
+    for name in ("pre_layrnorm", "post_layernorm"):
+        _with_bias(around, name, (width,), 1)
+    copies = v.integer("num_hidden_layers", 24)
+    layers = Tensors(prefix=f"{around.prefix}encoder.layers.{{}}.", format=around.format)
+    for name in ("layer_norm1", "layer_norm2"):
+        _with_bias(layers, name, (width,), copies)
+    for name in ("k_proj", "v_proj", "q_proj", "out_proj"):
+        _with_bias(layers, f"self_attn.{name}", (width, width), copies)
+    _with_bias(layers, "mlp.fc1", (intermediate, width), copies)
+    _with_bias(layers, "mlp.fc2", (width, intermediate), copies)
+    projector = Tensors(prefix="multi_modal_projector.", format=around.format)
+    bias = c.flag("multimodal_projector_bias", True)
+    for name, columns in (("linear_1", width), ("linear_2", hidden)):
+        projector.add(f"{name}.weight", hidden, columns, role="vision")
+        if bias:
+            projector.add(f"{name}.bias", hidden, role="vision")
+    return (*around.found, *layers.found, *projector.found)
+
+
+def qwen2_vl(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
+    """Qwen2-VL's (arXiv 2409.12191): patches of two frames, and a merger of neighbours."""
+    v = c.section("vision_config")
+    width = v.integer("embed_dim", 1280)
+    intermediate, copies = v.integer("mlp_ratio", 4) * width, _depth(v)
+    around, layers = _qwen_encoder(c, v, width, copies, prefix="visual.", norm_bias=True)
+    _with_bias(layers, "mlp.fc1", (intermediate, width), copies)
+    _with_bias(layers, "mlp.fc2", (width, intermediate), copies)
+    _with_bias(around, "merger.ln_q", (width,), 1)
+    _qwen_merger(around, v, width, hidden, names=("merger.mlp.0", "merger.mlp.2"))
+    return (*around.found, *layers.found)
+
+
+def qwen2_5_vl(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
+    """Qwen2.5-VL's (arXiv 2502.13923): Qwen2-VL's with RMS norms and a gated network."""
+    v = c.section("vision_config")
+    width, intermediate, copies = v.integer("hidden_size", 1280), v.integer("intermediate_size", 3420), _depth(v)
+    around, layers = _qwen_encoder(c, v, width, copies, prefix="visual.", norm_bias=False)
+    for name, shape in (
+        ("gate", (intermediate, width)),
+        ("up", (intermediate, width)),
+        ("down", (width, intermediate)),
+    ):
+        _with_bias(layers, f"mlp.{name}_proj", shape, copies)
+    around.add("merger.ln_q.weight", width, role="vision")
+    _qwen_merger(around, v, width, hidden, names=("merger.mlp.0", "merger.mlp.2"))
+    return (*around.found, *layers.found)
+
+
+def qwen3_vl(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
+    """Qwen3-VL's and Qwen3.5's: learned positions, and in the former mergers after several layers."""
+    v = c.section("vision_config")
+    width, intermediate, copies = v.integer("hidden_size", 1152), v.integer("intermediate_size", 4304), _depth(v, 27)
+    around, layers = _qwen_encoder(c, v, width, copies, prefix="model.visual.", norm_bias=True)
+    _with_bias(layers, "mlp.linear_fc1", (intermediate, width), copies)
+    _with_bias(layers, "mlp.linear_fc2", (width, intermediate), copies)
+    around.add("patch_embed.proj.bias", width, role="vision")
+    around.add("pos_embed.weight", v.integer("num_position_embeddings", 2304), width, role="vision")
+    _with_bias(around, "merger.norm", (width,), 1)
+    _qwen_merger(around, v, width, hidden, names=("merger.linear_fc1", "merger.linear_fc2"))
+    deep = len(v.integers("deepstack_visual_indexes"))
+    for number in range(deep):
+        merger = f"deepstack_merger_list.{number}"
+        _with_bias(around, f"{merger}.norm", (width * _merged(v),), 1)
+        _qwen_merger(around, v, width, hidden, names=(f"{merger}.linear_fc1", f"{merger}.linear_fc2"))
+    return (*around.found, *layers.found)
+
+
+def _qwen_encoder(
+    c: Configuration, v: Configuration, width: int, copies: int, *, prefix: str, norm_bias: bool
+) -> tuple[Tensors, Tensors]:
+    """The patches, and of each layer its norms and its attention."""
+    around = Tensors(prefix=prefix, format=number_format(c))
+    patch, channels = v.integer("patch_size", 14), v.integer("in_channels", v.integer("in_chans", 3))
+    frames = v.integer("temporal_patch_size", 2)
+    around.add("patch_embed.proj.weight", width, channels, frames, patch, patch, role="vision")
+    layers = Tensors(prefix=prefix + "blocks.{}.", format=around.format)
+    for name in ("norm1", "norm2"):
+        layers.add(f"{name}.weight", width, role="vision", copies=copies)
+        if norm_bias:
+            layers.add(f"{name}.bias", width, role="vision", copies=copies)
+    _with_bias(layers, "attn.qkv", (3 * width, width), copies)
+    _with_bias(layers, "attn.proj", (width, width), copies)
+    return around, layers
+
+
+def _qwen_merger(around: Tensors, v: Configuration, width: int, hidden: int, *, names: tuple[str, str]) -> None:
+    merged = width * _merged(v)
+    _with_bias(around, names[0], (merged, merged), 1)
+    _with_bias(around, names[1], (hidden, merged), 1)
+
+
+def _depth(v: Configuration, default: int = 32) -> int:
+    return v.integer("depth", default)
+
+
+def _merged(v: Configuration) -> int:
+    """Patches that become one token."""
+    return v.integer("spatial_merge_size", 2) ** 2
+
+
 def _with_bias(tensors: Tensors, name: str, shape: tuple[int, ...], copies: int) -> None:
     split: Split = "rows" if len(shape) > 1 else "replicated"
     tensors.add(f"{name}.weight", *shape, role="vision", split=split, copies=copies)
