@@ -1,3 +1,4 @@
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 from residency.errors import MachineError
 from residency.hardware import Machine
 from residency.hardware.assembly import assembled
-from residency.hardware.catalog import DevicePart, load_catalog
+from residency.hardware.catalog import CATALOG_FOLDER, NOT_COMPARED, DevicePart, load_catalog
 from residency.hardware.device import NUMBER_FORMATS
 from residency.hardware.written import find_part
 
@@ -36,6 +37,18 @@ def test_every_figure_has_a_source(table: str) -> None:
 def test_a_source_of_one_word_is_a_document_that_nobody_described(table: str) -> None:
     sources = {source for part in vars(CATALOG)[table].values() for source in part.sources.values()}
     assert [source for source in sources if " " not in source] == []
+
+
+def test_a_source_that_nobody_compared_says_so() -> None:
+    a100, v100 = (CATALOG.devices[name].sources["operations_per_second"] for name in ("A100-80GB", "V100-32GB"))
+    assert NOT_COMPARED not in a100 and v100.endswith(NOT_COMPARED)
+
+
+def test_what_was_compared_is_a_document_or_a_part_of_its_file() -> None:
+    for path in CATALOG_FOLDER.glob("*.toml"):
+        data = tomllib.loads(path.read_text("utf-8"))
+        compared, documents = set(data.pop("compared", ())), data.pop("documents", {})
+        assert compared <= {*documents, *(name for parts in data.values() for name in parts)}
 
 
 @pytest.mark.parametrize(("name", "part"), DEVICES)

@@ -1,6 +1,7 @@
 """The catalog: what machines are made of, each figure with its source. The files beside this one, in catalog/, hold it.
 
-A file has tables `devices`, `hosts`, `tiers` and `links` by name, and `documents`, which sources name.
+A file has tables `devices`, `hosts`, `tiers` and `links` by name, and `documents`, which sources name. `compared` lists
+the documents, and the parts, whose figures were compared with their source or with what others quote from it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,14 @@ from residency.hardware.toml import parse_toml
 from residency.records import from_data
 
 CATALOG_FOLDER = Path(__file__).with_name("catalog")
+NOT_COMPARED = " (not compared with it)"  # after a source that nobody has opened to compare
+_TELLS_ITSELF = (
+    "assumed",
+    "computed",
+    "of the device",
+    "usable assumed",
+    "listed as",
+)  # how sources without document begin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +140,14 @@ def _entries(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
         data = parse_toml(path.read_text("utf-8"))
     except ValueError as error:
         raise MachineError(f"{path.name} is not TOML ({error}); mend it, or install residency anew.") from None
-    documents = data.pop("documents", {})
+    documents, compared = data.pop("documents", {}), set(data.pop("compared", ()))
     for table, parts in data.items():
         for name, entry in parts.items():
-            sources = {what: documents.get(source, source) for what, source in entry.get("sources", {}).items()}
+            sources = {}
+            for what, source in entry.get("sources", {}).items():
+                text = documents.get(source, source)
+                is_known = compared & {source, name} or text.startswith(_TELLS_ITSELF) or text[:1].isdigit()
+                sources[what] = text if is_known else text + NOT_COMPARED
             yield table, name, {**entry, "sources": sources}
 
 
