@@ -54,6 +54,25 @@ def test_a_run_completes_in_a_cgroup_of_exactly_its_budget(memory_mib: int) -> N
     assert report["memory_bytes"]["measured"]["peak"] <= memory_mib << 20
 
 
+@pytest.mark.parametrize(
+    ("name", "memory_mib"),
+    [
+        ("smollm2-135m", 100),
+        pytest.param("qwen2.5-coder-1.5b", 600, marks=pytest.mark.slow),
+        pytest.param("qwen2.5-coder-1.5b", 400, marks=pytest.mark.slow),
+    ],
+)
+def test_a_model_larger_than_its_cgroup_answers_as_it_does_in_memory(name: str, memory_mib: int) -> None:
+    words = ("run", str(real_model(name)), "The capital of France is", "--raw", "--max-tokens", "8", "--json")
+    whole = json.loads(residency(*words).stdout)
+    with memory_cgroup(memory_mib << 20) as cgroup:
+        done = residency(*words, "--memory", f"{memory_mib}MiB", cgroup=cgroup)
+    report = json.loads(done.stdout)
+    assert report["text"] == whole["text"]
+    assert report["disk"] is not None
+    assert report["memory_bytes"]["measured"]["peak"] <= memory_mib << 20
+
+
 def test_peak_memory_is_what_is_held_and_at_most_170_mb_more() -> None:
     done = residency("run", str(real_model("smollm2-135m")), "Hello", "--max-tokens", "16", "--json")
     measured = json.loads(done.stdout)["memory_bytes"]["measured"]

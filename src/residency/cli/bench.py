@@ -11,6 +11,8 @@ import click
 from residency.cli.options import json_option, memory_bytes, model_argument
 from residency.cli.planned import fetched, measured_machine
 from residency.cli.progress import Progress
+from residency.cli.sweep import sweep_lines
+from residency.cli.sweep import sweep_memory as swept
 from residency.cli.tables import columns
 from residency.engine.planning import plan_rows
 from residency.errors import UsageError
@@ -25,6 +27,7 @@ from residency.verifier.bench import Asked, Limits, Speed, bench_data, limits_of
 from residency.verifier.opened import opened
 from residency.verifier.profile import StepProfile, profile_decode, profile_prefill
 from residency.verifier.roofline import Point, Roofline, roofline_svg, write_png
+from residency.verifier.sweep import sweep_svg
 
 _USUAL = Asked()
 _PROFILED_TOKENS = (128, 512)  # context of the decode step, prompt of the prefill
@@ -70,6 +73,7 @@ def numbers(least: int) -> Callable[[click.Context, click.Parameter, str | None]
 )
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with (default: all allowed).")
 @click.option("--memory", callback=memory_bytes, metavar="SIZE", help="Budget of the whole process, such as 400MiB.")
+@click.option("--sweep-memory", is_flag=True, help="Speed and peak in ever more memory, down to the least, instead.")
 @click.option("--profile", is_flag=True, help="Show one step of decode and one of prefill by operator instead.")
 @click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw the roofline.")
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="The same as pixels.")
@@ -83,6 +87,7 @@ def command(
     repeat: int,
     threads: int | None,
     memory: int | None,
+    sweep_memory: bool,
     profile: bool,
     svg: Path | None,
     png: Path | None,
@@ -98,9 +103,15 @@ def command(
       residency bench smollm2-135m
       residency bench model.gguf --batch 1,8 --svg roofline.svg
       residency bench model.gguf --profile --context 4096
+      residency bench model.gguf --sweep-memory --svg sweep.svg
     """
     if profile and (svg or png or batch):
         raise UsageError("--profile shows one step; leave --svg, --png and --batch to a measurement.")
+    if sweep_memory:
+        if profile or prompt or context or batch or memory:
+            raise UsageError("--sweep-memory chooses budgets and prompts itself; give --threads, --svg or --png alone.")
+        _sweep(model, threads, svg, png, as_json)
+        return
     with Progress() as progress:
         path = fetched(model, progress)
         machine = measured_machine(progress)
@@ -115,14 +126,30 @@ def command(
         limits = limits_of(machine, weight_bytes=_weight_bytes(path), threads=plan.threads)
         speeds = measure(asked, plan_for, machine, say=progress.say, progress=progress)
     picture = roofline_svg(_roofline(limits, speeds), f"{plan.model_name}, {plan.threads} threads, {machine.processor}")
-    if svg is not None:
-        svg.write_text(picture, "utf-8")
-    if png is not None:
-        write_png(picture, png)
+    _draw(picture, svg, png)
     if as_json:
         click.echo(json.dumps(bench_data(plan, machine, limits, speeds), ensure_ascii=False))
     else:
         click.echo("\n".join(_lines(plan, machine, limits, speeds)))
+
+
+def _sweep(model: str, threads: int | None, svg: Path | None, png: Path | None, as_json: bool) -> None:
+    with Progress() as progress:
+        path = fetched(model, progress)
+        sweep, points = swept(path, measured_machine(progress), threads=threads, progress=progress)
+    plan = sweep.whole
+    _draw(sweep_svg(sweep, points, f"{plan.model_name}, {plan.threads} threads, larger than memory"), svg, png)
+    if as_json:
+        click.echo(json.dumps({"model": plan.model_name, "sweep": [point.to_data() for point in points]}))
+    else:
+        click.echo("\n".join(sweep_lines(points)))
+
+
+def _draw(picture: str, svg: Path | None, png: Path | None) -> None:
+    if svg is not None:
+        svg.write_text(picture, "utf-8")
+    if png is not None:
+        write_png(picture, png)
 
 
 def _plan(

@@ -124,9 +124,14 @@ def _speed(report: Report) -> str:
         return f"the first after {seconds(report.seconds.first_token)}"
     return (
         f"{speed(report.decode_tokens_per_second)} tokens/s "
-        f"(forecast {speed(report.plan.forecast.decode_tokens_per_second)}) · "
-        f"{report.bandwidth.utilisation:.0%} of this machine's memory bandwidth"
+        f"(forecast {speed(report.plan.forecast.decode_tokens_per_second)}) · {_limit(report)}"
     )
+
+
+def _limit(report: Report) -> str:
+    if report.disk is not None and report.plan.forecast.bound == "disk":
+        return f"{report.disk.utilisation:.0%} of what this machine's disk reads"
+    return f"{report.bandwidth.utilisation:.0%} of this machine's memory bandwidth"
 
 
 def _in_mib(num_bytes: int) -> str:

@@ -15,7 +15,7 @@ from residency.cli.tables import columns
 from residency.errors import UsageError
 from residency.planner.explain import speed
 from residency.units import mib
-from residency.verifier.forecast import Comparison, Tolerances, compare, run_as_forecast
+from residency.verifier.forecast import GENERATED_TOKENS, Comparison, Tolerances, compare, run_as_forecast
 from residency.verifier.perplexity import CHUNK_TOKENS, STEP_TOKENS, measure_perplexity
 
 DOES_NOT_HOLD = 1
@@ -34,6 +34,14 @@ _PERCENT = click.FloatRange(min=0)
     help="Measure perplexity on this text instead.",
 )
 @click.option("--chunks", type=click.IntRange(min=1), metavar="N", help="Only the text's first N chunks of 512 tokens.")
+@click.option(
+    "--answer-tokens",
+    type=click.IntRange(min=2),
+    default=GENERATED_TOKENS,
+    show_default=True,
+    metavar="N",
+    help="Tokens of each of the two answers, at most.",
+)
 @click.option(
     "--memory-tolerance",
     type=_PERCENT,
@@ -64,6 +72,7 @@ def command(
     asked: PlanOptions,
     text_path: Path | None,
     chunks: int | None,
+    answer_tokens: int,
     memory_tolerance: float,
     peak_tolerance: float,
     speed_tolerance: float,
@@ -88,7 +97,7 @@ def command(
     tolerances = Tolerances(memory=memory_tolerance / 100, peak=peak_tolerance / 100, speed=speed_tolerance / 100)
     with Progress() as progress:
         plan = planned(model, asked, progress)
-        comparisons = compare(run_as_forecast(plan, progress=progress), tolerances)
+        comparisons = compare(run_as_forecast(plan, answer_tokens=answer_tokens, progress=progress), tolerances)
     holds = all(each.holds for each in comparisons)
     if as_json:
         click.echo(json.dumps({"holds": holds, "comparisons": [each.to_data() for each in comparisons]}))

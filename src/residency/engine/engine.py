@@ -173,7 +173,7 @@ class Engine:
         """One step of the loop; its tokens go to their streams."""
         for event in self._loop.step():
             stream = self._streams[event.request_id]
-            stream._take(event, self._loop.read_bytes)
+            stream._take(event, self._loop)
             if event.is_last:
                 del self._streams[event.request_id]
 
@@ -214,6 +214,7 @@ class Stream:
         self._pieces_ahead: deque[str] = deque()
         self._token_times: list[float] = []
         self._read_bytes: list[int] = []
+        self._steps: list[int] = []
         self._finish_reason = "length"
         self._ended = False
 
@@ -234,11 +235,12 @@ class Stream:
         self._engine._streams.pop(self._request_id, None)
         self._ended = True
 
-    def _take(self, event: TokenEvent, read_bytes: int) -> None:
+    def _take(self, event: TokenEvent, loop: Loop) -> None:
         """A token of this answer, from whichever stream made the engine step."""
         assert event.token is not None, "a stream has no logit mask that could fail"
         self._token_times.append(time.perf_counter())
-        self._read_bytes.append(read_bytes)
+        self._read_bytes.append(loop.read_bytes)
+        self._steps.append(loop.steps)
         at_eos = event.token in self._engine.tokenizer.eos_ids
         piece = "" if at_eos else self._decoder.feed(event.token)
         if event.is_last:
@@ -277,4 +279,15 @@ class Stream:
                 measured_bytes_per_second=self._engine.plan.forecast.read_bytes_per_second,
                 achieved_bytes_per_second=read_bytes / decode_seconds if decode_seconds else 0.0,
             ),
+            disk=self._disk(decode_seconds),
+        )
+
+    def _disk(self, decode_seconds: float) -> Bandwidth | None:
+        streaming = self._engine.plan.streaming
+        if streaming is None:
+            return None
+        read_bytes = streaming.streamed_bytes * (self._steps[-1] - self._steps[0])
+        return Bandwidth(
+            measured_bytes_per_second=streaming.disk_bytes_per_second,
+            achieved_bytes_per_second=read_bytes / decode_seconds if decode_seconds else 0.0,
         )

@@ -155,6 +155,11 @@ class Loop:
         return sum(pool.peak_used * group.page_bytes * len(group.layers) for group, pool in used)
 
     @property
+    def steps(self) -> int:
+        """Steps so far."""
+        return self._totals["steps"]
+
+    @property
     def read_bytes(self) -> int:
         """Of all steps: weights, keys and values."""
         return self._totals["read_bytes"]

@@ -17,7 +17,7 @@ class Seconds:
 
 @dataclass(frozen=True, kw_only=True)
 class Bandwidth:
-    """Bytes that decoding read, by the ledger's counters, beside what the probe says that memory can give."""
+    """Bytes that decoding read, by the ledger's counters, beside what the probe says that memory or disk can give."""
 
     measured_bytes_per_second: float
     achieved_bytes_per_second: float
@@ -26,6 +26,14 @@ class Bandwidth:
     def utilisation(self) -> float:
         """Achieved over measured."""
         return self.achieved_bytes_per_second / self.measured_bytes_per_second
+
+    def to_data(self) -> dict[str, float]:
+        """As JSON values."""
+        return {
+            "measured_bytes_per_second": self.measured_bytes_per_second,
+            "achieved_bytes_per_second": self.achieved_bytes_per_second,
+            "utilisation": self.utilisation,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +48,7 @@ class Report:
     seconds: Seconds
     memory: MemoryBytes  # measured: resident bytes by the operating system, pages by the ledger
     bandwidth: Bandwidth
+    disk: Bandwidth | None = None  # where weights stream
 
     @property
     def prefill_tokens_per_second(self) -> float:
@@ -80,9 +89,6 @@ class Report:
                 "forecast_decode": self.plan.forecast.decode_tokens_per_second,
             },
             "memory_bytes": {"budget": self.plan.budget_bytes, **memory},
-            "bandwidth": {
-                "measured_bytes_per_second": self.bandwidth.measured_bytes_per_second,
-                "achieved_bytes_per_second": self.bandwidth.achieved_bytes_per_second,
-                "utilisation": self.bandwidth.utilisation,
-            },
+            "bandwidth": self.bandwidth.to_data(),
+            "disk": None if self.disk is None else self.disk.to_data(),
         }

@@ -86,7 +86,11 @@ class Weights:
         else:
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # of the embedding, a row here and there
             self._map = mmap.mmap(-1, self._layout.resident_bytes, prot=mmap.PROT_READ)
-            self.residents = Residents(model, folder / "weights", streaming, loading)
+            try:
+                self.residents = Residents(model, folder / "weights", streaming, loading)
+            except StoreError:
+                self._file.close()
+                raise
         self._bytes: npt.NDArray[Any] = np.frombuffer(self._map, np.uint8)
 
     def __enter__(self) -> "Weights":

@@ -12,6 +12,7 @@ from residency.hardware import Machine
 from residency.planner.cost import ModelCost, Workload, compute_rates, step_seconds, step_workload
 from residency.planner.plan import Plan
 from residency.planner.speed import prefill_seconds
+from residency.planner.streaming import streamed_seconds
 from residency.store.memory_rate import memory_read_rates
 from residency.verifier.opened import Opened, opened
 
@@ -189,7 +190,12 @@ def prefill_speed(model: Opened, machine: Machine, *, prompt_tokens: int, repeat
     ]
     operations = sum(work.matrix_operations + work.attention_operations for work in chunks)
     forecast_seconds = prefill_seconds(
-        cost, prompt_tokens=prompt_tokens, chunk_tokens=plan.chunk_tokens, machine=machine, threads=plan.threads
+        cost,
+        prompt_tokens=prompt_tokens,
+        chunk_tokens=plan.chunk_tokens,
+        machine=machine,
+        threads=plan.threads,
+        streaming=plan.streaming,
     )
     steps_each = steps / repeats
     return Speed(
@@ -237,7 +243,7 @@ def decode_speed(
         sequences=sequences,
         context_tokens=context_tokens,
         samples=tuple(samples),
-        forecast_tokens_per_second=sequences / seconds.total,
+        forecast_tokens_per_second=sequences / streamed_seconds(seconds.total, model.plan.streaming),
         read_bytes_per_step=read_bytes,
         operations_per_step=work.matrix_operations + work.attention_operations,
         steps_per_second=statistics.median(samples) / sequences,

@@ -63,11 +63,11 @@ class Runs:
     memory: Report  # a prompt that fills half of the context
 
 
-def run_as_forecast(plan: Plan, *, progress: Progress | None = None) -> Runs:
-    """Run a plan as its forecast says."""
+def run_as_forecast(plan: Plan, *, answer_tokens: int = GENERATED_TOKENS, progress: Progress | None = None) -> Runs:
+    """Run a plan as its forecast says, with answers of at most `answer_tokens`."""
     with Engine.open(plan, progress=progress) as engine:
         tokens = engine.tokenizer.encode(_TEXT, add_special=True)
-        generated = min(GENERATED_TOKENS, max(1, plan.context_tokens // 4))
+        generated = min(answer_tokens, max(1, plan.context_tokens // 4))
         prompts = (min(DECODE_CONTEXT_TOKENS, plan.context_tokens // 2), plan.context_tokens // 2)
         reports = []
         for done, context_tokens in enumerate(prompts):

@@ -109,17 +109,24 @@ def roofline_svg(roofline: Roofline, title: str) -> str:
     """The picture as SVG text, legible on a light and on a dark page."""
     x, y = roofline.x, roofline.y
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        f'role="img" aria-label="{escape(title)}">',
-        f"<style>{_STYLE}</style>",
-        f'<rect class="page" width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
-        _text(LEFT, 30, title, size=17, weight="600"),
+        *page(title),
         *_grid(x, y),
         *_roofs(roofline, x, y),
         *_points(roofline, x, y),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def page(title: str) -> list[str]:
+    """What a picture begins with; "</svg>" ends it."""
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+        f'role="img" aria-label="{escape(title)}">',
+        f"<style>{_STYLE}</style>",
+        f'<rect class="page" width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
+        drawn_text(LEFT, 30, title, size=17, weight="600"),
+    ]
 
 
 def write_png(svg: str, path: Path) -> None:
@@ -135,19 +142,19 @@ def _grid(x: Scale, y: Scale) -> list[str]:
     lines = []
     for value in x.decades:
         at = x.at(value)
-        lines.append(_line(at, TOP, at, HEIGHT - BOTTOM, "grid", "#d9dde3", 1))
-        lines.append(_text(at, HEIGHT - BOTTOM + 20, f"{value:g}", anchor="middle", soft=True))
+        lines.append(drawn_line(at, TOP, at, HEIGHT - BOTTOM, "grid", "#d9dde3", 1))
+        lines.append(drawn_text(at, HEIGHT - BOTTOM + 20, f"{value:g}", anchor="middle", soft=True))
     for value in y.decades:
         at = y.at(value)
-        lines.append(_line(LEFT, at, WIDTH - RIGHT, at, "grid", "#d9dde3", 1))
+        lines.append(drawn_line(LEFT, at, WIDTH - RIGHT, at, "grid", "#d9dde3", 1))
         lines.append(
-            _text(
+            drawn_text(
                 LEFT - 8, at + 4, operations_rate(value).replace(".00", "").replace(".0", ""), anchor="end", soft=True
             )
         )
     middle = (LEFT + WIDTH - RIGHT) / 2
-    lines.append(_text(middle, HEIGHT - 18, "operations per byte read from memory", anchor="middle"))
-    lines.append(_text(LEFT, TOP - 12, "operations per second", soft=True))
+    lines.append(drawn_text(middle, HEIGHT - 18, "operations per byte read from memory", anchor="middle"))
+    lines.append(drawn_text(LEFT, TOP - 12, "operations per second", soft=True))
     return lines
 
 
@@ -164,12 +171,12 @@ def _roofs(roofline: Roofline, x: Scale, y: Scale) -> list[str]:
     flat = []
     for label, operations in roofline.peaks.items():
         begin, level = x.at(operations / roofline.bytes_per_second), y.at(operations)
-        flat.append(_line(begin, level, right, level, "roof", "#22262c", 2))
-        flat.append(_text(right, level - 8, f"{label}: {operations_rate(operations)}", anchor="end"))
+        flat.append(drawn_line(begin, level, right, level, "roof", "#22262c", 2))
+        flat.append(drawn_text(right, level - 8, f"{label}: {operations_rate(operations)}", anchor="end"))
     return [
-        _line(left, low, corner_x, corner_y, "roof", "#22262c", 2),
+        drawn_line(left, low, corner_x, corner_y, "roof", "#22262c", 2),
         *flat,
-        f'<g transform="translate({near_x:.1f} {near_y:.1f}) rotate({slope:.1f})">{_text(0, -8, name)}</g>',
+        f'<g transform="translate({near_x:.1f} {near_y:.1f}) rotate({slope:.1f})">{drawn_text(0, -8, name)}</g>',
     ]
 
 
@@ -188,15 +195,15 @@ def _points(roofline: Roofline, x: Scale, y: Scale) -> list[str]:
             baseline += 1
         taken.append((begin, begin + width, baseline))
         edge = at_x - 10 if to_left else at_x + 10
-        parts.append(_line(at_x, at_y, edge, baseline - 4, "leader", "#9aa3ad", 1))
+        parts.append(drawn_line(at_x, at_y, edge, baseline - 4, "leader", "#9aa3ad", 1))
         parts.append(
             f'<circle class="{point.kind}" cx="{at_x:.1f}" cy="{at_y:.1f}" r="5" fill="{_COLOURS[point.kind]}"/>'
         )
-        parts.append(_text(begin, baseline, point.label, size=12))
+        parts.append(drawn_text(begin, baseline, point.label, size=12))
     return parts
 
 
-def _text(
+def drawn_text(
     x: float,
     y: float,
     text: str,
@@ -206,6 +213,7 @@ def _text(
     weight: str = "400",
     soft: bool = False,
 ) -> str:
+    """Words at a pixel, soft ones for what is beside the point."""
     colour, kind = ("#5a626d", "soft") if soft else ("#16191d", "ink")
     return (
         f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" font-size="{size}" '
@@ -213,7 +221,8 @@ def _text(
     )
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str, colour: str, width: int) -> str:
+def drawn_line(x1: float, y1: float, x2: float, y2: float, kind: str, colour: str, width: int) -> str:
+    """A line of a class of the style sheet, in a colour for light pages."""
     return (
         f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
         f'stroke="{colour}" stroke-width="{width}"/>'

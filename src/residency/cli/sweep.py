@@ -1,0 +1,92 @@
+"""`residency bench --sweep-memory`: speed and peak by the part of the weights that stays, in a process for each."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from residency.cli.options import PlanOptions
+from residency.cli.prepare import prepare_first
+from residency.cli.progress import Progress
+from residency.cli.tables import columns
+from residency.engine.planning import plan_rows
+from residency.errors import ResidencyError
+from residency.hardware import Machine
+from residency.models.specs import model_spec
+from residency.paths import child_environment
+from residency.planner.explain import speed
+from residency.planner.streaming import READERS
+from residency.spec.opening import open_checkpoint
+from residency.units import mib
+from residency.verifier.sweep import Sweep, SweepPoint
+
+RESIDENT_PARTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+CONTEXT_TOKENS = 512  # of each run, half of it a prompt
+ANSWER_TOKENS = 16
+_TOLERANT = "--memory-tolerance=1e6 --peak-tolerance=1e6 --speed-tolerance=1e6".split()  # all is shown, nothing judged
+
+
+def sweep_memory(
+    path: Path, machine: Machine, *, threads: int | None, progress: Progress
+) -> tuple[Sweep, list[SweepPoint]]:
+    """Run the model in budgets from the least to enough. MachineError without a disk; errors of the runs as theirs."""
+    plan_options = PlanOptions(context_tokens=CONTEXT_TOKENS, threads=threads)
+    whole = plan_rows(path, context=CONTEXT_TOKENS, threads=threads, machine=machine)
+    rate = machine.tier("disk").read_bytes_per_second(READERS)
+    sweep = Sweep.of(whole, model_spec(open_checkpoint(path)), rate)
+    prepare_first(str(path), plan_options)
+    points: list[SweepPoint] = []
+    for done, part in enumerate(RESIDENT_PARTS):
+        progress("running in ever more memory", done, len(RESIDENT_PARTS))
+        budget_bytes = sweep.budget_bytes(part)
+        plan = plan_rows(path, memory=budget_bytes, context=CONTEXT_TOKENS, threads=threads, machine=machine)
+        verified = _verify(path, budget_bytes, threads)
+        decode, peak = verified["decode"], verified["peak"]
+        points.append(
+            SweepPoint(
+                budget_bytes=budget_bytes,
+                resident_part=sweep.resident_part(plan),
+                forecast_tokens_per_second=decode["forecast"],
+                tokens_per_second=decode["measured"],
+                forecast_peak_bytes=peak["forecast"],
+                peak_bytes=peak["measured"],
+            )
+        )
+    progress("running in ever more memory", len(RESIDENT_PARTS), len(RESIDENT_PARTS))
+    return sweep, points
+
+
+def sweep_lines(points: Sequence[SweepPoint]) -> list[str]:
+    """The table for people."""
+    head = ["memory", "weights that stay", "tokens/s", "forecast", "", "peak", "forecast", ""]
+    rows = [
+        [
+            mib(each.budget_bytes),
+            f"{each.resident_part:.0%}",
+            speed(each.tokens_per_second),
+            speed(each.forecast_tokens_per_second),
+            f"{each.tokens_per_second / each.forecast_tokens_per_second - 1:+.0%}",
+            mib(round(each.peak_bytes)),
+            mib(round(each.forecast_peak_bytes)),
+            f"{each.peak_bytes / each.forecast_peak_bytes - 1:+.1%}",
+        ]
+        for each in points
+    ]
+    return columns([head, *rows], right=tuple(range(len(head))))
+
+
+def _verify(path: Path, budget_bytes: int, threads: int | None) -> dict[str, dict[str, float]]:
+    words = [f"--memory={budget_bytes}B", f"--context={CONTEXT_TOKENS}", f"--answer-tokens={ANSWER_TOKENS}", *_TOLERANT]
+    if threads is not None:
+        words.append(f"--threads={threads}")
+    done = subprocess.run(
+        [sys.executable, "-m", "residency", "verify", *words, "--json", "--", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=child_environment(),
+    )
+    if done.returncode:
+        raise ResidencyError(done.stderr.strip().removeprefix("residency: ") or "a run of the sweep was killed.")
+    return {each["name"]: each for each in json.loads(done.stdout)["comparisons"]}
