@@ -97,7 +97,7 @@ class CpuExecutor:
                 embed(step, weights.head, spec.embedding_scale, buffers["hidden"])
             forward_of(spec)(step, parts)
             self._kernels = step.kernels
-            self._library = Library([*step.kernels, *DRIVERS, *(STREAM_KERNELS if residents else ())], compiling)
+            self._library = Library([*step.kernels, *DRIVERS, *STREAM_KERNELS], compiling)
             self._steps = (
                 ResidentSteps(step, self._library)
                 if residents is None

@@ -38,6 +38,7 @@ class _Request:
     model: ModelSpec
     weights_bytes: int
     streaming: Streaming | None = None  # where the weights do not fit: through as few buffers as can be
+    kv_at_most_weights: bool = False  # whether the KV cache leaves the weights as much as it takes
     runtime_bytes: int
     max_sequences: int
     logit_rows: int | None
@@ -80,7 +81,9 @@ class _Request:
         )
 
     def fits(self, context_tokens: int, chunk_tokens: int) -> bool:
-        return self.memory(context_tokens, chunk_tokens).peak <= self.budget_bytes
+        memory = self.memory(context_tokens, chunk_tokens)
+        wanted_bytes = max(0, memory.kv_cache - memory.weights) if self.kv_at_most_weights else 0
+        return memory.peak + wanted_bytes <= self.budget_bytes
 
 
 def plan_run(
@@ -137,7 +140,7 @@ def plan_run(
     except BudgetError:
         if not any(tier.kind == "disk" for tier in machine.tiers):
             raise
-        request = _streaming(request, machine)
+        request = _streaming(request, machine, shares=context_tokens is None)
         context = _context(request, context_tokens, chunk_tokens)
     cost = ModelCost.of(model, kv=KV_FORMATS[kv_format])
     chunk = chunk_tokens or _chunk(request, cost, context, machine, threads)
@@ -204,10 +207,12 @@ def kv_groups(
     return tuple(groups)
 
 
-def _streaming(request: _Request, machine: Machine) -> _Request:
-    """The request with as little of its weights in memory as can be."""
+def _streaming(request: _Request, machine: Machine, *, shares: bool) -> _Request:
+    """The request with as little of its weights in memory as can be. Pages that nobody asked for are not to make every
+    step slower: where it `shares`, the KV cache takes at most half of what there is for both.
+    """
     least = least_streaming(request.model, machine.tier("disk").read_bytes_per_second(READERS))
-    return replace(request, weights_bytes=least.memory_bytes, streaming=least)
+    return replace(request, weights_bytes=least.memory_bytes, streaming=least, kv_at_most_weights=shares)
 
 
 def _with_the_rest_as_weights(
@@ -236,16 +241,14 @@ def _refuse_uneven_heads(model: ModelSpec, kv_format: KvName) -> None:
 
 def _with_the_rest_as_pages(request: _Request, context_tokens: int, chunk_tokens: int) -> _Request:
     """The request with as many tokens in the KV cache as fit, at most every sequence's whole context; where weights
-    stream, at most half of it, as pages that nobody uses would make every step slower.
+    stream, at most half of what there is for both.
     """
+    request = replace(request, kv_at_most_weights=request.streaming is not None)
 
     def holding(pages: int) -> _Request:
         return replace(request, kv_tokens=pages * PAGE_TOKENS)
 
-    context_pages = -(-context_tokens // PAGE_TOKENS)
-    most_pages = request.max_sequences * context_pages
-    if request.streaming is not None:
-        most_pages = max(context_pages, most_pages // 2)
+    most_pages = request.max_sequences * -(-context_tokens // PAGE_TOKENS)
     return holding(_largest(lambda pages: holding(pages).fits(context_tokens, chunk_tokens), at_most=most_pages))
 
 
