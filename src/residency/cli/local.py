@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from residency.cli.deploying import Asked
-from residency.cli.options import PlanOptions
+from residency.cli.options import DeviceName, PlanOptions
 from residency.cli.planned import planned
 from residency.cli.progress import Progress
 from residency.errors import UsageError
@@ -49,7 +49,7 @@ def is_local(model: str, on: str | None, asked: Asked) -> bool:
     return on is None or open_checkpoint(path).architecture in FOLDERS
 
 
-def local_plan(model: str, asked: Asked, threads: int | None, progress: Progress) -> Plan:
+def local_plan(model: str, asked: Asked, threads: int | None, device: DeviceName | None, progress: Progress) -> Plan:
     """The plan of a run here, or the one that a file holds. UsageError for options that a run does not have."""
     others = [name for name in asked.given() if name not in _OF_A_RUN]
     if others:
@@ -60,6 +60,7 @@ def local_plan(model: str, asked: Asked, threads: int | None, progress: Progress
         context_tokens=asked.context,
         threads=threads,
         kv_format=kv,  # type: ignore[arg-type]
+        device=device,
     )
     return planned(model, options, progress)
 
@@ -112,7 +113,7 @@ def _placement(plan: Plan) -> PlacementFigures:
 def _device(plan: Plan) -> DeviceFigures:
     memory = plan.memory
     return DeviceFigures(
-        name="RAM",
+        name=plan.device.name if plan.device else "RAM",
         budget_bytes=plan.budget_bytes,
         weights=memory.weights,
         kv_cache=memory.kv_cache,

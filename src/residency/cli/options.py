@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import click
 from click.shell_completion import CompletionItem
 
 from residency.errors import UsageError
-from residency.spec.state import RUN_KV_NAMES, KvName
+from residency.spec.state import AnyKvName
 from residency.store.fetch import CATALOG
 from residency.units import parse_bytes
 
+DeviceName = Literal["cpu", "cuda"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -33,7 +34,8 @@ class PlanOptions:
     memory_bytes: int | None = None
     context_tokens: int | None = None
     threads: int | None = None
-    kv_format: KvName | None = None
+    kv_format: AnyKvName | None = None
+    device: DeviceName | None = None
 
     def refuse_any(self, source: str) -> None:
         """UsageError if something is asked for that the plan `source` has decided."""
@@ -42,6 +44,7 @@ class PlanOptions:
             "--context": self.context_tokens,
             "--threads": self.threads,
             "--kv": self.kv_format,
+            "--device": self.device,
         }
         for name, value in given.items():
             if value is not None:
@@ -52,18 +55,26 @@ model_argument = click.argument("model", metavar="MODEL", shell_complete=complet
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 
 
+device_option = click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="Where to compute (default: cpu); cuda needs a GPU and: pip install 'residency[gpu]'.",
+)
+
+
 def plan_options(function: F) -> F:
-    """--memory, --context, --threads and --kv, handed to the command as `asked: PlanOptions`."""
+    """--memory, --context, --threads, --kv and --device, handed to the command as `asked: PlanOptions`."""
 
     def command(
         *arguments: Any,
         memory: int | None,
         context: int | None,
         threads: int | None,
-        kv: KvName | None,
+        kv: AnyKvName | None,
+        device: DeviceName | None,
         **others: Any,
     ) -> Any:
-        asked = PlanOptions(memory_bytes=memory, context_tokens=context, threads=threads, kv_format=kv)
+        asked = PlanOptions(memory_bytes=memory, context_tokens=context, threads=threads, kv_format=kv, device=device)
         return function(*arguments, asked=asked, **others)
 
     command.__doc__ = function.__doc__
@@ -71,10 +82,12 @@ def plan_options(function: F) -> F:
     command.__dict__.update(function.__dict__)
     decorated: Any = command
     for decorate in (
+        device_option,
         click.option(
             "--kv",
-            type=click.Choice(RUN_KV_NAMES, case_sensitive=False),
-            help="Format of keys and values (default: F16; F32 is twice as large, INT8 about half, INT4 a quarter).",
+            type=click.Choice(get_args(AnyKvName), case_sensitive=False),
+            help="Format of keys and values (default: F16; F32 is twice as large, INT8 about half, INT4 a quarter; "
+            "BF16, the default there, and FP8 are for --device cuda).",
         ),
         click.option("--threads", type=int, metavar="N", help="Threads to compute with (default: all allowed)."),
         click.option("--context", type=int, metavar="TOKENS", help="Tokens of prompt and answer together."),

@@ -8,7 +8,7 @@ import click
 from residency.cli.deploying import Asked, complete_known, deployed, deployment_options, machine_of, spec_of
 from residency.cli.local import is_local, local_answer, local_data, local_plan
 from residency.cli.machines import complete_machine
-from residency.cli.options import json_option
+from residency.cli.options import DeviceName, device_option, json_option
 from residency.cli.planned import is_plan_file, save_plan, write_whole
 from residency.cli.progress import Progress
 from residency.cli.tables import columns
@@ -32,6 +32,7 @@ from residency.units import count
 )
 @deployment_options
 @training_options
+@device_option
 @click.option("--threads", type=int, metavar="N", help="Threads of this machine's processor (default: all allowed).")
 @click.option("--plan-out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Keep a run's plan.")
 @click.option(
@@ -43,6 +44,7 @@ def command(
     on: str | None,
     asked: Asked,
     trained: AskedTraining | None,
+    device: DeviceName | None,
     threads: int | None,
     plan_out: Path | None,
     html: Path | None,
@@ -65,9 +67,9 @@ def command(
         return
     with Progress() as progress:
         if trained is None and on is None and is_plan_file(model):
-            told: AnswerRecord | Plan = local_plan(model, asked, threads, progress)
-        elif trained is None and is_local(model, on, asked):
-            told = _local(model, on, asked, threads, progress)
+            told: AnswerRecord | Plan = local_plan(model, asked, threads, device, progress)
+        elif trained is None and (device is not None or is_local(model, on, asked)):
+            told = _local(model, on, asked, threads, device, progress)
         else:
             told = _elsewhere(model, on or "this", asked, trained, threads, progress)
     if plan_out is not None:
@@ -81,10 +83,12 @@ def command(
     click.echo(_printed(told, as_json))
 
 
-def _local(model: str, on: str | None, asked: Asked, threads: int | None, progress: Progress) -> AnswerRecord | Plan:
+def _local(
+    model: str, on: str | None, asked: Asked, threads: int | None, device: DeviceName | None, progress: Progress
+) -> AnswerRecord | Plan:
     """The plan of a run here; with --on this, what does not fit is an answer too."""
     try:
-        return local_plan(model, asked, threads, progress)
+        return local_plan(model, asked, threads, device, progress)
     except BudgetError:
         if on is None:
             raise

@@ -6,10 +6,12 @@ from pathlib import Path
 from residency.cli.options import PlanOptions
 from residency.cli.progress import Progress
 from residency.engine.calibrate import RUN_FOOTPRINT, this_machine
+from residency.engine.device import plan_for_device
 from residency.engine.planning import plan_rows, read_plan
 from residency.errors import FileError, UsageError
 from residency.hardware import Machine
 from residency.planner import Plan
+from residency.planner.on_device import DeviceRequest, RandomWeights
 from residency.store.fetch import pull
 
 
@@ -32,6 +34,10 @@ def planned(
         asked.refuse_any(model)
         return read_plan(Path(model))
     path = fetched(model, progress)
+    if asked.device == "cuda":
+        return device_plan(path, asked, chunk_tokens=chunk_tokens, logit_rows=logit_rows, max_sequences=max_sequences)
+    if asked.kv_format == "BF16" or asked.kv_format == "FP8":
+        raise UsageError(f"--kv {asked.kv_format} is for --device cuda; give F16, F32, INT8 or INT4.")
     return plan_rows(
         path,
         memory=asked.memory_bytes,
@@ -45,6 +51,30 @@ def planned(
         oversubscribe=max_sequences > 1,
         footprint=footprint,
     )
+
+
+def device_plan(
+    path: Path,
+    asked: PlanOptions,
+    *,
+    chunk_tokens: int | None = None,
+    logit_rows: int | None = None,
+    max_sequences: int = 1,
+    random_weights: RandomWeights | None = None,
+) -> Plan:
+    """The plan of a run of the model at `path` on the CUDA device here. UsageError or MachineError where none is."""
+    if asked.threads is not None:
+        raise UsageError("--threads is of the processor; leave it away with --device cuda.")
+    request = DeviceRequest(
+        budget_bytes=asked.memory_bytes,
+        context_tokens=asked.context_tokens,
+        kv_format=asked.kv_format or "BF16",
+        chunk_tokens=chunk_tokens,
+        logit_rows=logit_rows,
+        max_sequences=max_sequences,
+        random_weights=random_weights,
+    )
+    return plan_for_device(path, request)
 
 
 def is_plan_file(model: str) -> bool:

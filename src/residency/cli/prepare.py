@@ -48,7 +48,7 @@ def command(model: str, asked: PlanOptions) -> None:
 
 def prepare_first(model: str, asked: PlanOptions) -> None:
     """Run the verb in another process where something is left to do. Exits as it does where it fails."""
-    if _is_prepared(model):
+    if asked.device == "cuda" or _is_prepared(model):
         return
     memory = None if asked.memory_bytes is None else f"{asked.memory_bytes}B"
     options = {"memory": memory, "context": asked.context_tokens, "threads": asked.threads, "kv": asked.kv_format}

@@ -2,24 +2,33 @@
 
 import json
 import time
+from typing import TYPE_CHECKING
 
 import click
 
-from residency.cli.options import json_option
+from residency.cli.options import DeviceName, json_option
 from residency.cli.planned import measured_machine
 from residency.cli.progress import Progress
 from residency.cli.tables import columns, paragraph
+from residency.engine.device import this_device
 from residency.hardware import Machine, ThreadRate, Tier
 from residency.paths import cache_folder
-from residency.units import binary_bytes, rate, seconds
+from residency.records import to_data
+from residency.units import binary_bytes, operations_rate, rate, seconds
+
+if TYPE_CHECKING:
+    from residency.store.device_rate import DeviceFigures
 
 _DAY_SECONDS = 24 * 3600
 
 
 @click.command("probe")
 @click.option("--renew", is_flag=True, help="Measure again, whatever the age of what is kept.")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Which to show: this machine, or its GPU."
+)
 @json_option
-def command(renew: bool, as_json: bool) -> None:
+def command(renew: bool, device: DeviceName, as_json: bool) -> None:
     """Show this machine as forecasts see it: read rates, caches, instruction sets, and what the container allows.
 
     The first time, and when what is kept is 30 days old, it is measured; that takes a few seconds.
@@ -28,7 +37,12 @@ def command(renew: bool, as_json: bool) -> None:
     Examples:
       residency probe
       residency probe --renew --json
+      residency probe --device cuda
     """
+    if device == "cuda":
+        figures = this_device(renew=renew)
+        click.echo(json.dumps(to_data(figures)) if as_json else device_in_words(figures))
+        return
     with Progress() as progress:
         machine = measured_machine(progress, renew=renew)
     if as_json:
@@ -48,6 +62,26 @@ def in_words(machine: Machine) -> str:
         paragraph("figures", columns(figures, right=(1,))),
         paragraph("runtime", [_runtime(machine)]),
         paragraph("measured", [_measured(machine)]),
+    ]
+    return "\n".join(paragraphs)
+
+
+def device_in_words(figures: "DeviceFigures") -> str:
+    """A CUDA device for people."""
+    rows = [
+        ("memory, copied (read and written)", rate(figures.copy_bytes_per_second)),
+        ("products in bf16", operations_rate(figures.bf16_operations_per_second)),
+        ("products in int8", operations_rate(figures.int8_operations_per_second)),
+        ("to it from pinned RAM", rate(figures.pinned_to_device)),
+        ("from it to pinned RAM", rate(figures.pinned_from_device)),
+        ("to it from pageable RAM", rate(figures.pageable_to_device)),
+        ("from it to pageable RAM", rate(figures.pageable_from_device)),
+    ]
+    taken = f"{binary_bytes(figures.total_bytes)}, of which the driver and libraries take "
+    about = [f"{figures.name} · {figures.multiprocessors} multiprocessors"]
+    paragraphs = [
+        paragraph("device", [*about, taken + binary_bytes(figures.runtime_bytes)]),
+        paragraph("rates", columns(rows, right=(1,))),
     ]
     return "\n".join(paragraphs)
 

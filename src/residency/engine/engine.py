@@ -8,6 +8,7 @@ from itertools import pairwise
 from types import TracebackType
 
 from residency.engine.arena import peak_resident_bytes, resident_bytes
+from residency.engine.device import DeviceExecutor, open_executor
 from residency.engine.executor import CpuExecutor
 from residency.engine.generation import GenerationOptions, TokenEvent
 from residency.engine.loop import Loop
@@ -64,6 +65,12 @@ class Engine:
         self.ledger = Ledger(self.plan.budget_bytes)
         for kind, owner, num_bytes in _holdings(self.plan):
             self.ledger.reserve(kind, owner=owner, num_bytes=num_bytes)
+        if self.plan.device is not None:
+            self._executor: CpuExecutor | DeviceExecutor = self._opened.enter_context(
+                open_executor(self.plan, self._spec, loading=stage("loading"))
+            )
+            self._loop = self.new_loop()
+            return
         with self._opened as opened:
             folder = ensure_store(self._spec, self.plan.model_fingerprint, progress=stage("converting"))
             self._weights = opened.enter_context(
@@ -181,6 +188,8 @@ class Engine:
         """Memory by class so far: mapped weights and activations that are resident, pages in use by `loop` (the
         engine's own by default), and the rest of the process's peak as runtime.
         """
+        if isinstance(self._executor, DeviceExecutor):
+            return self._executor.measured_memory((loop or self._loop).kv_bytes)
         weights = sum(resident_bytes(*each) for each in self._weights.in_memory)
         kv_cache, activations = (loop or self._loop).kv_bytes, self._executor.activation_bytes
         runtime = max(0, peak_resident_bytes() - weights - kv_cache - activations)

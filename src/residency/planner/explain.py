@@ -12,7 +12,7 @@ def explain(plan: Plan) -> str:
     sequences = f" · {plan.max_sequences} sequences" if plan.max_sequences > 1 else ""
     lines = [
         f"{plan.model_name} · {plan.architecture} · {plan.format_label} · context {plan.context_tokens}{sequences}"
-        f" · RAM budget {binary_bytes(plan.budget_bytes)}",
+        f" · {plan.device.name if plan.device else 'RAM'} budget {binary_bytes(plan.budget_bytes)}",
         f"weights {mib(memory.weights)} · KV cache {mib(memory.kv_cache)} · activations {mib(memory.activations)}"
         f" · runtime {mib(memory.runtime)} · free {mib(plan.free_bytes)}",
         f"forecast {speed(plan.forecast.decode_tokens_per_second)} tokens/s, "
@@ -20,6 +20,8 @@ def explain(plan: Plan) -> str:
     ]
     if plan.streaming is not None:
         lines.insert(2, _placement(plan.streaming))
+    if plan.device and plan.device.random_weights:
+        lines.append("the weights are made up, for measuring: what the model writes has no meaning")
     if plan.forecast.assumed:
         lines.append(f"{len(plan.forecast.assumed)} of the forecast's figures are assumed, not yet measured here")
     return "plan   " + "\n       ".join(lines)

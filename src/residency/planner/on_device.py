@@ -19,6 +19,7 @@ from residency.units import binary_bytes, enough_mib
 DEFAULT_CONTEXT_TOKENS = 2048
 DEFAULT_CHUNK_TOKENS = 2048  # enough rows for the library's products to be bound by arithmetic
 DEVICE_KV_FORMATS = ("BF16", "F16", "F32", "FP8", "INT8")
+RandomWeights = Literal["source", "int8", "int4"]
 _MOST_GRAPHED = 256  # sequences
 QUANTS: dict[str, PlaneLayout | None] = {"source": None, "int8": int8_groups(128), "int4": int4_groups(128)}
 
@@ -34,7 +35,7 @@ class DeviceRequest:
     budget_bytes: int | None = None
     kv_format: AnyKvName = "BF16"
     activation_type: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    random_weights: Literal["source", "int8", "int4"] | None = None
+    random_weights: RandomWeights | None = None
 
 
 def plan_on_device(

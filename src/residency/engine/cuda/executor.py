@@ -23,7 +23,7 @@ from residency.models.layers import Parts
 from residency.models.registry import forward_of
 from residency.planner.device_buffers import INPUTS
 from residency.planner.on_device import QUANTS
-from residency.planner.plan import DevicePlan, Plan
+from residency.planner.plan import DevicePlan, MemoryBytes, Plan
 from residency.scheduler import Batch
 from residency.spec.device_layout import device_layout
 from residency.spec.model import ModelSpec
@@ -94,19 +94,19 @@ class CudaExecutor:
             torch.cuda.empty_cache()
 
     @property
-    def weight_bytes(self) -> int:
-        """Bytes of the weights on the device."""
-        return self._weights.num_bytes
-
-    @property
     def activation_bytes(self) -> int:
         """Bytes of the activation buffers on the device."""
         return self._arena.num_bytes
 
-    @property
-    def used_bytes(self) -> int:
-        """What this process has taken of the device's memory, as PyTorch and the driver count it."""
-        return int(torch.cuda.max_memory_reserved()) if self._device == "cuda" else 0
+    def measured_memory(self, kv_cache_bytes: int) -> MemoryBytes:
+        """Memory by class on the device; runtime is all else that its driver counts as taken."""
+        weights, activations = self._weights.num_bytes, self.activation_bytes
+        runtime = 0
+        if self._device == "cuda":
+            free_bytes, total_bytes = torch.cuda.mem_get_info()
+            held = sum(pages.numel() for pages in self._kv_pages) + weights + activations
+            runtime = max(0, total_bytes - free_bytes - held)
+        return MemoryBytes(weights=weights, kv_cache=kv_cache_bytes, activations=activations, runtime=runtime)
 
     def compute(
         self, batch: Batch, pages: KvPages, tokens: npt.NDArray[np.int64], *, every_logit: bool = False
@@ -150,7 +150,9 @@ class CudaExecutor:
                 swap.read(page_LB, group=copy.group, slot=copy.source)
                 pages_LPB[:, copy.target] = torch.from_numpy(page_LB).to(self._device)
 
-    def profile(self, *_: object, **__: object) -> tuple[LaunchTime, ...]:
+    def profile(
+        self, batch: Batch, pages: KvPages, tokens: npt.NDArray[np.int64], *, repeats: int
+    ) -> tuple[LaunchTime, ...]:
         """UnsupportedError: the device's own profilers show its kernels."""
         raise UnsupportedError("kernels on a CUDA device are timed by Nsight Systems or torch.profiler, not here.")
 

@@ -1,0 +1,85 @@
+"""The way to a CUDA device: PyTorch is imported behind these functions, and only by a run that asks for the device."""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from residency.engine.executor import Executor
+from residency.engine.stamps import LaunchTime
+from residency.errors import UsageError
+from residency.ledger import KvPages
+from residency.models.specs import model_spec
+from residency.planner.on_device import DeviceRequest, decode_batches, plan_on_device
+from residency.planner.plan import MemoryBytes, Plan
+from residency.scheduler import Batch
+from residency.spec.model import ModelSpec
+from residency.spec.opening import open_checkpoint
+from residency.store.fetch import resolve
+
+if TYPE_CHECKING:
+    from residency.store.device_rate import DeviceFigures
+
+_NEEDED = ("torch", "triton")
+GRAPH_BYTES = 8 << 20  # of one recorded step: some hundred kernels' nodes and the driver's copies of their words
+
+Progress = Callable[[int, int], None]
+
+
+@runtime_checkable
+class DeviceExecutor(Executor, Protocol):
+    """What an engine needs of an executor whose memory is a device's."""
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of the activation buffers."""
+
+    def measured_memory(self, kv_cache_bytes: int) -> MemoryBytes:
+        """Memory by class on the device, with so many bytes of pages in use."""
+
+    def profile(
+        self, batch: Batch, pages: KvPages, tokens: npt.NDArray[np.int64], *, repeats: int
+    ) -> tuple[LaunchTime, ...]:
+        """UnsupportedError: a device's own profilers show its kernels."""
+
+
+def this_device(*, renew: bool = False) -> "DeviceFigures":
+    """The first CUDA device, measured now if it has not been. UsageError where PyTorch or Triton is missing,
+    MachineError where there is no device.
+    """
+    for name in _NEEDED:
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"--device cuda needs {name}; install it with: pip install 'residency[gpu]'.")
+    from residency.store.device_rate import device_figures
+
+    return device_figures(renew=renew)
+
+
+def plan_for_device(model: str | Path, asked: DeviceRequest) -> Plan:
+    """The plan of running `model` on the first CUDA device; see plan_on_device for what is refused."""
+    figures = this_device()
+    checkpoint = open_checkpoint(resolve(str(model)))
+    graphs = len(decode_batches(asked.max_sequences)) * GRAPH_BYTES
+    return plan_on_device(
+        model_spec(checkpoint),
+        asked,
+        device=figures.device(),
+        multiprocessors=figures.multiprocessors,
+        runtime_bytes=figures.runtime_bytes + graphs,
+        model_path=checkpoint.path.absolute(),
+        fingerprint=checkpoint.fingerprint,
+    )
+
+
+@contextmanager
+def open_executor(plan: Plan, spec: ModelSpec, *, loading: Progress | None = None) -> Iterator[DeviceExecutor]:
+    """The executor of a plan that has a device. As `this_device` where there is none."""
+    this_device()
+    from residency.engine.cuda.executor import CudaExecutor
+
+    with CudaExecutor(plan, spec, loading=loading) as executor:
+        yield executor

@@ -1,0 +1,73 @@
+"""Plans of runs on a device: what is counted, what is refused, and what a file may say."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from residency.errors import BudgetError, ContextError, FileError
+from residency.models.specs import model_spec
+from residency.planner.check import check_plan
+from residency.planner.on_device import DeviceRequest, decode_batches
+from residency.planner.plan import Plan
+from residency.spec import open_checkpoint
+from support.device_plans import device_plan_of
+from support.gguf_files import write_gguf
+from support.models import small_model
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_gguf(tmp_path_factory.mktemp("models") / "small.gguf", small_model("qwen2"), "Q4_K")
+
+
+def test_what_is_too_large_is_refused_with_what_would_fit(path: Path) -> None:
+    fits = device_plan_of(path, DeviceRequest(context_tokens=512, max_sequences=8))
+    with pytest.raises(BudgetError, match=r"too little\. The cheapest change: --kv int8"):
+        device_plan_of(
+            path,
+            DeviceRequest(
+                context_tokens=512, max_sequences=8, budget_bytes=fits.memory.peak - fits.memory.kv_cache // 3
+            ),
+        )
+
+
+def test_a_budget_above_the_device_s_memory_is_refused(path: Path) -> None:
+    with pytest.raises(BudgetError, match="more than the memory of a test's GPU"):
+        device_plan_of(path, DeviceRequest(budget_bytes=2 << 30))
+
+
+def test_a_context_that_the_model_has_not_is_refused(path: Path) -> None:
+    with pytest.raises(ContextError, match="ask for --context 512"):
+        device_plan_of(path, DeviceRequest(context_tokens=513))
+
+
+def test_weights_take_their_bits_and_no_more(path: Path) -> None:
+    """Within what aligning planes costs."""
+    plan, spec = device_plan_of(path, DeviceRequest()), model_spec(open_checkpoint(path))
+    norms = sum(2 * tensor.num_bytes for tensor in spec.tensors if len(tensor.shape) == 1)
+    assert spec.weight_bytes <= plan.memory.weights <= spec.weight_bytes + norms + 256 * 4 * len(spec.tensors)
+
+
+def test_int8_keys_and_values_take_half_of_bf16_and_their_scales(path: Path) -> None:
+    whole, half = (device_plan_of(path, DeviceRequest(kv_format=kv)).memory.kv_cache for kv in ("BF16", "INT8"))
+    assert half == whole * (64 + 2) // 128
+
+
+def test_a_plan_is_read_back_and_is_that_of_its_model(path: Path) -> None:
+    plan = device_plan_of(path, DeviceRequest(max_sequences=3))
+    again = Plan.from_json(plan.to_json())
+    check_plan(again, model_spec(open_checkpoint(path)))
+    assert again == plan
+
+
+def test_a_plan_whose_arrays_are_not_its_model_s_is_refused(path: Path) -> None:
+    plan = device_plan_of(path, DeviceRequest())
+    smaller = replace(plan, buffers=tuple(replace(each, shape=(1,)) for each in plan.buffers))
+    with pytest.raises(FileError, match="does not fit its model"):
+        check_plan(smaller, model_spec(open_checkpoint(path)))
+
+
+@pytest.mark.parametrize(("sequences", "batches"), [(1, (1,)), (3, (1, 2, 3)), (20, (1, 2, 4, 8, 16, 20))])
+def test_every_batch_has_a_graph_that_is_little_larger(sequences: int, batches: tuple[int, ...]) -> None:
+    assert decode_batches(sequences) == batches
