@@ -46,7 +46,7 @@ def test_an_ended_sequence_leaves_all_pages_free() -> None:
 
 def letters(tokens: str) -> PageKey:
     """Names pages of four tokens, a letter each."""
-    return lambda page: tokens[4 * page : 4 * page + 4]
+    return lambda page: b"\0" + tokens[4 * page : 4 * page + 4].encode()
 
 
 def computed(kv: KvPages, sequence: int, tokens: str, *, at_a_time: int = 4) -> None:

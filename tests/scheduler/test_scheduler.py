@@ -243,7 +243,7 @@ def keyed(request_id: int, tokens: str, wanted_tokens: int = 4) -> Request:
         request_id=request_id,
         prompt_tokens=len(tokens),
         wanted_tokens=wanted_tokens,
-        page_key=lambda page: tokens[4 * page : 4 * page + 4],
+        page_key=lambda page: b"\0" + tokens[4 * page : 4 * page + 4].encode(),
     )
 
 

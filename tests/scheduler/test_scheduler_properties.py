@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from residency.errors import BudgetError, ContextError, UsageError
-from residency.ledger import KvPages, PageCopy, PageGroup
+from residency.ledger import KeptPages, KvPages, PageCopy, PageGroup
 from residency.scheduler import Batch, BatchEntry, Request, Scheduler, SwapCost
 
 PAGE_TOKENS = 4
@@ -28,8 +28,8 @@ class Live:
     forked: bool = False
     shares_prefix: bool = True
 
-    def page_key(self, page: int) -> tuple[int, ...]:
-        return tuple(self.tokens[page * PAGE_TOKENS : (page + 1) * PAGE_TOKENS])
+    def page_key(self, page: int) -> bytes:
+        return bytes([0, *self.tokens[page * PAGE_TOKENS : (page + 1) * PAGE_TOKENS]])
 
 
 @dataclass
@@ -38,11 +38,26 @@ class Cache:
 
     slots: dict[tuple[int, int], dict[int, tuple[int, ...]]] = field(default_factory=dict)
     next_tier: dict[tuple[int, int], dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    kept: dict[tuple[int, int], dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    digests: dict[tuple[int, int], bytes] = field(default_factory=dict)  # of what is kept
 
-    def copy(self, copy: PageCopy) -> None:
-        sources = self.next_tier if copy.way == "in" else self.slots
-        targets = self.next_tier if copy.way == "out" else self.slots
+    def copy(self, copy: PageCopy) -> bool:
+        """Whether it succeeds: what is kept may have given way to something else."""
+        sources = {"in": self.next_tier, "load": self.kept}.get(copy.way, self.slots)
+        targets = {"out": self.next_tier, "save": self.kept}.get(copy.way, self.slots)
+        if copy.way == "save":
+            self.digests[copy.group, copy.target] = copy.digest
+        if copy.way == "load" and self.digests.get((copy.group, copy.source)) != copy.digest:
+            return False
         targets[copy.group, copy.target] = dict(sources.get((copy.group, copy.source), {}))
+        return True
+
+    def fail(self, copy: PageCopy) -> None:
+        """Nothing of use is where the copy should have gone."""
+        targets = {"out": self.next_tier, "save": self.kept}.get(copy.way, self.slots)
+        targets[copy.group, copy.target] = {}
+        if copy.way == "save":
+            self.digests.pop((copy.group, copy.target), None)
 
     def write(self, group: int, page: int, token: int, tokens: tuple[int, ...]) -> None:
         self.slots.setdefault((group, page), {})[token % PAGE_TOKENS] = tokens
@@ -60,16 +75,26 @@ class SchedulerMachine(RuleBasedStateMachine):
         sequences=st.integers(1, 4),
         guaranteed=st.booleans(),
         slots=st.integers(0, 12),
+        kept_slots=st.none() | st.integers(0, 12),
     )
     def begin(
-        self, num_pages: int, window_pages: int, window: int, chunk: int, sequences: int, guaranteed: bool, slots: int
+        self,
+        num_pages: int,
+        window_pages: int,
+        window: int,
+        chunk: int,
+        sequences: int,
+        guaranteed: bool,
+        slots: int,
+        kept_slots: int | None,
     ) -> None:
         self.windows = (None, window)
         groups = [
             PageGroup(num_pages=num_pages, num_slots=slots),
             PageGroup(num_pages=window_pages, window_tokens=window, num_slots=slots),
         ]
-        self.pages = KvPages(groups, page_tokens=PAGE_TOKENS)
+        kept = None if kept_slots is None else KeptPages([kept_slots] * 2)
+        self.pages = KvPages(groups, page_tokens=PAGE_TOKENS, kept=kept)
         self.chunk, self.sequences, self.guaranteed = chunk, sequences, guaranteed
         self.scheduler = Scheduler(
             self.pages,
@@ -123,12 +148,29 @@ class SchedulerMachine(RuleBasedStateMachine):
         del self.live[request_id]
 
     @precondition(lambda self: self.live)
-    @rule(data=st.data())
-    def step(self, data: st.DataObject) -> None:
-        self.compute(ended=data.draw(st.sets(st.sampled_from(sorted(self.live)), max_size=1)))
+    @rule(data=st.data(), failing=st.sampled_from([0, 0, 1, 2, 3]))
+    def step(self, data: st.DataObject, failing: int) -> None:
+        self.compute(ended=data.draw(st.sets(st.sampled_from(sorted(self.live)), max_size=1)), failing=failing)
 
-    def compute(self, ended: set[int]) -> None:
-        batch = self.scheduler.schedule()
+    def scheduled(self, failing: int) -> Batch:
+        """The next batch after its copies; of those to and from disk the first few fail."""
+        while True:
+            batch = self.scheduler.schedule()
+            lost: set[int] = set()
+            for copy in batch.copies:
+                fails = copy.way != "within" and failing > 0
+                failing -= fails
+                if fails or not self.cache.copy(copy):
+                    self.cache.fail(copy)
+                    lost |= set() if copy.sequence is None else {copy.sequence}
+                    if copy.way in ("save", "load"):
+                        self.pages.lose(copy)
+            if not lost:
+                return batch
+            self.scheduler.withdraw(batch, lost=lost)
+
+    def compute(self, ended: set[int], failing: int = 0) -> None:
+        batch = self.scheduled(failing)
         assert 1 <= batch.num_tokens <= self.chunk
         assert len(batch.entries) <= self.sequences
         assert [entry.of_prompt for entry in batch.entries] == sorted(entry.of_prompt for entry in batch.entries)
@@ -149,9 +191,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             del self.live[request_id]
 
     def write(self, batch: Batch) -> None:
-        """Copies, then keys and values of all tokens: a page that two write to is found out here or when read."""
-        for copy in batch.copies:
-            self.cache.copy(copy)
+        """Keys and values of all tokens: a page that two write to is found out here or when read."""
         written: set[tuple[int, int, int]] = set()
         for entry in batch.entries:
             live = self.live[entry.request_id]

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from residency.engine.executor import CpuExecutor
 from residency.hardware import Machine
 from residency.ledger import KvPages
-from residency.ledger.kv import PageGroup
+from residency.ledger.groups import PageGroup
 from residency.models.specs import model_spec
 from residency.planner import Plan, plan_run
 from residency.scheduler import Request, Scheduler

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from residency.engine.executor import CpuExecutor
 from residency.engine.generation import TokenEvent
+from residency.engine.kv_store import KvStoreSpace
 from residency.engine.loop import Loop
 from residency.engine.swap import SwapSpace
 from residency.models.specs import model_spec
@@ -26,14 +27,20 @@ def loop_on(
     eos_ids: frozenset[int] = NOBODY,
     admission: Admission = "optimistic",
     swap: SwapSpace | None = None,
+    store: KvStoreSpace | None = None,
 ) -> Iterator[Loop]:
     """A loop on the model at `path`; closed afterwards."""
     spec = model_spec(open_checkpoint(path))
     folder = ensure_store(spec, plan.model_fingerprint)
     with Weights(spec, folder, plan.streaming) as weights, CpuExecutor(plan, spec, weights) as executor:
-        weight_read_bytes = read_bytes_per_token(spec)
         loop = Loop(
-            plan, executor, eos_ids=eos_ids, weight_read_bytes=weight_read_bytes, admission=admission, swap=swap
+            plan,
+            executor,
+            eos_ids=eos_ids,
+            weight_read_bytes=read_bytes_per_token(spec),
+            admission=admission,
+            swap=swap,
+            store=store,
         )
         with closing(loop):
             yield loop

@@ -11,6 +11,7 @@ from residency.engine.arena import peak_resident_bytes, resident_bytes
 from residency.engine.device import DeviceExecutor, open_executor
 from residency.engine.executor import CpuExecutor
 from residency.engine.generation import GenerationOptions, TokenEvent
+from residency.engine.kv_store import KvStoreSpace
 from residency.engine.loop import Loop
 from residency.engine.planning import open_planned
 from residency.engine.report import Bandwidth, Report, Seconds
@@ -82,7 +83,12 @@ class Engine:
             self._loop = self.new_loop()
             self._opened = opened.pop_all()
 
-    def new_loop(self, admission: Admission = "optimistic", swap: SwapSpace | None = None) -> Loop:
+    def new_loop(
+        self,
+        admission: Admission = "optimistic",
+        swap: SwapSpace | None = None,
+        store: KvStoreSpace | None = None,
+    ) -> Loop:
         """A loop with nothing to do yet. One at a time: all use the same pages."""
         return Loop(
             self.plan,
@@ -91,6 +97,7 @@ class Engine:
             weight_read_bytes=read_bytes_per_token(self._spec),
             admission=admission,
             swap=swap,
+            store=store,
         )
 
     def __enter__(self) -> "Engine":

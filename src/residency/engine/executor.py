@@ -13,9 +13,9 @@ from residency.engine.inputs import StepInputs
 from residency.engine.sampler import Draw
 from residency.engine.stamps import LaunchTime, StampedStep
 from residency.engine.steps import STREAM_KERNELS, ResidentSteps, StreamedSteps
-from residency.engine.swap import SwapFile
+from residency.engine.tiers import NextTier
 from residency.engine.workers import Workers
-from residency.errors import UsageError
+from residency.errors import StoreError, UsageError
 from residency.kernels.embed import embed
 from residency.kernels.library import Library
 from residency.kernels.recorder import Recorder
@@ -64,8 +64,8 @@ class Executor(Protocol):
     def more_logits(self, rows: Sequence[int]) -> Logits:
         """The logits of further tokens of the last step."""
 
-    def copy_pages(self, copies: Iterable[PageCopy], swap: SwapFile | None = None) -> None:
-        """Make a batch's copies."""
+    def copy_pages(self, copies: Iterable[PageCopy], tier: NextTier | None = None) -> list[PageCopy]:
+        """Make a batch's copies; those that failed."""
 
 
 class CpuExecutor:
@@ -149,18 +149,25 @@ class CpuExecutor:
         self._run(only_logits=True)
         return self._logits[: len(rows), : self._vocabulary]
 
-    def copy_pages(self, copies: Iterable[PageCopy], swap: SwapFile | None = None) -> None:
-        """Make a batch's copies, which come before it is computed. Those out and in need the file that they go to."""
+    def copy_pages(self, copies: Iterable[PageCopy], tier: NextTier | None = None) -> list[PageCopy]:
+        """Make a batch's copies in their order, before it is computed; those that failed, for the disk is not to be
+        relied on. Those to and from the next tier need it.
+        """
+        failed = []
         for copy in copies:
             pages_LPB = self._kv_pages[copy.group]  # layers, pages, bytes
             if copy.way == "within":
                 pages_LPB[:, copy.target] = pages_LPB[:, copy.source]
-            else:
-                assert swap is not None, "nothing is swapped by a scheduler that has no slots"
-                if copy.way == "out":
-                    swap.write(pages_LPB[:, copy.source], group=copy.group, slot=copy.target)
+                continue
+            assert tier is not None, "nothing is copied to a tier that is not there"
+            try:
+                if copy.way in ("out", "save"):
+                    tier.write(copy, pages_LPB[:, copy.source])
                 else:
-                    swap.read(pages_LPB[:, copy.target], group=copy.group, slot=copy.source)
+                    tier.read(copy, pages_LPB[:, copy.target])
+            except (OSError, StoreError):
+                failed.append(copy)
+        return failed
 
     def profile(
         self, batch: Batch, pages: KvPages, tokens: npt.NDArray[np.int64], *, repeats: int

@@ -10,13 +10,15 @@ import numpy.typing as npt
 
 from residency.engine.executor import Executor, Logits
 from residency.engine.generation import FinishReason, GenerationOptions, TokenEvent, TokenLogprob
+from residency.engine.kv_store import KvStoreSpace
 from residency.engine.metrics import LoopCounts
 from residency.engine.sampler import FloatArray, Sampler, allowed_by, likeliest, log_probabilities
 from residency.engine.scoring import ScoredPrompt, score_prompts
-from residency.engine.swap import SwapFile, SwapSpace
+from residency.engine.swap import SwapSpace
+from residency.engine.tiers import NextTier
 from residency.errors import UsageError
-from residency.ledger import KvPages
-from residency.ledger.kv import PageGroup
+from residency.ledger import KvPages, PageCopy
+from residency.ledger.groups import PageGroup
 from residency.planner.plan import Plan
 from residency.scheduler import Admission, Batch, BatchEntry, Request, Scheduler
 
@@ -111,27 +113,29 @@ class Loop:
         weight_read_bytes: int,
         admission: Admission = "optimistic",
         swap: SwapSpace | None = None,
+        store: KvStoreSpace | None = None,
     ) -> None:
-        """With `swap`, what is preempted may wait in a file; StoreError where that cannot be made."""
+        """With `swap`, what is preempted may wait in a file; with `store`, prompts' pages are kept in one. See
+        NextTier for what is raised where they cannot be made.
+        """
         self._plan = plan
         self._executor = executor
         self._eos_ids = eos_ids
         self._weight_read_bytes = weight_read_bytes
-        slots = [0] * len(plan.kv_groups) if swap is None else swap.slots(plan)
+        self._tier = NextTier(plan, swap=swap, store=store)
         groups = [
             PageGroup(num_pages=group.num_pages, window_tokens=group.window_tokens, num_slots=num_slots)
-            for group, num_slots in zip(plan.kv_groups, slots, strict=True)
+            for group, num_slots in zip(plan.kv_groups, self._tier.swap_slots, strict=True)
         ]
-        self._pages = KvPages(groups, page_tokens=plan.page_tokens)
+        self._pages = KvPages(groups, page_tokens=plan.page_tokens, kept=self._tier.kept)
         self._scheduler = Scheduler(
             self._pages,
             chunk_tokens=plan.chunk_tokens,
             max_sequences=plan.max_sequences,
             context_tokens=plan.context_tokens,
             admission=admission,
-            swap=None if swap is None else swap.cost(plan),
+            swap=self._tier.swap_cost,
         )
-        self._swap_file = None if swap is None else SwapFile(plan, swap)
         self._answers: dict[int, _Answer] = {}  # by the number that the scheduler knows
         self._sequences: dict[int, list[int]] = {}  # those numbers of each request
         self._next_request = self._next_sequence = 0
@@ -139,9 +143,9 @@ class Loop:
         self.compute_seconds = 0.0  # of all steps, in kernels
 
     def close(self) -> None:
-        """Give the swap file back, where there is one."""
-        if self._swap_file is not None:
-            self._swap_file.close()
+        """Keep the prompts' pages that are cached, where there is a store for them, and close the files."""
+        self._make(self._pages.save_cached())
+        self._tier.close()
 
     @property
     def has_work(self) -> bool:
@@ -218,13 +222,15 @@ class Loop:
             shared_pages=sum(pool.num_shared for pool in pools),
             cached_pages=sum(pool.num_cached for pool in pools),
             kv_used_bytes=sum(pool.num_used * group.page_bytes * len(group.layers) for group, pool in used),
+            kept_pages=0 if self._tier.kept is None else self._tier.kept.num_kept,
+            kept_slots=0 if self._tier.kept is None else self._tier.kept.num_slots,
             kv_tokens=self._scheduler.computed_tokens,
             **self._totals,
         )
 
     def step(self) -> list[TokenEvent]:
         """One step; what it gave."""
-        batch = self._scheduler.schedule()
+        batch = self._scheduled()
         logits = self._compute(batch)
         events: list[TokenEvent] = []
         ended: list[int] = []
@@ -259,6 +265,26 @@ class Loop:
             return logits.drawn([answer.sampler.draw() for answer in answers])
         return list(logits.rows())
 
+    def _scheduled(self) -> Batch:
+        """The next batch, for which all copies have been made. What a failing disk has lost is computed anew."""
+        batch = self._scheduler.schedule()
+        while lost := {copy.sequence for copy in self._make(batch.copies) if copy.sequence is not None}:
+            self._scheduler.withdraw(batch, lost=lost)
+            batch = self._scheduler.schedule()
+        return batch
+
+    def _make(self, copies: Sequence[PageCopy]) -> Sequence[PageCopy]:
+        """Make copies; those that failed."""
+        failed = self._executor.copy_pages(copies, self._tier)
+        for copy in failed:
+            if copy.way in ("save", "load"):
+                self._pages.lose(copy)
+        ways = Counter(copy.way for copy in copies)
+        self._totals.update(
+            swapped_pages=ways["out"], saved_pages=ways["save"], loaded_pages=ways["load"], failed_copies=len(failed)
+        )
+        return failed
+
     def _compute(self, batch: Batch) -> Logits:
         """The logits of the batch's entries that need them."""
         tokens = np.concatenate(
@@ -268,7 +294,6 @@ class Loop:
             ]
         )
         started = time.perf_counter()
-        self._executor.copy_pages(batch.copies, self._swap_file)
         logits = self._executor.compute(batch, self._pages, tokens)
         answers = {entry.request_id: self._answers[entry.request_id] for entry in batch.entries}
         if scored := {sequence: each.scored for sequence, each in answers.items() if each.scored is not None}:
@@ -278,7 +303,6 @@ class Loop:
             steps=1,
             computed_tokens=batch.num_tokens,
             preemptions=len(batch.preempted),
-            swapped_pages=sum(copy.way == "out" for copy in batch.copies),
             read_bytes=self._read_bytes(batch),
         )
         return logits

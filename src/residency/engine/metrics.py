@@ -13,10 +13,15 @@ class LoopCounts:
     used_pages: int = 0  # that somebody holds
     shared_pages: int = 0  # that more than one holds
     cached_pages: int = 0  # that nobody holds, kept for prompts that begin with them
+    kept_pages: int = 0  # of prompts, in the store
+    kept_slots: int = 0  # that it has room for
     kv_used_bytes: int = 0  # of the pages that somebody holds
     kv_tokens: int = 0  # of the sequences that hold pages, a shared one counted for each
     preemptions: int = 0  # of all time, as are those below
     swapped_pages: int = 0  # copied out
+    saved_pages: int = 0  # of prompts, copied to the store
+    loaded_pages: int = 0  # and from there
+    failed_copies: int = 0  # to and from disk; what they lost was computed anew
     prompt_tokens: int = 0  # of prompts that are complete
     prefix_hit_tokens: int = 0  # of those, the ones that were shared and not computed
     computed_tokens: int = 0  # of all steps, those computed again after a preemption included

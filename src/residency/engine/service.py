@@ -10,6 +10,7 @@ from types import TracebackType
 
 from residency.engine.engine import Engine
 from residency.engine.generation import FinishReason, GenerationOptions, TokenEvent
+from residency.engine.kv_store import KvStoreSpace
 from residency.engine.metrics import ServiceMetrics
 from residency.engine.swap import SwapSpace
 from residency.errors import QueueFullError, ServiceError, UsageError
@@ -59,16 +60,17 @@ class Service:
         queue_limit: int = 64,
         admission: Admission = "optimistic",
         swap: SwapSpace | None = None,
+        store: KvStoreSpace | None = None,
     ) -> None:
         """`queue_limit`: answers that may be open beyond those that the plan lets run at one time; `admission`: see
-        Scheduler; `swap`: where what is preempted may wait.
+        Scheduler; `swap`: where what is preempted may wait; `store`: where prompts' pages are kept.
         """
         if queue_limit < 0:
             raise UsageError(f"a queue cannot hold {queue_limit} requests; give 0 or more.")
         self._engine = engine
         self._queue_limit = queue_limit
         self._most_open = engine.plan.max_sequences + queue_limit
-        self._loop = engine.new_loop(admission, swap)
+        self._loop = engine.new_loop(admission, swap, store)
         self._changed = threading.Condition()  # guards what follows
         self._open: dict[int, _Open] = {}
         self._submitted: list[_Open] = []
@@ -197,6 +199,7 @@ class Service:
                 "used_bytes": counts.kv_used_bytes,
                 "held_tokens": counts.kv_tokens,
             },
+            "kv_store": {"pages": counts.kept_pages, "slots": counts.kept_slots},
         }
 
     @property

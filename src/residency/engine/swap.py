@@ -1,5 +1,6 @@
 """Pages of the KV cache that wait in a file until there is room for them again."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Sequence
@@ -77,13 +78,17 @@ class SwapFile:
 
     def write(self, page_LB: npt.NDArray[np.uint8], *, group: int, slot: int) -> None:
         """Keep a page (layers, bytes) in a slot. OSError where the disk fails."""
-        self._file.seek(self._place(group, slot))
-        self._file.write(page_LB.tobytes())
+        data = memoryview(page_LB.tobytes())
+        place = self._place(group, slot)
+        while data:
+            written = os.pwrite(self._file.fileno(), data, place)
+            data, place = data[written:], place + written
 
     def read(self, page_LB: npt.NDArray[np.uint8], *, group: int, slot: int) -> None:
         """Put what a slot keeps into a page (layers, bytes). OSError where the disk fails."""
-        self._file.seek(self._place(group, slot))
-        kept = self._file.read(self._slot_bytes[group])
+        kept = os.pread(self._file.fileno(), self._slot_bytes[group], self._place(group, slot))
+        if len(kept) != self._slot_bytes[group]:
+            raise OSError(errno.EIO, "the swap file ends within a page")
         page_LB[:] = np.frombuffer(kept, np.uint8).reshape(page_LB.shape)
 
     def _place(self, group: int, slot: int) -> int:

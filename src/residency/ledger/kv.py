@@ -1,39 +1,16 @@
 """The pages of all sequences in all KV groups, taken and given back together."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
-from typing import Literal
 
 from residency.errors import BudgetError
+from residency.ledger.groups import PageCopy, PageGroup, PageKey
+from residency.ledger.kept import KeptPages
+from residency.ledger.known import Known, KnownPrefixes
 from residency.ledger.pages import PagePool
-from residency.ledger.prefix import PrefixNode, PrefixTree
+from residency.ledger.prefix import PrefixNode
 from residency.ledger.sequence import SequencePages
-
-# Names the tokens of a sequence's page with so many pages before it: equal keys, after equal keys, are equal tokens.
-PageKey = Callable[[int], Hashable]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PageGroup:
-    """Layers that hand out their pages together."""
-
-    num_pages: int
-    window_tokens: int | None = None
-    num_slots: int = 0  # pages that the next tier has room for
-
-
-@dataclass(frozen=True, kw_only=True)
-class PageCopy:
-    """What a page holds in all layers of a group, wanted elsewhere before anything is written there: in another page,
-    or "out" in a slot of the next tier; or what a slot holds, wanted "in" a page.
-    """
-
-    group: int
-    source: int
-    target: int
-    way: Literal["within", "out", "in"] = "within"
 
 
 @dataclass(frozen=True)
@@ -57,16 +34,15 @@ class KvPages:
     """One pool per group; a sequence, known by its number, has one block table in each.
 
     Pages are shared: by prompts that begin alike, through a tree of prefixes that keeps whole pages until they are
-    needed, and by twins, which copy the page that they write to.
+    needed, and by twins, which copy the page that they write to. A prompt's page that gives way to something else goes
+    to the next tier where there are slots for such pages (`kept`), and comes back for a prompt that begins with it.
     """
 
-    def __init__(self, groups: Sequence[PageGroup], *, page_tokens: int) -> None:
+    def __init__(self, groups: Sequence[PageGroup], *, page_tokens: int, kept: KeptPages | None = None) -> None:
         self._groups = tuple(groups)
         self._page_tokens = page_tokens
-        self._tree = PrefixTree(len(self._groups))
-        self._pools = tuple(
-            PagePool(group.num_pages, forgotten=partial(self._forget, index)) for index, group in enumerate(groups)
-        )
+        self._known = KnownPrefixes(groups, page_tokens=page_tokens, kept=kept)
+        self._tree, self._pools = self._known.tree, self._known.pools
         self._slots = tuple(PagePool(group.num_slots) for group in groups)
         self._tables: dict[int, tuple[SequencePages, ...]] = {}
         self._swapped: dict[int, tuple[_SwappedTable, ...]] = {}
@@ -95,6 +71,8 @@ class KvPages:
     def begin(self, sequence: int, *, known_tokens: int, page_key: PageKey | None = None) -> int:
         """A new sequence, which holds the pages of the longest prefix that is known and leaves a token to compute;
         how many tokens that is. Without keys it shares nothing, now and later. ValueError for a number in use.
+
+        Pages that come from the next tier are among the next copies; see `take_copies`.
         """
         if sequence in self._tables:
             raise ValueError(f"sequence {sequence} has pages already")
@@ -102,7 +80,8 @@ class KvPages:
         if page_key is None:
             return 0
         self._prefixes[sequence] = _Prefix(page_key, self._tree.root)
-        return self._adopt(sequence, self._match(page_key, known_tokens))
+        found = self._known.match(page_key, self._most_pages(known_tokens))
+        return self._adopt(sequence, self._known.affordable(found))
 
     def catch_up(self, sequence: int, *, computed_tokens: int, known_tokens: int) -> int:
         """Take over what others have published of the sequence's tokens since; the tokens that need no computing now,
@@ -115,7 +94,7 @@ class KvPages:
             prefix.page_key(prefix.num_pages) not in prefix.node.children
         ):
             return computed_tokens
-        found = self._match(prefix.page_key, known_tokens)
+        found = self._known.match(prefix.page_key, self._most_pages(known_tokens), in_memory=True)
         return self._adopt(sequence, found) if len(found) > prefix.num_pages else computed_tokens
 
     def computes_next_page_of(self, sequence: int, other: int, *, known_tokens: int) -> bool:
@@ -168,12 +147,12 @@ class KvPages:
             slots = pool.take(len(pages))
             swapped.append(_SwappedTable(table.first_page, slots))
             copies += [
-                PageCopy(group=group, source=page, target=slot, way="out")
+                PageCopy(group=group, source=page, target=slot, way="out", sequence=sequence)
                 for page, slot in zip(pages, slots, strict=True)
             ]
         self.free(sequence)
         self._swapped[sequence] = tuple(swapped)
-        return copies
+        return [*self._known.take_copies(), *copies]
 
     def swap_in(self, sequence: int, *, page_key: PageKey | None = None) -> Sequence[PageCopy]:
         """Bring back a sequence that was swapped out; the copies to be made, in this order.
@@ -189,13 +168,13 @@ class KvPages:
             table.adopt((), first_page=back.first_page)
             pages = table.grow((back.first_page + len(back.slots)) * self._page_tokens)
             copies += [
-                PageCopy(group=group, source=slot, target=page, way="in")
+                PageCopy(group=group, source=slot, target=page, way="in", sequence=sequence)
                 for slot, page in zip(back.slots, pages, strict=True)
             ]
         self.drop_swapped(sequence)
         if page_key is not None:
             self._prefixes[sequence] = _Prefix(page_key, self._tree.root)
-        return copies
+        return [*self._known.take_copies(), *copies]
 
     def drop_swapped(self, sequence: int) -> None:
         """Give back the slots of a sequence that was swapped out; KeyError for one that was not."""
@@ -231,7 +210,21 @@ class KvPages:
                 source, target = table.make_own(start_token)
                 copies.append(PageCopy(group=group, source=source, target=target))
             table.grow(start_token + num_tokens)
-        return copies
+        return [*self._known.take_copies(), *copies]
+
+    def take_copies(self) -> list[PageCopy]:
+        """Copies that are to be made before the next step and that no other call has returned: to and from the tier
+        that keeps prompts' pages.
+        """
+        return self._known.take_copies()
+
+    def save_cached(self) -> list[PageCopy]:
+        """The copies after which that tier has all cached pages of prompts, as far as there are slots."""
+        return self._known.save_cached()
+
+    def lose(self, copy: PageCopy) -> None:
+        """A copy to or from that tier has failed: it does not keep the page."""
+        self._known.lose(copy)
 
     def can_ever_hold(self, num_tokens: int, *, chunk_tokens: int, num_sequences: int = 1) -> bool:
         """Whether so many sequences alone, each fed at most `chunk_tokens` at a time, can grow to `num_tokens`."""
@@ -250,9 +243,9 @@ class KvPages:
         those of its known prefix, where of each group so many free pages are promised to others.
         """
         needed = self.pages_of(num_tokens, chunk_tokens=chunk_tokens)
-        found = [] if page_key is None else self._match(page_key, num_tokens)
+        found = () if page_key is None else self._known.match(page_key, self._most_pages(num_tokens))
         for group, pool in enumerate(self._pools):
-            pages = self._pages_in(group, found)
+            pages = self._known.pages_in(group, found)
             free = pool.num_free - sum(pool.holders(page) == 0 for page in pages)
             if needed[group] - len(pages) > free - (promised[group] if promised else 0):
                 return False
@@ -302,49 +295,19 @@ class KvPages:
         """Whole pages before the last known token, which is always computed."""
         return (known_tokens - 1) // self._page_tokens
 
-    def _first_page(self, group: int, num_pages: int) -> int:
-        """The first page that a token after `num_pages` whole pages can see."""
-        window_tokens = self._groups[group].window_tokens
-        if window_tokens is None:
-            return 0
-        return max(0, num_pages * self._page_tokens - window_tokens + 1) // self._page_tokens
-
-    def _match(self, page_key: PageKey, known_tokens: int) -> list[PrefixNode]:
-        """The longest known prefix after which everything that the next token can see is kept."""
-        node, path, length = self._tree.root, [], 0
-        kept_since = [0] * len(self._groups)
-        for page in range(self._most_pages(known_tokens)):
-            child = node.children.get(page_key(page))
-            if child is None:
-                break
-            node = child
-            path.append(node)
-            for group, kept in enumerate(node.pages):
-                if kept is None:
-                    kept_since[group] = page + 1
-            if all(since <= self._first_page(group, page + 1) for group, since in enumerate(kept_since)):
-                length = page + 1
-        return path[:length]
-
-    def _pages_in(self, group: int, path: Sequence[PrefixNode]) -> list[int]:
-        """The pages of a prefix that its next token can see."""
-        pages = [node.pages[group] for node in path[self._first_page(group, len(path)) :]]
-        return [page for page in pages if page is not None]
-
-    def _adopt(self, sequence: int, path: Sequence[PrefixNode]) -> int:
+    def _adopt(self, sequence: int, path: Sequence[Known]) -> int:
         """Let a sequence hold the pages of a prefix in place of those that it has; the prefix's tokens."""
-        tables = self._new_tables()
-        for group, table in enumerate(tables):
-            table.adopt(self._pages_in(group, path), first_page=self._first_page(group, len(path)))
+        node, num_pages = self._known.place_of(path)
+        pages = self._known.hold(path, sequence=sequence)
         for table in self._tables[sequence]:
             table.free()
+        tables = self._new_tables()
+        for group, table in enumerate(tables):
+            table.begin_with(pages[group], first_page=self._known.first_page(group, len(path)))
         self._tables[sequence] = tables
         prefix = self._prefixes[sequence]
-        prefix.node, prefix.num_pages = path[-1] if path else self._tree.root, len(path)
+        prefix.node, prefix.num_pages = node, num_pages
         return len(path) * self._page_tokens
-
-    def _forget(self, group: int, page: int) -> None:
-        self._tree.remove(group=group, page=page)
 
 
 def pages_of_a_sequence(num_tokens: int, *, page_tokens: int, window_tokens: int | None, chunk_tokens: int) -> int:

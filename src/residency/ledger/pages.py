@@ -1,7 +1,7 @@
 """The pages of one KV group: which are free, and how many sequences hold each of the others."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from residency.errors import BudgetError
 
@@ -94,6 +94,11 @@ class PagePool:
                 self._cached[page] = None
             else:
                 self._free.append(page)
+
+    @property
+    def cached(self) -> Sequence[int]:
+        """Pages that nobody holds and whose content is remembered, the longest unused first."""
+        return tuple(self._cached)
 
     def remember(self, page: int) -> None:
         """Keep a used page's content after its last holder; ValueError for one that nobody holds."""

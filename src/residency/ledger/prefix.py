@@ -3,27 +3,30 @@
 L. Zheng et al.: SGLang, efficient execution of structured language model programs (2024), for the tree.
 """
 
-from collections.abc import Hashable
+from residency.ledger.kept import EMPTY_PREFIX, chained
 
 
 class PrefixNode:
     """A prefix that ends with a page. `pages` has its last page in each KV group, None where that is not kept."""
 
-    __slots__ = ("children", "key", "pages", "parent")
+    __slots__ = ("children", "digest", "key", "pages", "parent")
 
-    def __init__(self, parent: "PrefixNode | None", key: Hashable, num_groups: int) -> None:
+    def __init__(self, parent: "PrefixNode | None", key: bytes, digest: bytes, num_groups: int) -> None:
         self.parent = parent
         self.key = key
-        self.children: dict[Hashable, PrefixNode] = {}
+        self.digest = digest
+        self.children: dict[bytes, PrefixNode] = {}
         self.pages: list[int | None] = [None] * num_groups
 
 
 class PrefixTree:
     """Finds prefixes by the keys of their pages. It holds no page: a pool tells it which ones were reused."""
 
-    def __init__(self, num_groups: int) -> None:
+    def __init__(self, num_groups: int, *, with_digests: bool = False) -> None:
+        """`with_digests` names each prefix by a digest as well: see `kept`."""
         self._num_groups = num_groups
-        self._root = PrefixNode(None, None, num_groups)
+        self._with_digests = with_digests
+        self._root = PrefixNode(None, b"", EMPTY_PREFIX, num_groups)
         self._nodes: list[dict[int, PrefixNode]] = [{} for _ in range(num_groups)]
 
     @property
@@ -35,11 +38,16 @@ class PrefixTree:
         """Whether the node is still part of the tree."""
         return node is self._root or node.parent is not None
 
-    def grow(self, node: PrefixNode, key: Hashable) -> PrefixNode:
+    def node_of(self, *, group: int, page: int) -> PrefixNode:
+        """The prefix whose last page this is; KeyError for a page that is none's."""
+        return self._nodes[group][page]
+
+    def grow(self, node: PrefixNode, key: bytes) -> PrefixNode:
         """The prefix one page longer, new where it was unknown."""
         child = node.children.get(key)
         if child is None:
-            child = node.children[key] = PrefixNode(node, key, self._num_groups)
+            digest = chained(node.digest, key) if self._with_digests else EMPTY_PREFIX
+            child = node.children[key] = PrefixNode(node, key, digest, self._num_groups)
         return child
 
     def put(self, node: PrefixNode, *, group: int, page: int) -> None:

@@ -72,10 +72,14 @@ class SequencePages:
 
     def adopt(self, pages: Sequence[int], *, first_page: int) -> None:
         """Begin with pages that others hold or the pool has cached; ValueError where this table is not empty."""
-        if self._pages or self._first_page:
-            raise ValueError("only an empty table can begin with others' pages")
         for page in pages:
             self._pool.share(page)
+        self.begin_with(pages, first_page=first_page)
+
+    def begin_with(self, pages: Sequence[int], *, first_page: int) -> None:
+        """Begin with pages that were taken for this table; ValueError where it is not empty."""
+        if self._pages or self._first_page:
+            raise ValueError("only an empty table can begin with pages")
         self._pages.extend(pages)
         self._first_page = first_page
 

@@ -128,6 +128,7 @@ class Scheduler:
         prompts = [each for each in self._running if each not in decoding]
         for progress, num_tokens in self._shares(prompts, step.free_tokens):
             self._put(progress, num_tokens, step)
+        step.copies += self._pages.take_copies()
         self._in_flight = step.batch()
         return self._in_flight
 
@@ -161,6 +162,22 @@ class Scheduler:
                     done.append(request.request_id)
                     self._leave(each)
         return tuple(done)
+
+    def withdraw(self, batch: Batch, *, lost: Collection[int]) -> None:
+        """Take a batch back that cannot be computed, for copies of pages of the requests in `lost` have failed: these
+        begin anew. All other copies have been made. ValueError for a batch that is not in flight.
+        """
+        if batch is not self._in_flight:
+            raise ValueError("only the batch that was scheduled last can be withdrawn")
+        self._in_flight = None
+        for progress in [each for each in (*self._waiting, *self._running) if each.request.request_id in lost]:
+            if progress in self._running:
+                self._leave(progress)
+                self._wait(progress)
+            elif progress.is_swapped:
+                self._pages.drop_swapped(progress.request.request_id)
+                progress.is_swapped = False
+            progress.restart()
 
     def cancel(self, request_id: int) -> None:
         """Forget a request and free its pages; KeyError where it is unknown or has ended."""

@@ -93,6 +93,13 @@ class _Service(Collector):
         yield _gauge("read_bytes_per_second", "Weights, keys and values read, of late", counts.read_bytes_per_second)
         yield _gauge("bandwidth_share", "Of what this machine's memory can give, of late", counts.bandwidth_share)
         yield _gauge("healthy", "1 while the service is well", counts.healthy)
+        yield _gauge("kv_store_pages", "Pages of prompts that are kept on disk", loop.kept_pages)
+        yield _counter("kv_saved_pages", "Pages of prompts that went to disk", loop.saved_pages)
+        yield _counter("kv_loaded_pages", "Pages of prompts that came back from there", loop.loaded_pages)
+        yield _counter("kv_swapped_pages", "Pages of preempted sequences that went to disk", loop.swapped_pages)
+        yield _counter(
+            "kv_failed_copies", "Pages that the disk failed; what it lost is computed anew", loop.failed_copies
+        )
         yield _counter("preemptions", "Sequences that gave their pages up for others", loop.preemptions)
         yield _counter("refused_requests", "Requests that came while the queue was full", counts.refused)
         yield _counter("accepted_requests", "Requests that were taken in", counts.requests)

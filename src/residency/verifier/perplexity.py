@@ -21,7 +21,7 @@ from residency.engine.executor import CpuExecutor
 from residency.engine.text import Tokenizer, load_tokenizer
 from residency.errors import UsageError
 from residency.ledger import KvPages
-from residency.ledger.kv import PageGroup
+from residency.ledger.groups import PageGroup
 from residency.models.specs import model_spec
 from residency.planner.plan import Plan
 from residency.scheduler import Batch, BatchEntry

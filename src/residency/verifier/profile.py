@@ -11,7 +11,7 @@ from residency.formats.tiles import TILE_ROWS
 from residency.hardware import Machine
 from residency.kernels.attention import partial_bytes
 from residency.ledger import KvPages
-from residency.ledger.kv import PageGroup
+from residency.ledger.groups import PageGroup
 from residency.planner.cost import AttentionCost, ModelCost, compute_rates, step_workload
 from residency.scheduler import Batch, BatchEntry, Request, Scheduler
 from residency.verifier.opened import Opened

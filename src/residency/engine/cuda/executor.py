@@ -13,8 +13,8 @@ from residency.engine.cuda.graphs import StepGraphs
 from residency.engine.cuda.inputs import DeviceInputs, rope_table
 from residency.engine.sampler import Draw
 from residency.engine.stamps import LaunchTime
-from residency.engine.swap import SwapFile
-from residency.errors import BudgetError, FileError, UnsupportedError
+from residency.engine.tiers import NextTier
+from residency.errors import BudgetError, FileError, StoreError, UnsupportedError
 from residency.kernels.device import DeviceStep, StepShape, on_device
 from residency.kernels.embed import embed
 from residency.kernels.rotary import LayerPages, key_offset
@@ -135,20 +135,25 @@ class CudaExecutor:
         self._run(StepShape(tokens=0, sampled=0, logits=len(rows), items=0), only_logits=True)
         return self._logits(len(rows))
 
-    def copy_pages(self, copies: Iterable[PageCopy], swap: SwapFile | None = None) -> None:
+    def copy_pages(self, copies: Iterable[PageCopy], tier: NextTier | None = None) -> list[PageCopy]:
         """As CpuExecutor.copy_pages."""
+        failed = []
         for copy in copies:
             pages_LPB = self._kv_pages[copy.group]
             if copy.way == "within":
                 pages_LPB[:, copy.target] = pages_LPB[:, copy.source]
                 continue
-            assert swap is not None, "nothing is swapped by a scheduler that has no slots"
-            if copy.way == "out":
-                swap.write(pages_LPB[:, copy.source].cpu().numpy(), group=copy.group, slot=copy.target)
-            else:
-                page_LB = np.empty((pages_LPB.shape[0], pages_LPB.shape[2]), np.uint8)
-                swap.read(page_LB, group=copy.group, slot=copy.source)
-                pages_LPB[:, copy.target] = torch.from_numpy(page_LB).to(self._device)
+            assert tier is not None, "nothing is copied to a tier that is not there"
+            try:
+                if copy.way in ("out", "save"):
+                    tier.write(copy, pages_LPB[:, copy.source].cpu().numpy())
+                else:
+                    page_LB = np.empty((pages_LPB.shape[0], pages_LPB.shape[2]), np.uint8)
+                    tier.read(copy, page_LB)
+                    pages_LPB[:, copy.target] = torch.from_numpy(page_LB).to(self._device)
+            except (OSError, StoreError):
+                failed.append(copy)
+        return failed
 
     def profile(
         self, batch: Batch, pages: KvPages, tokens: npt.NDArray[np.int64], *, repeats: int
