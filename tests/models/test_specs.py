@@ -187,9 +187,25 @@ def test_a_tensor_that_the_architecture_has_no_use_for_is_refused(tmp_path: Path
         gguf_spec(tmp_path, "llama", lambda w: w.add_tensor("blk.0.attn_q.bias", np.zeros(256, np.float32)))
 
 
-def test_experts_in_a_gguf_file_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="expert_count"):
-        gguf_spec(tmp_path, "llama", lambda w: w.add_expert_count(8))
+def test_experts_that_a_gguf_file_lacks_are_missed(tmp_path: Path) -> None:
+    def add_experts(writer: gguf.GGUFWriter) -> None:
+        writer.add_expert_count(8)
+        writer.add_expert_used_count(2)
+
+    with pytest.raises(FileError, match="lacks the tensor blk"):
+        gguf_spec(tmp_path, "llama", add_experts)
+
+
+def test_a_token_cannot_be_sent_to_more_experts_than_there_are(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="7 of 6 experts"):
+        gguf_spec(tmp_path, "mixtral", experts_per_token=7)
+
+
+def test_experts_that_lie_one_by_one_in_a_gguf_file_are_found(tmp_path: Path) -> None:
+    model = small_model("mixtral")
+    merged = gguf_spec(tmp_path, "mixtral").layers[1].experts
+    parts = write_gguf(tmp_path / "split.gguf", model, stacked=False)
+    assert [t.shape for t in model_spec(open_checkpoint(parts)).layers[1].experts] == [t.shape for t in merged]
 
 
 def test_heads_whose_values_have_another_width_are_refused(tmp_path: Path) -> None:

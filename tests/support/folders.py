@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from residency.formats import BF16, pack_rows, unpack_rows
 from support.gguf_files import CHAT_TEMPLATE, MERGES, SPECIAL_TOKENS, byte_characters
-from support.models import SmallModel, Weights, random_weights
+from support.models import MIXTURES, SmallModel, Weights, random_weights
 
 CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -20,6 +20,9 @@ CLASSES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "gemma3": "Gemma3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
 }
 
 
@@ -73,6 +76,18 @@ def config_of(model: SmallModel) -> dict[str, Any]:
         "eos_token_id": 256 + len(MERGES) + 2,
         "pad_token_id": 256 + len(MERGES),
     }
+    if model.architecture == "mixtral":
+        config |= {"num_local_experts": model.num_experts, "num_experts_per_tok": model.experts_per_token}
+    elif model.architecture in MIXTURES:
+        config |= {
+            "num_experts": model.num_experts,
+            "num_experts_per_tok": model.experts_per_token,
+            "moe_intermediate_size": model.expert_intermediate,
+            "mlp_only_layers": list(model.dense_layers),
+            "norm_topk_prob": model.renormalized,
+        }
+    if model.architecture == "qwen2_moe":
+        config["shared_expert_intermediate_size"] = model.shared_intermediate
     if model.architecture == "gemma3":
         config |= {
             "hidden_activation": "gelu_pytorch_tanh",

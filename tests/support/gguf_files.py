@@ -1,5 +1,6 @@
 """Writes small GGUF models through the gguf package, tokenizer included."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from residency.formats import F32, Format, format_named, pack_rows, unpack_rows
-from support.models import SmallModel, Weights, random_weights
+from support.models import MIXTURES, SmallModel, Weights, random_weights
 
 LAYER_NAMES = {
     "input_layernorm": "attn_norm",
@@ -23,6 +24,21 @@ LAYER_NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+MIXTURE_NAMES = {
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
+    "block_sparse_moe.gate": "ffn_gate_inp",
+    "block_sparse_moe.experts.w1": "ffn_gate_exps",
+    "block_sparse_moe.experts.w3": "ffn_up_exps",
+    "block_sparse_moe.experts.w2": "ffn_down_exps",
+}
+GGUF_ARCHITECTURES = {"mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe"}
 GEMMA_NAMES = {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",
@@ -44,19 +60,23 @@ def write_gguf(
     *,
     weights: Weights | None = None,
     edit: Callable[[gguf.GGUFWriter], None] | None = None,
+    stacked: bool = True,
 ) -> Path:
     """Writes `model` with its matrices in `number_format`; `edit` may add metadata or tensors before it is written.
 
     `weights` are those of a `transformers` checkpoint (default: random); they are rearranged as llama.cpp's
-    converter does. A tokenizer of the 256 bytes, a few merges and three special tokens comes with it.
+    converter does, a layer's experts `stacked` as one tensor or, as in older files, one by one. A tokenizer
+    of the 256 bytes, a few merges and three special tokens comes with it.
     """
-    writer = gguf.GGUFWriter(path, model.architecture)
+    writer = gguf.GGUFWriter(path, GGUF_ARCHITECTURES.get(model.architecture, model.architecture))
     _add_metadata(writer, model)
     _add_tokenizer(writer, model.vocabulary)
     matrix_format = format_named(number_format)
-    for name, values in (weights or random_weights(model)).items():
+    tensors = weights or random_weights(model)
+    for name, values in (_stacked(tensors) if stacked else tensors).items():
         stored = as_gguf_holds(model, name, values)
-        _add_tensor(writer, gguf_name(model, name), stored, matrix_format if stored.ndim == 2 else F32)
+        as_floats = stored.ndim == 1 or name.endswith("gate.weight")
+        _add_tensor(writer, gguf_name(model, name), stored, F32 if as_floats else matrix_format)
     if edit is not None:
         edit(writer)
     writer.write_header_to_file()
@@ -75,19 +95,32 @@ def rounded(weights: Weights, number_format: str) -> Weights:
     }
 
 
+def _stacked(weights: Weights) -> Weights:
+    """The weights with a layer's experts as one tensor, the first axis the expert."""
+    found: dict[str, list[npt.NDArray[np.float32]]] = {}
+    for name, values in weights.items():
+        found.setdefault(re.sub(r"\.experts\.\d+\.", ".experts.", name), []).append(values)
+    return {name: np.stack(parts) if ".experts." in name else parts[0] for name, parts in found.items()}
+
+
 def gguf_name(model: SmallModel, name: str) -> str:
     """GGUF's name of the tensor that `transformers` calls `name`."""
     stem, _, kind = name.rpartition(".")
     if stem in OUTER_NAMES:
         return f"{OUTER_NAMES[stem]}.{kind}"
     _, _, layer, part = stem.split(".", 3)
-    names = LAYER_NAMES | (GEMMA_NAMES if model.architecture == "gemma3" else {})
+    if expert := re.search(r"experts\.(\d+)\.", part):
+        merged = MIXTURE_NAMES[part.replace(expert[0], "experts.")]
+        return f"blk.{layer}.{merged.removesuffix('_exps')}.{expert[1]}.{kind}"
+    names = LAYER_NAMES | MIXTURE_NAMES | (GEMMA_NAMES if model.architecture == "gemma3" else {})
     return f"blk.{layer}.{names[part]}.{kind}"
 
 
 def as_gguf_holds(model: SmallModel, name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Rotary halves interleaved in llama's q and k; one added to Gemma's norms."""
-    if model.architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+    if name.endswith("shared_expert_gate.weight"):
+        return values.reshape(-1)
+    if model.architecture in ("llama", "mixtral") and name.endswith(("q_proj.weight", "k_proj.weight")):
         halves = values.reshape(-1, 2, model.head_dim // 2, values.shape[1])
         return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
     if model.architecture == "gemma3" and name.endswith("norm.weight"):
@@ -103,11 +136,13 @@ def byte_characters() -> list[str]:
 
 
 def _add_tensor(writer: gguf.GGUFWriter, name: str, values: npt.NDArray[np.float32], chosen: Format) -> None:
-    packed = pack_rows(chosen, np.atleast_2d(values))
+    packed = pack_rows(chosen, values.reshape(-1, values.shape[-1]))
     if chosen.name == "F32":
         writer.add_tensor(name, values)
     else:
-        writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType[chosen.name])
+        writer.add_tensor(
+            name, packed.reshape(*values.shape[:-1], -1), raw_dtype=gguf.GGMLQuantizationType[chosen.name]
+        )
 
 
 def _add_metadata(writer: gguf.GGUFWriter, model: SmallModel) -> None:
@@ -122,7 +157,14 @@ def _add_metadata(writer: gguf.GGUFWriter, model: SmallModel) -> None:
     writer.add_value_length(model.head_dim)
     writer.add_layer_norm_rms_eps(model.norm_epsilon)
     writer.add_rope_freq_base(model.rope_theta)
-    if model.architecture == "llama":
+    if model.architecture in MIXTURES:
+        writer.add_expert_count(model.num_experts)
+        writer.add_expert_used_count(model.experts_per_token)
+    if model.architecture in ("qwen2_moe", "qwen3_moe"):
+        writer.add_expert_feed_forward_length(model.expert_intermediate)
+    if model.architecture == "qwen2_moe":
+        writer.add_expert_shared_feed_forward_length(model.shared_intermediate)
+    if model.architecture in ("llama", "mixtral"):
         writer.add_rope_dimension_count(model.head_dim)
         writer.add_vocab_size(model.vocabulary)
     if model.architecture == "gemma3":

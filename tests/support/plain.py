@@ -4,14 +4,17 @@ Shape suffixes: T tokens, H heads, G key-value heads, D values of a head, C chan
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from residency.formats import unpack_rows
+from residency.kernels.experts.reference import routes
 from residency.kernels.matmul.reference import quantize_rows, rounded_to_bf16
 from residency.spec import AttentionSpec, LayerSpec, ModelSpec, Rearrange, TensorSpec
+from residency.spec.model import MoeSpec
 
 Array = npt.NDArray[np.float64]
 
@@ -80,14 +83,34 @@ def _layer(model: ModelSpec, layer: LayerSpec, x_TC: Array, rounding: Rounding |
     x_TC = x_TC + attended_TC
     before = "pre_feedforward_layernorm.weight" if sandwiched else "post_attention_layernorm.weight"
     h_TC = norm(before, x_TC)
-    gate = _product(h_TC, part["mlp.gate_proj.weight"], rounding)
-    up = _product(h_TC, part["mlp.up_proj.weight"], rounding)
-    if layer.gated_mlp.activation == "silu":
+    if isinstance(layer.mlp, MoeSpec):
+        fed_TC = _mixture(layer, layer.mlp, h_TC, rounding)
+    else:
+        fed_TC = _gated(layer, layer.gated_matrices, h_TC, rounding)
+    return x_TC + (norm("post_feedforward_layernorm.weight", fed_TC) if sandwiched else fed_TC)
+
+
+def _gated(layer: LayerSpec, matrices: Sequence[TensorSpec], x_TC: Array, rounding: Rounding | None) -> Array:
+    gate, up = (_product(x_TC, matrix, rounding) for matrix in matrices[:2])
+    if layer.gated_network.activation == "silu":
         gate = gate / (1 + np.exp(-gate))
     else:
         gate = 0.5 * gate * (1 + np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)))
-    fed_TC = _product(gate * up, part["mlp.down_proj.weight"], rounding)
-    return x_TC + (norm("post_feedforward_layernorm.weight", fed_TC) if sandwiched else fed_TC)
+    return _product(gate * up, matrices[2], rounding)
+
+
+def _mixture(layer: LayerSpec, spec: MoeSpec, x_TC: Array, rounding: Rounding | None) -> Array:
+    """Each token through its experts, one after another, and through the network that every token passes."""
+    router, *shared_gate = (tensor for tensor in layer.tensors if tensor.role == "router")
+    logits_TE = _product(x_TC, router, rounding).astype(np.float32)
+    chosen = routes(logits_TE, spec.experts_per_token, renormalized=spec.renormalized)
+    fed_TC = np.zeros_like(x_TC)
+    for expert, matrices in enumerate(zip(*(tensor.each_copy for tensor in layer.experts), strict=True)):
+        weight_T = np.where(chosen.experts_TK == expert, chosen.weights_TK, 0).sum(axis=1)
+        fed_TC += weight_T[:, None] * _gated(layer, matrices, x_TC, rounding)
+    for gate in shared_gate:
+        fed_TC += _gated(layer, layer.gated_matrices, x_TC, rounding) / (1 + np.exp(-_product(x_TC, gate, rounding)))
+    return fed_TC
 
 
 def _attention(

@@ -92,7 +92,15 @@ class CpuExecutor:
             self._hidden = None if in_step else buffers["hidden"][:, : spec.hidden]
             self._vocabulary = spec.vocabulary
             step = Recorder(self._inputs.addresses, buffers)
-            parts = Parts(spec=spec, weights=weights, caches=self._layer_pages(), angles=self._inputs.angles)
+            mixtures = {index: layer for index, layer in enumerate(spec.layers) if layer.experts}
+            self._experts = {index: weights.experts(layer) for index, layer in mixtures.items()}
+            parts = Parts(
+                spec=spec,
+                weights=weights,
+                caches=self._layer_pages(),
+                angles=self._inputs.angles,
+                experts=self._experts,
+            )
             if in_step:
                 embed(step, weights.head, spec.embedding_scale, buffers["hidden"])
             forward_of(spec)(step, parts)

@@ -1,6 +1,6 @@
 """A model's configuration, read with types: config.json as it is, GGUF's metadata under the same keys."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from residency.errors import FileError, UnsupportedError
@@ -27,6 +27,9 @@ GGUF_KEYS = {
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
     "num_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
     "logits_scaling": "logit_scale",
     "residual_multiplier": "residual_scale",
     "embedding_multiplier": "embedding_scale",
@@ -201,10 +204,10 @@ class Configuration:
     def _with(self, values: Mapping[str, Any]) -> "Configuration":
         return Configuration(self.source, values, self._names, architecture=self.architecture, asked=self._asked)
 
-    def refuse_unhandled(self) -> None:
-        """UnsupportedError if a key would change the result in a way that is not implemented."""
+    def refuse_unhandled(self, but: Container[str] = ()) -> None:
+        """UnsupportedError if a key, `but` those, would change the result in a way that is not implemented."""
         for key, harmless in UNHANDLED.items():
-            value = self._values.get(key)
+            value = None if key in but else self._values.get(key)
             if value is not None and (not isinstance(value, int | float) or value not in harmless):
                 raise self.unsupported(key)
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from residency.errors import FileError, UnsupportedError
 from residency.models.configuration import Configuration
+from residency.models.mixture import Mixture, gated_matrices
 from residency.models.rope import rope_spec
 from residency.models.tensors import TensorFinder
 from residency.spec.checkpoint import Checkpoint
@@ -143,9 +144,13 @@ def build_layer(
     norm: Rearrange = Rearrange.NONE,
     qk: Rearrange = Rearrange.NONE,
     norms_after: bool = False,
+    mixture: Mixture | None = None,
 ) -> LayerSpec:
-    """One block, its tensors in the order in which a token meets them; `norms_after` also has norms after its parts."""
-    hidden, intermediate = extents.hidden, extents.intermediate
+    """One block, its tensors in the order in which a token meets them; `norms_after` also has norms after its parts.
+
+    Its feed-forward network is a `mixture` of experts where there is one.
+    """
+    hidden = extents.hidden
     q_rows, kv_rows = extents.num_heads * extents.head_dim, extents.num_kv_heads * extents.head_dim
 
     def take(part: str, *shape: int, rearrange: Rearrange = Rearrange.NONE) -> TensorSpec:
@@ -170,12 +175,13 @@ def build_layer(
     tensors.append(take("post_attention_layernorm.weight", hidden, rearrange=norm))
     if norms_after:
         tensors.append(take("pre_feedforward_layernorm.weight", hidden, rearrange=norm))
-    tensors.append(take("mlp.gate_proj.weight", intermediate, hidden))
-    tensors.append(take("mlp.up_proj.weight", intermediate, hidden))
-    tensors.append(take("mlp.down_proj.weight", hidden, intermediate))
+    if mixture is None:
+        tensors += gated_matrices(finder, f"model.layers.{layer}.mlp", hidden, extents.intermediate)
+    else:
+        tensors += mixture.tensors(finder, layer, hidden)
     if norms_after:
         tensors.append(take("post_feedforward_layernorm.weight", hidden, rearrange=norm))
-    mlp = MlpSpec(intermediate=intermediate, activation=activation)
+    mlp = MlpSpec(intermediate=extents.intermediate, activation=activation) if mixture is None else mixture.spec
     return LayerSpec(attention=attention, mlp=mlp, tensors=tuple(finder.with_orders(tensors)))
 
 

@@ -34,6 +34,11 @@ FOLDERS = {
     "qwen3": "qwen3",
     "gemma3": "gemma3",
     "gemma3_text": "gemma3",
+    "mixtral": "mixtral",
+    "qwen2_moe": "qwen2_moe",
+    "qwen2moe": "qwen2_moe",
+    "qwen3_moe": "qwen3_moe",
+    "qwen3moe": "qwen3_moe",
 }
 
 
@@ -52,7 +57,10 @@ def architecture_folder(architecture: str) -> str:
 
 def model_spec(checkpoint: Checkpoint) -> ModelSpec:
     """The model in `checkpoint`, to be run: its shapes, formats and where its tensors are."""
-    module = importlib.import_module(f"residency.models.{architecture_folder(checkpoint.architecture)}.spec")
+    folder = architecture_folder(checkpoint.architecture)
+    if folder == "llama" and checkpoint.config.get("llama.expert_count"):
+        folder = "mixtral"  # which GGUF files call llama, too
+    module = importlib.import_module(f"residency.models.{folder}.spec")
     return cast(Callable[[Checkpoint], ModelSpec], module.model_spec)(checkpoint)
 
 

@@ -29,11 +29,19 @@ GGUF_LAYER_NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    **dict.fromkeys(("mlp.gate", "block_sparse_moe.gate"), "ffn_gate_inp"),
+    **dict.fromkeys(("mlp.experts.{}.gate_proj", "block_sparse_moe.experts.{}.w1"), "ffn_gate_exps"),
+    **dict.fromkeys(("mlp.experts.{}.up_proj", "block_sparse_moe.experts.{}.w3"), "ffn_up_exps"),
+    **dict.fromkeys(("mlp.experts.{}.down_proj", "block_sparse_moe.experts.{}.w2"), "ffn_down_exps"),
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
 }
 SPLITS: Mapping[str, Split] = {
-    **dict.fromkeys(("q_proj", "gate_proj", "up_proj"), "rows"),
+    **dict.fromkeys(("q_proj", "gate_proj", "up_proj", "w1", "w3"), "rows"),
     **dict.fromkeys(("k_proj", "v_proj"), "kv_heads"),
-    **dict.fromkeys(("o_proj", "down_proj"), "columns"),
+    **dict.fromkeys(("o_proj", "down_proj", "w2"), "columns"),
 }
 # Where text models keep their tensors, alone and inside a model that also sees.
 FOLDER_PREFIXES = (("model.", "model."), ("model.", "language_model.model."), ("model.", "model.language_model."))
@@ -51,10 +59,12 @@ def role_and_split(name: str) -> tuple[Role, Split]:
         return ("embedding" if part == "embed_tokens" else "head"), "vocabulary"
     if part.endswith("norm"):
         return "norm", "replicated"
+    if part in ("gate", "shared_expert_gate"):
+        return "router", "replicated"
     split = SPLITS[part]
     if kind == "bias":
         return "bias", "replicated" if split == "columns" else split
-    return "matrix", split
+    return ("expert" if ".experts." in name else "matrix"), split
 
 
 class TensorFinder:
@@ -95,19 +105,9 @@ class TensorFinder:
         if (found := find_packed(self._checkpoint, self._scheme, file_name, shape)) is not None:
             return self._packed(name, shape, found)
         source = self._source(file_name)
-        if source.shape != shape:
-            raise FileError(
-                f"{self._checkpoint.path} holds {file_name} of shape {source.shape}, "
-                f"and its configuration asks for {shape}; fetch the model again."
-            )
-        if source.format.name not in FORMATS:
-            raise UnsupportedError(
-                f"{self._checkpoint.path} holds {file_name} in {source.format.name}, which can be planned and not yet "
-                f"run; run a file in {', '.join(FORMATS)}."
-            )
-        if len(shape) == 1 and not source.format.is_float:
-            raise UnsupportedError(f"{self._checkpoint.path} holds {file_name} in {source.format.name}, not as floats.")
-        self._taken.add(file_name)
+        if self._checkpoint.kind == "gguf" and shape == (1, *source.shape):
+            source = replace(source, shape=shape)  # a matrix of one row is kept as a vector
+        self._check(source, shape)
         role, split = role_and_split(name)
         return TensorSpec(
             name=name,
@@ -150,6 +150,60 @@ class TensorFinder:
                 name=order, shape=(columns,), format=I32, source=source.group_index, role="other"
             )
         return order
+
+    def take_copies(self, name: str, copies: int, shape: tuple[int, ...]) -> TensorSpec:
+        """The tensors that `name` stands for, "{}" in it for the number of the copy; a GGUF file may hold them as one.
+
+        FileError if one is missing or not of `shape`, UnsupportedError if they are not all in one format.
+        """
+        sources = self._copies(name, copies, shape)
+        if len({source.format.name for source in sources}) > 1:
+            names = " and ".join(sorted({source.format.name for source in sources}))
+            raise UnsupportedError(f"{self._checkpoint.path} holds the copies of {name} in {names}, not all alike.")
+        role, split = role_and_split(name)
+        return TensorSpec(
+            name=name,
+            shape=shape,
+            format=sources[0].format,
+            role=role,
+            split=split,
+            copies=copies,
+            copy_sources=tuple(sources),
+        )
+
+    def _copies(self, name: str, copies: int, shape: tuple[int, ...]) -> list[SourceTensor]:
+        if self._checkpoint.kind == "safetensors":
+            names = [self.file_name(name.replace("{}", str(number))) for number in range(copies)]
+        else:
+            merged = self.file_name(name)
+            if (whole := self._checkpoint.tensors.get(merged)) is not None:
+                self._check(whole, (copies, *shape))
+                each_bytes = whole.format.bytes_of(shape)
+                starts = range(whole.offset, whole.offset + copies * each_bytes, each_bytes)
+                return [replace(whole, offset=start, shape=shape) for start in starts]
+            names = [merged.replace("_exps.", f".{number}.") for number in range(copies)]  # files from before 2024-04
+        sources = [self._source(each) for each in names]
+        for source in sources:
+            self._check(source, shape)
+        return sources
+
+    def _check(self, source: SourceTensor, shape: tuple[int, ...]) -> None:
+        """Mark a tensor as taken. FileError for another shape, UnsupportedError for a format that is not run."""
+        if source.shape != shape:
+            raise FileError(
+                f"{self._checkpoint.path} holds {source.name} of shape {source.shape}, "
+                f"and its configuration asks for {shape}; fetch the model again."
+            )
+        if source.format.name not in FORMATS:
+            raise UnsupportedError(
+                f"{self._checkpoint.path} holds {source.name} in {source.format.name}, which can be planned and not "
+                f"yet run; run a file in {', '.join(FORMATS)}."
+            )
+        if len(shape) == 1 and not source.format.is_float:
+            raise UnsupportedError(
+                f"{self._checkpoint.path} holds {source.name} in {source.format.name}, not as floats."
+            )
+        self._taken.add(source.name)
 
     def refuse_unused(self, also_unused: Iterable[str] = ()) -> None:
         """UnsupportedError if the checkpoint holds a tensor that no part of the model has taken."""

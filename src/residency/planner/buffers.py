@@ -2,7 +2,7 @@
 
 from residency.formats.tiles import TILE_ROWS
 from residency.planner.plan import PAGE_TOKENS, Buffer
-from residency.spec.model import AttentionSpec, LayerSpec, ModelSpec, TensorSpec
+from residency.spec.model import AttentionSpec, ModelSpec, MoeSpec, TensorSpec
 from residency.spec.state import KV_F16, KvFormat
 
 # Activations are packed in groups of 32 values: 32 int8 and 4 words (scale and sums), or 32 of bfloat16 for prompts.
@@ -45,13 +45,14 @@ def activation_buffers(
     key_values = max(a.num_kv_heads * a.head_dim for a in attentions)
     heads = max(a.num_heads for a in attentions)
     head_dim = max(a.head_dim for a in attentions)
-    intermediate = max(layer.gated_mlp.intermediate for layer in model.layers)
+    gated = [layer.gated_matrices for layer in model.layers if layer.gated_matrices]
+    intermediate = max((gate.shape[0] for gate, _, _ in gated), default=0)
     groups = len({(a.window_tokens, a.num_kv_heads * a.head_dim) for a in attentions})
     tokens, hidden, logits = chunk_tokens, model.hidden, logit_rows or max_sequences
     context_pages = -(-max_context_tokens // PAGE_TOKENS)
     offsets = Buffer(name="key_offsets", shape=(len(attentions), key_values), dtype="float32")
     takes_offsets = kv.is_quantized and any(a.bias for a in attentions)
-    gated_tokens = max_sequences if prompts_in_tiles and all(map(_is_gated_at_once, model.layers)) else tokens
+    gated_tokens = max_sequences if prompts_in_tiles and all(_is_gated_at_once(*each) for each in gated) else tokens
     widest = max((tensor.shape[1] for tensor in model.tensors if _order(tensor) is not None), default=0)
     ordered = (Buffer(name="ordered_q8", shape=(tokens, quantized_bytes(widest)), dtype="uint8"),) if widest else ()
     return (
@@ -83,12 +84,47 @@ def activation_buffers(
         Buffer(name="gated_q8", shape=(tokens, quantized_bytes(intermediate)), dtype="uint8"),
         Buffer(name="logits", shape=(logits, in_tiles(model.vocabulary)), dtype="float32"),
         *ordered,
+        *_mixture_buffers(model, tokens),
     )
 
 
-def _is_gated_at_once(layer: LayerSpec) -> bool:
+def _mixture_buffers(model: ModelSpec, tokens: int) -> tuple[Buffer, ...]:
+    """What a mixture of experts writes: routes, and a row for each token and each expert that it is sent to.
+
+    "expert_runs" has a run's four words for each expert, and one more; eight words are before them.
+    """
+    layers = [layer for layer in model.layers if isinstance(layer.mlp, MoeSpec)]
+    specs = [layer.mlp for layer in layers if isinstance(layer.mlp, MoeSpec)]
+    if not specs:
+        return ()
+    experts, per_token = max(s.num_experts for s in specs), max(s.experts_per_token for s in specs)
+    intermediate, rows = max(s.intermediate for s in specs), tokens * per_token
+    found = [
+        Buffer(name="router", shape=(tokens, in_tiles(experts)), dtype="float32"),
+        Buffer(name="expert_choices", shape=(tokens, per_token), dtype="int32"),
+        Buffer(name="expert_weights", shape=(tokens, per_token), dtype="float32"),
+        Buffer(name="expert_counts", shape=(experts, 2), dtype="int64"),
+        Buffer(name="expert_runs", shape=(8 + 4 * (experts + 1),), dtype="int64"),
+        Buffer(name="expert_rows", shape=(rows,), dtype="int32"),
+        Buffer(name="expert_places", shape=(tokens, per_token), dtype="int32"),
+        Buffer(name="experts_touched", shape=(len(model.layers),), dtype="int64"),
+        Buffer(name="expert_out", shape=(rows, in_tiles(model.hidden)), dtype="float32"),
+    ]
+    formats = [layer.experts[0].format for layer in layers]
+    if any(not each.is_float for each in formats):
+        found.append(Buffer(name="expert_in_q8", shape=(rows, quantized_bytes(model.hidden)), dtype="uint8"))
+        found.append(Buffer(name="expert_gated_q8", shape=(rows, quantized_bytes(intermediate)), dtype="uint8"))
+    if any(each.is_float for each in formats):
+        found.append(Buffer(name="expert_in", shape=(rows, in_tiles(model.hidden)), dtype="float32"))
+        found.append(Buffer(name="expert_gated", shape=(rows, in_tiles(intermediate)), dtype="float32"))
+    if any(s.shared_intermediate for s in specs):
+        found.append(Buffer(name="shared_out", shape=(tokens, in_tiles(model.hidden)), dtype="float32"))
+        found.append(Buffer(name="shared_gate", shape=(tokens, TILE_ROWS), dtype="float32"))
+    return tuple(found)
+
+
+def _is_gated_at_once(gate: TensorSpec, up: TensorSpec, down: TensorSpec) -> bool:
     """Whether a prompt's two products and their gate are one kernel in tile registers."""
-    gate, up, down = (layer.tensor(f"mlp.{name}_proj.weight") for name in ("gate", "up", "down"))
     in_blocks = not gate.format.is_float and not down.format.is_float
     is_in_order = _order(gate) == _order(up) and _order(down) is None
     return in_blocks and is_in_order and gate.format == up.format and gate.shape[0] % GROUP_VALUES == 0

@@ -1,8 +1,8 @@
 """What a model is, in bytes: shapes, formats and the state it keeps. No tensors, no arithmetic on them."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -83,6 +83,18 @@ class TensorSpec:
     role: Role = "matrix"
     split: Split = "replicated"
     copies: int = 1  # 0: the model has none
+    copy_sources: tuple[SourceTensor, ...] = ()  # of each copy, where there are several
+
+    @property
+    def each_copy(self) -> Iterator["TensorSpec"]:
+        """The copies one by one, under their own names; of what there is once, the tensor itself."""
+        if self.copies == 1:
+            yield self
+            return
+        for number in range(self.copies):
+            source = self.copy_sources[number] if self.copy_sources else None
+            name = self.name.replace("{}", str(number))
+            yield replace(self, name=name, copies=1, source=source, copy_sources=())
 
     @cached_property
     def num_bytes(self) -> int:
@@ -195,6 +207,7 @@ class MoeSpec:
     activation: Activation
     shared_intermediate: int = 0  # of the network that every token passes, 0: none
     gated: bool = True
+    renormalized: bool = True  # the chosen experts' probabilities add up to 1 again (norm_topk_prob)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,11 +231,22 @@ class LayerSpec:
         return self.attention
 
     @property
-    def gated_mlp(self) -> MlpSpec:
+    def gated_network(self) -> MlpSpec | MoeSpec:
         """The feed-forward network of a layer that the engine runs. UnsupportedError for another kind."""
-        if not isinstance(self.mlp, MlpSpec) or not self.mlp.gated:
+        if self.mlp is None or not self.mlp.gated:
             raise UnsupportedError("layers without a gated feed-forward network can be planned and not yet run.")
         return self.mlp
+
+    @property
+    def gated_matrices(self) -> tuple[TensorSpec, ...]:
+        """Gate, up and down of the gated network that every token passes; empty where there is none."""
+        names = (".gate_proj.weight", ".up_proj.weight", ".down_proj.weight")
+        return tuple(tensor for tensor in self.tensors if tensor.role == "matrix" and tensor.name.endswith(names))
+
+    @property
+    def experts(self) -> tuple[TensorSpec, ...]:
+        """The tensors of which each expert has a copy: gate, up and down in layers that the engine runs."""
+        return tuple(tensor for tensor in self.tensors if tensor.role == "expert")
 
     def state(self, kv: KvFormat = KV_F16) -> StateSpec:
         """Keys and values of one token in a layer that the engine runs, in the format `kv`."""

@@ -81,7 +81,7 @@ def _mapped(model: ModelSpec, format_of: Callable[[TensorSpec, int | None], Form
     """The model with each tensor in the format that `format_of` gives it and its layer's number."""
 
     def changed(tensor: TensorSpec, layer: int | None = None) -> TensorSpec:
-        return replace(tensor, format=format_of(tensor, layer), source=None)
+        return replace(tensor, format=format_of(tensor, layer), source=None, copy_sources=())
 
     return replace(
         model,

@@ -99,13 +99,15 @@ def _write_tensors(model: ModelSpec, layout: StoreLayout, path: Path, progress: 
     with path.open("wb") as out:
         out.truncate(layout.total_bytes)
         for tensor in model.tensors:
-            out.seek(layout.by_name[tensor.name].offset)
+            entry = layout.by_name[tensor.name]
             as_rows = tensor is model.embedding and not model.tied
-            for chunk in stored_chunks(tensor, as_rows):
-                out.write(chunk.data)
-                done_bytes += chunk.nbytes
-                if progress:
-                    progress(done_bytes, layout.total_bytes)
+            for number, copy in enumerate(tensor.each_copy):
+                out.seek(entry.offset + number * entry.stride_bytes)
+                for chunk in stored_chunks(copy, as_rows):
+                    out.write(chunk.data)
+                    done_bytes += chunk.nbytes
+                    if progress:
+                        progress(done_bytes, layout.total_bytes)
         out.flush()
         os.fsync(out.fileno())
 

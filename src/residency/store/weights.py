@@ -13,11 +13,12 @@ import numpy.typing as npt
 from residency.errors import StoreError
 from residency.formats import unpack_rows
 from residency.formats.tiles import TILE_ROWS, untile_rows
+from residency.kernels.experts import Experts
 from residency.kernels.matmul import Matrix
 from residency.paths import cache_folder
 from residency.planner.streaming import Streaming
 from residency.spec.layout import store_layout
-from residency.spec.model import ModelSpec
+from residency.spec.model import LayerSpec, ModelSpec, MoeSpec
 from residency.store.convert import STORE_VERSION, Progress, convert
 from residency.store.residents import Residents
 
@@ -147,6 +148,20 @@ class Weights:
     def vector(self, name: str) -> FloatArray:
         """A norm's weights or a bias, as float32."""
         return self._view(name).view(np.float32)
+
+    def experts(self, layer: LayerSpec) -> Experts:
+        """The experts of a layer that is a mixture, all of them mapped."""
+        assert isinstance(layer.mlp, MoeSpec)
+        gate, up, down = (self._layout.by_name[tensor.name] for tensor in layer.experts)
+        first = self.address + gate.offset
+        return Experts(
+            spec=layer.mlp,
+            gate_format=layer.experts[0].format,
+            down_format=layer.experts[2].format,
+            up_at=up.offset - gate.offset,
+            down_at=down.offset - gate.offset,
+            addresses=first + gate.stride_bytes * np.arange(layer.mlp.num_experts, dtype=np.int64),
+        )
 
     def has(self, name: str) -> bool:
         """Whether the model has such a tensor."""

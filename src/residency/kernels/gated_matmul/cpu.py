@@ -20,7 +20,7 @@ from residency.kernels.matmul.cpu_panels import (
     part_unpacker,
 )
 from residency.kernels.matmul.cpu_unpack import UNPACKED
-from residency.kernels.simd.blocks import gelu_tanh, place_of_row, share_start, silu
+from residency.kernels.simd.blocks import gelu_tanh, inlined, place_of_row, share_start, silu
 from residency.kernels.simd.language import (
     load_f32x16,
     load_i64,
@@ -36,7 +36,8 @@ X_BYTES = 3 << 19  # of x, that stay in the second-level cache while all tiles p
 _function = njit(error_model="numpy", nogil=True)
 
 
-def _kernel(unpack_block, block_bytes, block_groups, activation):
+def gated_panels(unpack_block, block_bytes, block_groups, activation):
+    """32 columns of the gated product, group after group, of a prompt's rows begin .. begin + tokens."""
     unpack_part = part_unpacker(unpack_block, block_bytes, block_groups)
 
     @_function
@@ -71,11 +72,23 @@ def _kernel(unpack_block, block_bytes, block_groups, activation):
                 store_bf16x32(place + group_bytes * group, gated(low_sums + at), gated(high_sums + at))
         tile_release()
 
+    return some_tokens
+
+
+@inlined
+def tokens_together(groups):
+    """Rows of so many groups of 32 columns that stay in the second-level cache while all tiles pass."""
+    return max(64, min(MOST_TOKENS, X_BYTES // (64 * groups) // 64 * 64))
+
+
+def _kernel(unpack_block, block_bytes, block_groups, activation):
+    some_tokens = gated_panels(unpack_block, block_bytes, block_groups, activation)
+
     def gated_matmul(gate, up, x, x_stride, q8, q8_stride, groups, blocks, int8_at, tokens_at, thread, threads):
         """See reference.gated_linear. A thread has columns of the result, 32 by 32."""
         first, last = share_start(groups, thread, threads), share_start(groups, thread + 1, threads)
         tokens, quantized = load_i64(tokens_at), load_i64(int8_at)
-        together = max(64, min(MOST_TOKENS, X_BYTES // (64 * blocks * block_groups) // 64 * 64))
+        together = tokens_together(blocks * block_groups)
         for begin in range(quantized, tokens, together):
             count = min(together, tokens - begin)
             row = x + x_stride * begin

@@ -95,14 +95,12 @@ def _multiplier(block, tokens, block_bytes, x_block_bytes):
     return multiply_streams if tokens == 1 and block_bytes < LARGE_BLOCK_BYTES else multiply
 
 
-def _kernel(block_of, block_bytes, x_block_bytes, unpack_block=None, block_groups=1):
-    """The kernel of one format: this thread's tiles times all tokens, in register blocks of 16, 8, 4, 2 and 1 tokens.
+def _by_rows(block_of, block_bytes, x_block_bytes):
+    """Tiles begin .. end of one format times some tokens, in register blocks of 16, 8, 4, 2 and 1 tokens.
 
     Tiles are taken in runs that stay in the second-level cache while all tokens pass; a register block's tokens stay in
-    the first while the run's tiles pass. Prompts' rows, after the quantized ones, are multiplied by panels.
+    the first while the run's tiles pass.
     """
-    has_panels = HAS_TILES and unpack_block is not None
-    by_panels = panel_kernel(unpack_block, block_bytes, block_groups) if has_panels else None
     by_1, by_2, by_4, by_8, by_16 = (
         _multiplier(block_of(tokens), tokens, block_bytes, x_block_bytes) for tokens in (1, 2, 4, 8, 16)
     )
@@ -133,6 +131,14 @@ def _kernel(block_of, block_bytes, x_block_bytes, unpack_block=None, block_group
                     by_1(first, last, weights, row, x_stride, result, out_stride, bias, accumulate, blocks)
                     token += 1
 
+    return by_rows
+
+
+def _kernel(by_rows, by_panels):
+    """The kernel of one format: this thread's tiles times all tokens. Prompts' rows, after the quantized ones, are
+    multiplied by panels."""
+    has_panels = by_panels is not None
+
     def matmul(
         weights, x, x_stride, out, out_stride, bias, accumulate, tiles, blocks, int8_at, tokens_at, thread, threads
     ):
@@ -149,16 +155,26 @@ def _kernel(block_of, block_bytes, x_block_bytes, unpack_block=None, block_group
     return matmul
 
 
-def _of_blocks(block_of, unpack_block, block_bytes, block_groups):
-    return _kernel(block_of, block_bytes, block_groups * GROUP_BYTES, unpack_block, block_groups)
+def _in_blocks(block_of, unpack_block, block_bytes, block_groups):
+    by_panels = panel_kernel(unpack_block, block_bytes, block_groups) if HAS_TILES else None
+    return _by_rows(block_of, block_bytes, block_groups * GROUP_BYTES), by_panels
 
 
-KERNELS = KernelTable(
+def _in_floats(load, value_bytes):
+    return _by_rows(_float(load, value_bytes), 16 * value_bytes * 4, 16), None
+
+
+# Of each format: products by rows, and by panels where prompts are multiplied so.
+PRODUCTS = KernelTable(
     {
-        **{name: _of_blocks(BLOCKS[name], *unpacked) for name, unpacked in UNPACKED.items()},
-        "F32": _kernel(_float(load_f32x16, 4), 16 * 4 * 4, 16),
-        "F16": _kernel(_float(load_f16x16, 2), 16 * 2 * 4, 16),
-        "BF16": _kernel(_float(load_bf16x16, 2), 16 * 2 * 4, 16),
+        **{name: _in_blocks(BLOCKS[name], *unpacked) for name, unpacked in UNPACKED.items()},
+        "F32": _in_floats(load_f32x16, 4),
+        "F16": _in_floats(load_f16x16, 2),
+        "BF16": _in_floats(load_bf16x16, 2),
     },
-    lambda _, fmt: _of_blocks(cpu_grouped.block_of(fmt), *cpu_grouped.unpacked(fmt)),
+    lambda _, fmt: _in_blocks(cpu_grouped.block_of(fmt), *cpu_grouped.unpacked(fmt)),
+)
+KERNELS = KernelTable(
+    {name: _kernel(*products) for name, products in PRODUCTS.items()},
+    lambda _, fmt: _kernel(*PRODUCTS[fmt.name]),
 )

@@ -75,6 +75,12 @@ def _sigmoid_times(x, y):
 
 
 @inlined
+def sigmoid(x):
+    """1 / (1 + exp(-x))."""
+    return _sigmoid_times(splat_f32(1.0), x)
+
+
+@inlined
 def silu(x):
     """x * sigmoid(x)."""
     return _sigmoid_times(x, x)

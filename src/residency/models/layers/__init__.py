@@ -1,15 +1,16 @@
-"""Parts that models are made of: attention and the gated feed-forward network, recorded operator by operator."""
+"""Parts that models are made of: attention and feed-forward networks, recorded operator by operator."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from residency.kernels.attention import attention
+from residency.kernels.experts import Experts, SharedProduct, combine, multiply, route, send
 from residency.kernels.gate import gated
 from residency.kernels.gated_matmul import can_gate, gated_linear
 from residency.kernels.matmul import Matrix, linear
 from residency.kernels.recorder import FloatArray, Recorder, Rows
 from residency.kernels.rotary import LayerPages, key_offset, rotate_and_store
-from residency.spec.model import LayerSpec, ModelSpec, RopeSpec
+from residency.spec.model import ModelSpec, MoeSpec, RopeSpec
 from residency.store.weights import Weights
 
 
@@ -21,6 +22,7 @@ class Parts:
     weights: Weights
     caches: Sequence[LayerPages]  # one per layer
     angles: Mapping[RopeSpec, FloatArray]  # cosines | sines of the step's tokens, (tokens, head_dim)
+    experts: Mapping[int, Experts]  # of the layers that are mixtures
 
     def matrix(self, layer: int, part: str) -> Matrix:
         """A matrix of a layer: "self_attn.q_proj"."""
@@ -68,12 +70,39 @@ def gated_mlp(step: Recorder, parts: Parts, index: int, x: Rows) -> Rows:
 
     Of prompts in one go where there are tile registers, so that neither product is ever written whole.
     """
-    layer: LayerSpec = parts.spec.layers[index]
-    gate, up, down = (parts.matrix(index, f"mlp.{name}_proj") for name in ("gate", "up", "down"))
-    activation, into = layer.gated_mlp.activation, "gated_q8"
+    layer = parts.spec.layers[index]
+    gate, up, down = (parts.weights.matrix(tensor.name) for tensor in layer.gated_matrices)
+    activation, into = layer.gated_network.activation, "gated_q8"
     at_once = can_gate(gate, up) and not down.format.is_float and down.order is None
     if at_once:
         gated_linear(step, x, gate, up, activation, into)
     gate_rows = linear(step, x, gate, step.buffers["gate"], but_prompts=at_once, meet=False)
     up_rows = linear(step, x, up, step.buffers["up"], but_prompts=at_once)
-    return gated(step, gate_rows, up_rows, activation, layer.gated_mlp.intermediate, into, but_prompts=at_once)
+    return gated(step, gate_rows, up_rows, activation, gate.rows, into, but_prompts=at_once)
+
+
+def feed_forward(step: Recorder, parts: Parts, index: int, x: Rows, hidden: FloatArray) -> None:
+    """hidden (tokens, hidden) += the layer's feed-forward network of x: a gated one, or a mixture of experts."""
+    layer = parts.spec.layers[index]
+    if isinstance(layer.mlp, MoeSpec):
+        mixture(step, parts, index, x, hidden, layer.mlp)
+    else:
+        product = gated_mlp(step, parts, index, x)
+        linear(step, product, parts.matrix(index, "mlp.down_proj"), hidden, accumulate=True)
+
+
+def mixture(step: Recorder, parts: Parts, index: int, x: Rows, hidden: FloatArray, spec: MoeSpec) -> None:
+    """hidden += of each token's experts, and of the network that every token passes, what they make of x."""
+    layer, columns, experts = parts.spec.layers[index], parts.spec.hidden, parts.experts[index]
+    router, *shared_gate = (parts.weights.matrix(tensor.name) for tensor in layer.tensors if tensor.role == "router")
+    logits = linear(step, x, router, step.buffers["router"])
+    route(step, logits, spec, step.buffers["experts_touched"][index:])
+    send(step, x, columns, experts)
+    multiply(step, columns, experts)
+    shared = None
+    if shared_gate:
+        shared = SharedProduct(rows=step.buffers["shared_out"], gate=step.buffers["shared_gate"])
+        product = gated_mlp(step, parts, index, x)
+        linear(step, x, shared_gate[0], shared.gate, meet=False)
+        linear(step, product, parts.weights.matrix(layer.gated_matrices[2].name), shared.rows)
+    combine(step, spec, columns, hidden, shared)

@@ -3,7 +3,7 @@
 from residency.kernels.matmul import linear
 from residency.kernels.norm import rms_norm
 from residency.kernels.recorder import Recorder
-from residency.models.layers import Parts, gated_mlp, self_attention
+from residency.models.layers import Parts, feed_forward, self_attention
 
 
 def record(step: Recorder, parts: Parts) -> None:
@@ -15,8 +15,7 @@ def record(step: Recorder, parts: Parts) -> None:
         attended = self_attention(step, parts, index, x)
         linear(step, attended, parts.matrix(index, "self_attn.o_proj"), hidden, accumulate=True)
         x = rms_norm(step, hidden, parts.vector(index, "post_attention_layernorm.weight"), epsilon, into="normed")
-        product = gated_mlp(step, parts, index, x)
-        linear(step, product, parts.matrix(index, "mlp.down_proj"), hidden, accumulate=True)
+        feed_forward(step, parts, index, x, hidden)
     norm = parts.weights.vector(parts.spec.final_norm.name)
     x = rms_norm(step, hidden, norm, epsilon, into="normed", of_logits=True)
     linear(step, x, parts.weights.head, step.buffers["logits"], of_logits=True)

@@ -244,6 +244,7 @@ def _qwen_moe(c: Configuration, *, shared: int, bias: bool, qk_norm: bool = Fals
         intermediate=c.integer("moe_intermediate_size"),
         activation=activation_of(c),
         shared_intermediate=shared,
+        renormalized=c.flag("norm_topk_prob", False),
     )
     dense_intermediate, step = c.integer("intermediate_size"), c.integer("decoder_sparse_step", 1)
     dense_layers = set(c.integers("mlp_only_layers"))

@@ -1,0 +1,154 @@
+"""Mixtures of experts: routes, and the gated networks that tokens are sent to, each read once for all its tokens."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from residency.formats import Format
+from residency.kernels.recorder import FloatArray, Recorder, Rows, address_of, row_bytes
+from residency.spec.model import MoeSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts:
+    """The experts of a layer. An expert's gate, up and down lie together, `up_at` and `down_at` from its address on."""
+
+    spec: MoeSpec
+    gate_format: Format  # of gate and up
+    down_format: Format
+    up_at: int
+    down_at: int
+    addresses: npt.NDArray[np.int64]  # of each expert; a step reads them after its routes are known
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the matrices are in blocks, which multiply packed rows."""
+        return not self.gate_format.is_float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedProduct:
+    """What the network that every token passes has made: rows (tokens, hidden), and their gate's logits (tokens, 1)."""
+
+    rows: FloatArray
+    gate: FloatArray
+
+
+def route(
+    step: Recorder,
+    logits: FloatArray,
+    spec: MoeSpec,
+    touched: npt.NDArray[np.int64],
+    given: npt.NDArray[np.int32] | None = None,
+) -> None:
+    """Each token's experts and weights, from logits (tokens, experts), and the step's rows sorted by expert.
+
+    The number of experts that any token is sent to is written to `touched`, its first word. `given` (tokens, experts
+    of a token) are the experts that are chosen, whatever the logits say. Destroys the logits.
+    """
+    chosen, inputs = address_of(step.buffers["expert_choices"]), step.inputs
+    step.launch(
+        "experts.route",
+        logits=address_of(logits),
+        stride=row_bytes(logits),
+        experts=spec.num_experts,
+        per_token=spec.experts_per_token,
+        renormalized=spec.renormalized,
+        given=0 if given is None else address_of(given),
+        chosen=chosen,
+        weights=address_of(step.buffers["expert_weights"]),
+        tokens_at=inputs.num_tokens,
+    )
+    step.launch(
+        "experts.sort",
+        chosen=chosen,
+        per_token=spec.experts_per_token,
+        experts=spec.num_experts,
+        counts=address_of(step.buffers["expert_counts"]),
+        runs=address_of(step.buffers["expert_runs"]),
+        touched=address_of(touched),
+        rows=address_of(step.buffers["expert_rows"]),
+        places=address_of(step.buffers["expert_places"]),
+        int8_at=inputs.num_int8,
+        tokens_at=inputs.num_tokens,
+    )
+
+
+def send(step: Recorder, x: Rows, columns: int, experts: Experts) -> None:
+    """Copy x (tokens, columns) to the sorted rows, in the way that the experts' matrices multiply."""
+    source = x.as_q8() if experts.is_packed else x.as_values()
+    out = step.buffers["expert_in_q8" if experts.is_packed else "expert_in"]
+    assert columns % 32 == 0 and row_bytes(out) >= columns * (2 if experts.is_packed else 4)
+    step.launch(
+        f"experts.gather_{'packed' if experts.is_packed else 'floats'}",
+        x=address_of(source),
+        x_stride=row_bytes(source),
+        out=address_of(out),
+        out_stride=row_bytes(out),
+        groups=columns // 32,
+        runs=address_of(step.buffers["expert_runs"]),
+        rows=address_of(step.buffers["expert_rows"]),
+        int8_at=step.inputs.num_int8,
+        tokens_at=step.inputs.num_tokens,
+    )
+
+
+def multiply(step: Recorder, columns: int, experts: Experts) -> None:
+    """down(activation(gate(x)) * up(x)) of each expert, for the rows that `send` has copied to it."""
+    kind = "_q8" if experts.is_packed else ""
+    x, gated, out = (step.buffers[name] for name in (f"expert_in{kind}", f"expert_gated{kind}", "expert_out"))
+    intermediate, spec = experts.spec.intermediate, experts.spec
+    assert experts.gate_format.is_float == experts.down_format.is_float, "rows are packed for both or for neither"
+    runs = address_of(step.buffers["expert_runs"])
+    step.launch(
+        f"experts.gate_up_{spec.activation}_{experts.gate_format.name}",
+        table=address_of(experts.addresses),
+        up_at=experts.up_at,
+        runs=runs,
+        x=address_of(x),
+        x_stride=row_bytes(x),
+        out=address_of(gated),
+        out_stride=row_bytes(gated),
+        groups=intermediate // 32,
+        blocks=_blocks(experts.gate_format, columns),
+    )
+    step.launch(
+        f"experts.down_{experts.down_format.name}",
+        table=address_of(experts.addresses),
+        down_at=experts.down_at,
+        runs=runs,
+        x=address_of(gated),
+        x_stride=row_bytes(gated),
+        out=address_of(out),
+        out_stride=row_bytes(out),
+        groups=columns // 32,
+        blocks=_blocks(experts.down_format, intermediate),
+    )
+
+
+def combine(step: Recorder, spec: MoeSpec, columns: int, hidden: FloatArray, shared: SharedProduct | None) -> None:
+    """hidden (tokens, columns) += each token's experts' products by their weights, in the order in which they were
+    chosen, and the shared network's by the sigmoid of its gate.
+    """
+    products = step.buffers["expert_out"]
+    step.launch(
+        "experts.combine",
+        hidden=address_of(hidden),
+        stride=row_bytes(hidden),
+        products=address_of(products),
+        products_stride=row_bytes(products),
+        places=address_of(step.buffers["expert_places"]),
+        weights=address_of(step.buffers["expert_weights"]),
+        per_token=spec.experts_per_token,
+        shared=0 if shared is None else address_of(shared.rows),
+        shared_stride=0 if shared is None else row_bytes(shared.rows),
+        shared_gate=0 if shared is None else address_of(shared.gate),
+        shared_gate_stride=0 if shared is None else row_bytes(shared.gate),
+        groups=columns // 32,
+        tokens_at=step.inputs.num_tokens,
+    )
+
+
+def _blocks(number_format: Format, columns: int) -> int:
+    return columns // (4 if number_format.is_float else number_format.block_values)
