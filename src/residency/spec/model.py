@@ -238,6 +238,13 @@ class LayerSpec:
         return self.mlp
 
     @property
+    def gated_mlp(self) -> MlpSpec:
+        """The gated feed-forward network of a layer that is no mixture. UnsupportedError for another kind."""
+        if not isinstance(self.mlp, MlpSpec) or not self.mlp.gated:
+            raise UnsupportedError("layers without a gated feed-forward network can be planned and not yet run.")
+        return self.mlp
+
+    @property
     def gated_matrices(self) -> tuple[TensorSpec, ...]:
         """Gate, up and down of the gated network that every token passes; empty where there is none."""
         names = (".gate_proj.weight", ".up_proj.weight", ".down_proj.weight")
