@@ -10,7 +10,8 @@ pages of integers see cpu_codes.
 
 from numba import njit
 
-from residency.kernels.attention.cpu_codes import attend_codes_by, code_pages
+from residency.kernels.attention.cpu_code_tiles import code_pages
+from residency.kernels.attention.cpu_codes import attend_codes_by
 from residency.kernels.attention.cpu_rows import (
     FACTORS,
     MAX_ROWS,

@@ -8,41 +8,59 @@ Queries, and weights times their values' scales, are rounded to 16 bits, in two 
 
 from numba import njit
 
+from residency.kernels.attention.cpu_code_tiles import (
+    CODE_SUMS,
+    QUERY_CODES,
+    QUERY_SCALES,
+    QUERY_STARTS,
+    TOPS,
+    TOTALS,
+    VALUE_SCALES,
+    WEIGHT_CODES,
+    WEIGHT_SCALES,
+    WEIGHT_STARTS,
+    multiply_keys,
+    multiply_values,
+)
 from residency.kernels.attention.cpu_rows import (
     FACTORS,
     MAX_ROWS,
+    MAXIMA,
     QUERIES,
     SCORE_STRIDE,
     SCORES,
+    SUMS,
     TILE_PAGES,
-    exponentials,
     mask,
 )
-from residency.kernels.attention.cpu_tiles import PAGE_TOKENS, PAIR_BYTES
-from residency.kernels.simd.codes import join_terms, splats_i32
+from residency.kernels.attention.cpu_tiles import MASKED, PAGE_TOKENS, TILE_VALUES, configure, exp_below
+from residency.kernels.simd.blocks import HAS_TILES, exp_f32
+from residency.kernels.simd.codes import bits_f32, join_terms, splats_i32
 from residency.kernels.simd.language import (
     abs_f32,
     add_each,
+    add_f32,
     add_i32,
-    and_i32,
-    as_i32,
-    bf16_pairs,
     dot4_each,
     dot4_full_each,
+    fma,
     fma_each,
     high_nibbles,
+    largest_each,
     largest_f32,
     load_f16x16,
+    load_f32,
     load_f32x16,
     load_i32,
     load_rows_f32,
     load_u8x64,
     low_nibbles,
+    max_each,
     max_f32,
     mul_f32,
     mul_splat_each,
     prefetch,
-    round_f32,
+    reciprocal,
     shift_right,
     splat_f32,
     splat_i32,
@@ -51,98 +69,104 @@ from residency.kernels.simd.language import (
     store_f32x16,
     store_i8x16,
     store_i32,
-    store_i32x16,
-    sum_i32,
-    to_f32,
+    sub_f32,
+    sum_each,
+    sum_f32,
+    tile_release,
     to_f32_each,
-    to_i32,
     zeros_f32,
 )
 
-LARGEST = 32512  # of 16 bits in two terms: 127 * 256
-LEAST = 1e-30  # rows of smaller values are 0: the inverse of their scale would be infinite
-_TILE_TOKENS = PAGE_TOKENS * TILE_PAGES
-_CODES_BYTES = 2 * MAX_ROWS * _TILE_TOKENS
+LARGEST = 32512.0  # of 16 bits in two terms: 127 * 256
+LEAST = 1e-30  # a row of smaller values is 0: the inverse of its scale would be infinite
+WHOLE = 12582912.0  # 1.5 * 2**23: what is added to it is rounded, and its low bits are the number's
+TILE_TOKENS = PAGE_TOKENS * TILE_PAGES
 
 _device = njit(error_model="numpy", nogil=True, forceinline=True)
 _function = njit(error_model="numpy", nogil=True)
-
-# After the rows' queries and weighted values: scales of queries and weights, where their sums start, their codes.
-
-
-@_device
-def _query_scales(scratch, head_dim):
-    return scratch + QUERIES + 8 * head_dim * MAX_ROWS
+_exp = exp_below if HAS_TILES else exp_f32
 
 
 @_device
-def _query_starts(scratch, head_dim):
-    return _query_scales(scratch, head_dim) + 64
+def _place(scratch, head_dim, part):
+    return scratch + QUERIES + 8 * head_dim * MAX_ROWS + part
 
 
 @_device
-def _weight_scales(scratch, head_dim):
-    return _query_scales(scratch, head_dim) + 128
-
-
-@_device
-def _weight_starts(scratch, head_dim):
-    return _query_scales(scratch, head_dim) + 192
-
-
-@_device
-def _value_scales(scratch, head_dim):
-    return _query_scales(scratch, head_dim) + 256
-
-
-@_device
-def _weight_codes(scratch, head_dim):
-    return _value_scales(scratch, head_dim) + 4 * _TILE_TOKENS
-
-
-@_device
-def _query_codes(scratch, head_dim):
-    return _weight_codes(scratch, head_dim) + _CODES_BYTES
-
-
-@_device
-def _store_terms(codes, at, distance):
-    """16 codes as their upper terms and, `distance` bytes on, their lower ones: the low bytes, as signed numbers."""
-    upper = shift_right(add_i32(codes, splat_i32(32768 + 128)), 8)
-    store_i8x16(at, add_i32(upper, splat_i32(-128)))
-    store_i8x16(at + distance, codes)
+def _store_terms(x, at, distance):
+    """16 numbers, rounded, as their upper terms and, `distance` bytes on, their lower ones; returns them, rounded."""
+    whole = add_f32(x, splat_f32(WHOLE))
+    store_i8x16(at, shift_right(add_i32(bits_f32(whole), splat_i32(128)), 8))
+    store_i8x16(at + distance, bits_f32(whole))
+    return sub_f32(whole, splat_f32(WHOLE))
 
 
 @_function
-def _encode(values, count, codes, scales_at, starts_at, row, offset):
-    """Round a row to 16 bits; where its sums start, so that what was added to the other codes falls out."""
-    largest = splat_f32(0.0)
-    for i in range(0, count, 16):
-        largest = max_f32(largest, abs_f32(load_f32x16(values + 4 * i)))
-    top = largest_f32(largest)
-    inverse = LARGEST / top if top > LEAST else 0.0
-    total = splat_i32(0)
-    for i in range(0, count, 16):
-        rounded = to_i32(round_f32(mul_f32(load_f32x16(values + 4 * i), splat_f32(inverse))))
-        _store_terms(rounded, codes + 2 * count * row + i, count)
-        total = add_i32(total, rounded)
-    store_f32(scales_at + 4 * row, top / LARGEST)
-    store_i32(starts_at + 8 * row, 0)
-    store_i32(starts_at + 8 * row + 4, -offset * sum_i32(total))
-
-
-@_function
-def _encode_weights(rows, scratch, head_dim, tile_tokens, offset):
-    """Exponentials times their values' scales to codes; tokens that a short tile lacks weigh nothing."""
-    scales = _value_scales(scratch, head_dim)
+def _encode_queries(rows, scratch, head_dim, offset):
+    """Round scaled queries to 16 bits, each by its largest value."""
     for row in range(rows):
-        weights = scratch + SCORES + SCORE_STRIDE * row
-        for i in range(0, tile_tokens, 16):
-            store_f32x16(weights + 4 * i, mul_f32(load_f32x16(weights + 4 * i), load_f32x16(scales + 4 * i)))
-        for i in range(tile_tokens, _TILE_TOKENS, 16):
-            store_f32x16(weights + 4 * i, splat_f32(0.0))
-        codes, factors = _weight_codes(scratch, head_dim), _weight_scales(scratch, head_dim)
-        _encode(weights, _TILE_TOKENS, codes, factors, _weight_starts(scratch, head_dim), row, offset)
+        query = scratch + QUERIES + 4 * head_dim * row
+        largest = splat_f32(0.0)
+        for i in range(0, 4 * head_dim, 64):
+            largest = max_f32(largest, abs_f32(load_f32x16(query + i)))
+        top = largest_f32(largest)
+        inverse = splat_f32(LARGEST / top if top > LEAST else 0.0)
+        codes = _place(scratch, head_dim, QUERY_CODES) + 2 * head_dim * row
+        total = splat_f32(0.0)
+        for i in range(0, head_dim, 16):
+            rounded = _store_terms(mul_f32(load_f32x16(query + 4 * i), inverse), codes + i, head_dim)
+            total = add_f32(total, rounded)
+        store_f32(_place(scratch, head_dim, QUERY_SCALES) + 4 * row, top / LARGEST)
+        starts = _place(scratch, head_dim, QUERY_STARTS) + 8 * row
+        store_i32(starts, 0)
+        store_i32(starts + 4, -offset * int(sum_f32(total)))
+
+
+@_function
+def _encode_weights(rows, scratch, head_dim, offset):
+    """Scores of four pages to exponentials under the running maximum, and these, times their values' scales, to codes.
+
+    Statistics are vectors: a lane is a row. Lanes of rows that there are not hold anything.
+    """
+    scores, scales = scratch + SCORES, _place(scratch, head_dim, VALUE_SCALES)
+    totals, tops = _place(scratch, head_dim, TOTALS), _place(scratch, head_dim, TOPS)
+    low = max_each(load_rows_f32(16, scores, SCORE_STRIDE), load_rows_f32(16, scores + 64, SCORE_STRIDE))
+    high = max_each(load_rows_f32(16, scores + 128, SCORE_STRIDE), load_rows_f32(16, scores + 192, SCORE_STRIDE))
+    before = load_f32x16(scratch + MAXIMA)
+    maximum = max_f32(before, largest_each(max_each(low, high)))
+    factor = _exp(sub_f32(before, maximum))
+    store_f32x16(scratch + MAXIMA, maximum)
+    store_f32x16(scratch + FACTORS, factor)
+    for row in range(rows):
+        at = scores + SCORE_STRIDE * row
+        top = splat_f32(load_f32(scratch + MAXIMA + 4 * row))
+        total, largest = splat_f32(0.0), splat_f32(0.0)
+        for i in range(0, 64 * TILE_PAGES, 64):
+            e = _exp(sub_f32(load_f32x16(at + i), top))
+            weight = mul_f32(e, load_f32x16(scales + i))
+            total, largest = add_f32(total, e), max_f32(largest, weight)
+            store_f32x16(at + i, weight)
+        store_f32x16(totals + 64 * row, total)
+        store_f32x16(tops + 64 * row, largest)
+    total = sum_each(load_rows_f32(16, totals, 64))
+    store_f32x16(scratch + SUMS, fma(load_f32x16(scratch + SUMS), factor, total))
+    largest = max_f32(largest_each(load_rows_f32(16, tops, 64)), splat_f32(LEAST))
+    inverses, factors = tops, _place(scratch, head_dim, WEIGHT_SCALES)
+    store_f32x16(factors, mul_f32(largest, splat_f32(1.0 / LARGEST)))
+    store_f32x16(inverses, mul_f32(reciprocal(largest), splat_f32(LARGEST)))
+    sums, codes = _place(scratch, head_dim, CODE_SUMS), _place(scratch, head_dim, WEIGHT_CODES)
+    for row in range(rows):
+        at, inverse = scores + SCORE_STRIDE * row, splat_f32(load_f32(inverses + 4 * row))
+        place, total = codes + 2 * TILE_TOKENS * row, splat_f32(0.0)
+        for i in range(0, TILE_TOKENS, 16):
+            rounded = _store_terms(mul_f32(load_f32x16(at + 4 * i), inverse), place + i, TILE_TOKENS)
+            total = add_f32(total, rounded)
+        store_f32x16(sums + 64 * row, total)
+    store_f32x16(sums, sum_each(load_rows_f32(16, sums, 64)))
+    starts = _place(scratch, head_dim, WEIGHT_STARTS)
+    for row in range(rows):
+        store_i32(starts + 8 * row, 0)
+        store_i32(starts + 8 * row + 4, -offset * int(load_f32(sums + 4 * row)))
 
 
 @_device
@@ -164,7 +188,7 @@ def _key_dots_4(sums, keys, queries, head_dim):
 @_device
 def _value_dots_8(sums, values, weights, head_dim, d):
     for token in range(0, PAGE_TOKENS, 4):
-        sums = dot4_full_each(sums, load_u8x64(values + head_dim * token + 4 * d), weights + token, _TILE_TOKENS)
+        sums = dot4_full_each(sums, load_u8x64(values + head_dim * token + 4 * d), weights + token, TILE_TOKENS)
     return sums
 
 
@@ -174,108 +198,89 @@ def _value_dots_4(sums, values, weights, head_dim, d):
     if d % 32 == 0:
         for token in range(0, PAGE_TOKENS, 4):
             codes = low_nibbles(load_u8x64(first + head_dim // 2 * token))
-            sums = dot4_each(sums, codes, weights + token, _TILE_TOKENS)
+            sums = dot4_each(sums, codes, weights + token, TILE_TOKENS)
     else:
         for token in range(0, PAGE_TOKENS, 4):
             codes = high_nibbles(load_u8x64(first + head_dim // 2 * token))
-            sums = dot4_each(sums, codes, weights + token, _TILE_TOKENS)
+            sums = dot4_each(sums, codes, weights + token, TILE_TOKENS)
     return sums
 
 
 def attend_codes_by(rows, value_bits):
-    """As cpu._attend_by, over codes of 8 or 4 bits."""
+    """As cpu._attend_by, over codes of 8 or 4 bits; in tile registers where heads are whole ones wide."""
     key_dots, value_dots = (_key_dots_8, _value_dots_8) if value_bits == 8 else (_key_dots_4, _value_dots_4)
     offset = 1 << (value_bits - 1)
     terms = 2 * rows
+
+    @_function
+    def score(scratch, page, scale_offset, key_offset, head_dim, i):
+        """Scores of one page's keys, the tile's i-th."""
+        sums = splats_i32(terms, _place(scratch, head_dim, QUERY_STARTS), 4)
+        dots = join_terms(key_dots(sums, page + key_offset, _place(scratch, head_dim, QUERY_CODES), head_dim))
+        scores = fma_each(to_f32_each(dots), load_f16x16(page + scale_offset), zeros_f32(rows))
+        scaled = mul_splat_each(scores, _place(scratch, head_dim, QUERY_SCALES), 4)
+        store_each(scaled, scratch + SCORES + 64 * i, SCORE_STRIDE)
+
+    @_function
+    def add_values(scratch, table, pages, page_bytes, value_offset, head_dim, tile, tile_pages):
+        """Add a tile's weighted values."""
+        row_bytes = 4 * head_dim
+        weighted = scratch + QUERIES + MAX_ROWS * row_bytes
+        for d in range(0, head_dim, 16):
+            sums = splats_i32(terms, _place(scratch, head_dim, WEIGHT_STARTS), 4)
+            for i in range(tile_pages):
+                page = pages + page_bytes * load_i32(table + 4 * (tile + i))
+                sums = value_dots(
+                    sums, page + value_offset, _place(scratch, head_dim, WEIGHT_CODES) + 16 * i, head_dim, d
+                )
+            added = mul_splat_each(to_f32_each(join_terms(sums)), _place(scratch, head_dim, WEIGHT_SCALES), 4)
+            before = mul_splat_each(load_rows_f32(rows, weighted + 4 * d, row_bytes), scratch + FACTORS, 4)
+            store_each(add_each(before, added), weighted + 4 * d, row_bytes)
 
     @_function
     def attend(
         scratch, table, pages, page_bytes, key_offset, value_offset, scale_offset, head_dim, first_page, last_page
     ):
         head_bytes = 2 * value_bits * head_dim
-        row_bytes = 4 * head_dim
-        weighted = scratch + QUERIES + MAX_ROWS * row_bytes
-        queries, query_scales = _query_codes(scratch, head_dim), _query_scales(scratch, head_dim)
-        value_scales, weights = _value_scales(scratch, head_dim), _weight_codes(scratch, head_dim)
-        for row in range(rows):
-            values = scratch + QUERIES + row_bytes * row
-            _encode(values, head_dim, queries, query_scales, _query_starts(scratch, head_dim), row, offset)
+        value_scales = _place(scratch, head_dim, VALUE_SCALES)
+        in_tiles = HAS_TILES and head_dim % TILE_VALUES == 0
+        _encode_queries(rows, scratch, head_dim, offset)
+        if in_tiles:
+            configure(_place(scratch, head_dim, QUERY_CODES) + 16 * head_dim, 16)
         for tile in range(first_page, last_page, TILE_PAGES):
             tile_pages = min(TILE_PAGES, last_page - tile)
-            for i in range(tile_pages):
-                page = pages + page_bytes * load_i32(table + 4 * (tile + i))
+            for i in range(TILE_PAGES):
+                page = pages + page_bytes * load_i32(table + 4 * min(tile + i, last_page - 1))
+                later = pages + page_bytes * load_i32(table + 4 * min(tile + TILE_PAGES + i, last_page - 1))
+                prefetch(later + scale_offset)
                 for line in range(0, head_bytes, 64):
                     prefetch(page + value_offset + line)
-                sums = splats_i32(terms, _query_starts(scratch, head_dim), 4)
-                dots = join_terms(key_dots(sums, page + key_offset, queries, head_dim))
-                key_scales = load_f16x16(page + scale_offset)
-                scores = fma_each(to_f32_each(dots), key_scales, zeros_f32(rows))
-                store_each(mul_splat_each(scores, query_scales, 4), scratch + SCORES + 64 * i, SCORE_STRIDE)
-                store_f32x16(value_scales + 64 * i, load_f16x16(page + scale_offset + 32))
+                    prefetch(later + key_offset + line)
+                if i < tile_pages:
+                    store_f32x16(value_scales + 64 * i, load_f16x16(page + scale_offset + 32))
+                    if not in_tiles:
+                        score(scratch, page, scale_offset, key_offset, head_dim, i)
+                else:
+                    store_f32x16(value_scales + 64 * i, splat_f32(0.0))
+            if in_tiles:
+                multiply_keys(
+                    rows, scratch, _place(scratch, head_dim, 0), table, pages, page_bytes, key_offset, scale_offset,
+                    head_dim, tile, last_page - 1, value_bits,
+                )  # fmt: skip
             for i in range(tile_pages):
                 mask(scratch + SCORES, rows, scratch, tile + i, 64 * i)
-            exponentials(rows, scratch, tile_pages)
-            _encode_weights(rows, scratch, head_dim, PAGE_TOKENS * tile_pages, offset)
-            for d in range(0, head_dim, 16):
-                sums = splats_i32(terms, _weight_starts(scratch, head_dim), 4)
-                for i in range(tile_pages):
-                    page = pages + page_bytes * load_i32(table + 4 * (tile + i))
-                    later = min(tile + TILE_PAGES + i, last_page - 1)
-                    # The keys of the next tile start on their way.
-                    ahead = pages + page_bytes * load_i32(table + 4 * later) + key_offset + 2 * value_bits * d
-                    for line in range(0, 32 * value_bits, 64):
-                        prefetch(ahead + line)
-                    sums = value_dots(sums, page + value_offset, weights + 16 * i, head_dim, d)
-                added = mul_splat_each(to_f32_each(join_terms(sums)), _weight_scales(scratch, head_dim), 4)
-                before = mul_splat_each(load_rows_f32(rows, weighted + 4 * d, row_bytes), scratch + FACTORS, 4)
-                store_each(add_each(before, added), weighted + 4 * d, row_bytes)
+            for row in range(rows):
+                for i in range(tile_pages, TILE_PAGES):
+                    store_f32x16(scratch + SCORES + SCORE_STRIDE * row + 64 * i, splat_f32(MASKED))
+            _encode_weights(rows, scratch, head_dim, offset)
+            if in_tiles:
+                multiply_values(
+                    rows, scratch, _place(scratch, head_dim, 0), table, pages, page_bytes, value_offset, head_dim,
+                    tile, last_page - 1, value_bits,
+                )  # fmt: skip
+            else:
+                add_values(scratch, table, pages, page_bytes, value_offset, head_dim, tile, tile_pages)
+        if in_tiles:
+            tile_release()
 
     return attend
-
-
-@_device
-def _store_pairs(codes, offset, at):
-    """Codes of 16 columns and 4 rows each as two rows of pairs in bfloat16, which holds them exactly."""
-    four = as_i32(codes)
-    first = to_f32(add_i32(and_i32(four, 255), splat_i32(-offset)))
-    second = to_f32(add_i32(and_i32(shift_right(four, 8), 255), splat_i32(-offset)))
-    third = to_f32(add_i32(and_i32(shift_right(four, 16), 255), splat_i32(-offset)))
-    fourth = to_f32(add_i32(shift_right(four, 24), splat_i32(-offset)))
-    store_i32x16(at, bf16_pairs(first, second))
-    store_i32x16(at + 64, bf16_pairs(third, fourth))
-
-
-@_function
-def _split_keys_8(page_at, head_dim, out):
-    for d in range(0, head_dim, 4):
-        _store_pairs(load_u8x64(page_at + 16 * d), 128, out + PAIR_BYTES * (d // 32) + 32 * (d % 32))
-
-
-@_function
-def _split_values_8(page_at, head_dim, out):
-    for token in range(0, PAGE_TOKENS, 4):
-        for d in range(0, head_dim, 16):
-            codes = load_u8x64(page_at + head_dim * token + 4 * d)
-            _store_pairs(codes, 128, out + PAIR_BYTES * (d // 16) + 32 * token)
-
-
-@_function
-def _split_keys_4(page_at, head_dim, out):
-    for d in range(0, head_dim, 8):
-        both, place = load_u8x64(page_at + 8 * d), out + PAIR_BYTES * (d // 32) + 32 * (d % 32)
-        _store_pairs(low_nibbles(both), 8, place)
-        _store_pairs(high_nibbles(both), 8, place + 128)
-
-
-@_function
-def _split_values_4(page_at, head_dim, out):
-    for token in range(0, PAGE_TOKENS, 4):
-        for d in range(0, head_dim, 32):
-            both, place = load_u8x64(page_at + head_dim // 2 * token + 2 * d), out + PAIR_BYTES * (d // 16) + 32 * token
-            _store_pairs(low_nibbles(both), 8, place)
-            _store_pairs(high_nibbles(both), 8, place + PAIR_BYTES)
-
-
-def code_pages(value_bits):
-    """As cpu_tiles.float_pages, of codes: in one term."""
-    return (_split_keys_8, _split_values_8) if value_bits == 8 else (_split_keys_4, _split_values_4)

@@ -76,8 +76,8 @@ def _head_at(scratch, head_dim, head):
 
 
 @_function
-def _configure(at, tokens):
-    """Registers 0 to 3: sums of the tokens; 4, 5: their rows; 6, 7: pairs of columns."""
+def configure(at, tokens):
+    """Registers 0 to 3: sums of the tokens; 4, 5: their rows; 6, 7: columns."""
     for offset in range(0, 64, 8):
         store_i64(at + offset, 0)
     store_i64(at, 1)
@@ -88,7 +88,7 @@ def _configure(at, tokens):
 
 
 @_device
-def _exp(x):
+def exp_below(x):
     """e**x of what is not above 0, as blocks.exp_f32 with a term less: to 2e-7."""
     x = max_f32(x, splat_f32(-86.0))
     n = round_f32(mul_f32(x, splat_f32(1.4426950408889634)))
@@ -259,8 +259,8 @@ def _exponentials(scratch, head_at, tokens, head_dim, is_scaled):
     for token in range(tokens):
         at, weights = scores + SCORE_STRIDE * token, scratch + WEIGHTS + 64 * token
         top = splat_f32(load_f32(maxima + 4 * token))
-        e0, e1 = _exp(sub_f32(load_f32x16(at), top)), _exp(sub_f32(load_f32x16(at + 64), top))
-        e2, e3 = _exp(sub_f32(load_f32x16(at + 128), top)), _exp(sub_f32(load_f32x16(at + 192), top))
+        e0, e1 = exp_below(sub_f32(load_f32x16(at), top)), exp_below(sub_f32(load_f32x16(at + 64), top))
+        e2, e3 = exp_below(sub_f32(load_f32x16(at + 128), top)), exp_below(sub_f32(load_f32x16(at + 192), top))
         store_f32x16(at, add_f32(add_f32(e0, e1), add_f32(e2, e3)))
         if is_scaled:
             scales = scratch + VALUE_SCALES
@@ -321,7 +321,7 @@ def prompt_attention(split_keys, split_values, is_scaled):
         first_page = load_i64(scratch + FIRSTS) // PAGE_TOKENS // PAGES * PAGES  # the same steps whatever the item is
         last_page = load_i64(scratch + LASTS + 8 * (tokens - 1)) // PAGE_TOKENS
         values = _values_at(scratch, head_dim)
-        _configure(scratch, tokens)
+        configure(scratch, tokens)
         for page in range(first_page, last_page + 1, PAGES):
             for i in range(PAGES):
                 held = max(min(page + i, last_page), load_i64(scratch + FIRSTS) // PAGE_TOKENS)

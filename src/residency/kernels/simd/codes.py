@@ -25,6 +25,7 @@ from residency.kernels.simd.vectors import (
 store_i8 = operation(
     types.void(address, types.int64), lambda b, p, v: b.store(b.trunc(v, I8), pointer(b, p, I8), align=1)
 )
+bits_f32 = operation(i32x16(f32x16), lambda b, x: b.bitcast(x, i32x16.llvm))
 splats_i32 = block_of(i32x16, lambda b, t, p, s: load_splat(b, token_address(b, p, s, t), I32, i32x16), 3)
 
 
