@@ -35,7 +35,7 @@ def routed_step(tokens: int, spec: MoeSpec, num_prompt: int = 0) -> Step:
         "expert_runs": step.poisoned(8 + 4 * (spec.num_experts + 1), dtype=np.int64),
         "expert_rows": step.poisoned(choices, dtype=np.int32),
         "expert_places": step.poisoned(tokens, spec.experts_per_token, dtype=np.int32),
-        "experts_touched": step.poisoned(1, dtype=np.int64),
+        "experts_used": step.poisoned(spec.num_experts, dtype=np.int32),
     }
     return step
 
@@ -57,7 +57,7 @@ def routed(run: Runner, logits_TE: FloatArray, per_token: int, *, renormalized: 
         renormalized=renormalized,
     )
     step = routed_step(len(logits_TE), spec)
-    route(step.recorder, padded(step, logits_TE), spec, step.buffers["experts_touched"])
+    route(step.recorder, padded(step, logits_TE), spec, step.buffers["experts_used"])
     run(step, threads)
     return step
 
@@ -80,7 +80,7 @@ def test_of_equal_experts_the_first_are_chosen(run: Runner) -> None:
 def test_given_experts_are_taken_whatever_the_logits_say(run: Runner) -> None:
     given = np.array([[3, 0], [1, 4]], np.int32)
     step = routed_step(2, SPEC)
-    route(step.recorder, padded(step, random(2, 5)), SPEC, step.buffers["experts_touched"], step.given(given))
+    route(step.recorder, padded(step, random(2, 5)), SPEC, step.buffers["experts_used"], step.given(given))
     run(step, 2)
     np.testing.assert_array_equal(step.buffers["expert_choices"], given)
 
@@ -92,7 +92,7 @@ def test_choices_are_sorted_by_expert_and_then_by_token(run: Runner, tokens: int
     order = np.argsort(chosen, kind="stable")
     np.testing.assert_array_equal(step.buffers["expert_rows"], order // 2)
     np.testing.assert_array_equal(step.buffers["expert_places"].ravel()[order], np.arange(2 * tokens))
-    assert step.buffers["experts_touched"][0] == len(set(chosen.tolist()))
+    np.testing.assert_array_equal(step.buffers["experts_used"], np.bincount(chosen, minlength=8))
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def mixed(
     }
     hidden_TC = step.given(np.zeros_like(x_TC))
     given = experts.given(step)
-    route(step.recorder, padded(step, logits_TE), SPEC, step.buffers["experts_touched"])
+    route(step.recorder, padded(step, logits_TE), SPEC, step.buffers["experts_used"])
     send(step.recorder, step.rows(x_TC, num_prompt=num_prompt), HIDDEN, given)
     multiply(step.recorder, HIDDEN, given)
     combine(step.recorder, SPEC, HIDDEN, hidden_TC, None)

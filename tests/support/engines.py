@@ -88,7 +88,7 @@ def engine_logits(
     scheduler.add(Request(request_id=0, prompt_tokens=prompt_tokens, wanted_tokens=len(tokens) - prompt_tokens + 1))
     parts = []
     folder = ensure_store(spec, plan.model_fingerprint)
-    with Weights(spec, folder, plan.streaming) as weights, CpuExecutor(plan, spec, weights) as executor:
+    with Weights(spec, folder, plan.streaming, plan.paging) as weights, CpuExecutor(plan, spec, weights) as executor:
         while scheduler.has_work:
             batch = scheduler.schedule()
             (entry,) = batch.entries

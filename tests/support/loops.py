@@ -32,7 +32,7 @@ def loop_on(
     """A loop on the model at `path`; closed afterwards."""
     spec = model_spec(open_checkpoint(path))
     folder = ensure_store(spec, plan.model_fingerprint)
-    with Weights(spec, folder, plan.streaming) as weights, CpuExecutor(plan, spec, weights) as executor:
+    with Weights(spec, folder, plan.streaming, plan.paging) as weights, CpuExecutor(plan, spec, weights) as executor:
         loop = Loop(
             plan,
             executor,

@@ -17,3 +17,13 @@ def streaming_plan(path: Path, *, resident_part: float = 0.5, **options: Any) ->
     room_bytes = least_bytes + int(resident_part * (whole.memory.weights - least_bytes))
     budget_bytes = whole.memory.peak - whole.memory.weights + room_bytes
     return plan_of(path, machine=machine_with_disk(), budget_bytes=budget_bytes, **options)
+
+
+def paged_plan(path: Path, *, slots: int, **options: Any) -> Plan:
+    """The plan of the mixture at `path` with so many slots for its experts."""
+    whole = plan_of(path, machine=machine_with_disk(), **options)
+    a_byte_less = plan_of(path, machine=machine_with_disk(), budget_bytes=whole.memory.peak - 1, **options)
+    paging = a_byte_less.paging
+    assert paging is not None
+    budget_bytes = a_byte_less.memory.peak - (paging.slots - slots) * paging.slot_bytes
+    return plan_of(path, machine=machine_with_disk(), budget_bytes=budget_bytes, **options)

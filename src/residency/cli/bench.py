@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from residency.cli.expert_paging import expert_paging
 from residency.cli.options import json_option, memory_bytes, model_argument
 from residency.cli.planned import fetched, measured_machine
 from residency.cli.progress import Progress
@@ -77,6 +78,12 @@ def numbers(least: int) -> Callable[[click.Context, click.Parameter, str | None]
 @click.option("--profile", is_flag=True, help="Show one step of decode and one of prefill by operator instead.")
 @click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw the roofline.")
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="The same as pixels.")
+@click.option(
+    "--expert-trace",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.npy",
+    help="Decode along these routes instead: whole numbers (steps, mixture layers, experts of a token).",
+)
 @json_option
 def command(
     model: str,
@@ -91,6 +98,7 @@ def command(
     profile: bool,
     svg: Path | None,
     png: Path | None,
+    expert_trace: Path | None,
     as_json: bool,
 ) -> None:
     """Measure MODEL: prefill by prompt, decode by context and by batch, beside the forecast and the machine's limits.
@@ -104,7 +112,11 @@ def command(
       residency bench model.gguf --batch 1,8 --svg roofline.svg
       residency bench model.gguf --profile --context 4096
       residency bench model.gguf --sweep-memory --svg sweep.svg
+      residency bench mixture.gguf --memory 3GiB --expert-trace routes.npy
     """
+    if expert_trace is not None:
+        expert_paging(model, expert_trace, memory=memory, threads=threads, as_json=as_json)
+        return
     if profile and (svg or png or batch):
         raise UsageError("--profile shows one step; leave --svg, --png and --batch to a measurement.")
     if sweep_memory:

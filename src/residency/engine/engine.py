@@ -25,6 +25,7 @@ from residency.scheduler import Admission
 from residency.spec.checkpoint import Checkpoint
 from residency.spec.layout import read_bytes_per_token
 from residency.spec.model import ModelSpec
+from residency.store.paging import PagingCounts
 from residency.store.weights import Weights, ensure_store
 
 DEFAULT_MAX_TOKENS = 512
@@ -75,7 +76,7 @@ class Engine:
         with self._opened as opened:
             folder = ensure_store(self._spec, self.plan.model_fingerprint, progress=stage("converting"))
             self._weights = opened.enter_context(
-                Weights(self._spec, folder, self.plan.streaming, loading=stage("loading"))
+                Weights(self._spec, folder, self.plan.streaming, self.plan.paging, loading=stage("loading"))
             )
             self._executor = opened.enter_context(
                 CpuExecutor(self.plan, self._spec, self._weights, compiling=stage("compiling kernels"))
@@ -111,6 +112,11 @@ class Engine:
     def close(self) -> None:
         """End the threads and give all memory back."""
         self._opened.close()
+
+    @property
+    def expert_counts(self) -> PagingCounts | None:
+        """How often experts were in memory when they were needed; None where all of them are."""
+        return None if self._weights.pager is None else self._weights.pager.counts
 
     @property
     def vocabulary(self) -> int:
@@ -205,9 +211,11 @@ class Engine:
 
 def _holdings(plan: Plan) -> Iterator[tuple[MemoryClass, str, int]]:
     """Who holds how many bytes of which class, by the plan."""
-    streaming = plan.streaming
+    streaming, slots_bytes = plan.streaming, 0 if plan.paging is None else plan.paging.memory_bytes
+    if slots_bytes:
+        yield MemoryClass.WEIGHTS, "slots of experts", slots_bytes
     if streaming is None:
-        yield MemoryClass.WEIGHTS, "map of the store", plan.memory.weights
+        yield MemoryClass.WEIGHTS, "map of the store", plan.memory.weights - slots_bytes
     else:
         yield MemoryClass.WEIGHTS, "resident spans", streaming.resident_bytes
         yield MemoryClass.WEIGHTS, "streaming buffers", streaming.buffer_bytes

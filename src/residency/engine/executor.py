@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -71,7 +72,16 @@ class Executor(Protocol):
 class CpuExecutor:
     """Computes batches of a plan's model on this machine's processor."""
 
-    def __init__(self, plan: Plan, spec: ModelSpec, weights: Weights, *, compiling: Progress | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        spec: ModelSpec,
+        weights: Weights,
+        *,
+        routes: npt.NDArray[np.int32] | None = None,
+        compiling: Progress | None = None,
+    ) -> None:
+        """`routes` (layers, tokens, experts of a token), where there are any, say where each step sends its tokens."""
         self._plan = plan
         self._weights = weights
         with ExitStack() as opened:
@@ -92,8 +102,11 @@ class CpuExecutor:
             self._hidden = None if in_step else buffers["hidden"][:, : spec.hidden]
             self._vocabulary = spec.vocabulary
             step = Recorder(self._inputs.addresses, buffers)
-            mixtures = {index: layer for index, layer in enumerate(spec.layers) if layer.experts}
-            self._experts = {index: weights.experts(layer) for index, layer in mixtures.items()}
+            self._experts = {i: weights.experts(i) for i, layer in enumerate(spec.layers) if layer.experts}
+            if routes is not None:
+                self._experts = {index: replace(each, given=routes[index]) for index, each in self._experts.items()}
+            if weights.pager is not None:
+                weights.pager.watch(buffers["experts_used"])
             parts = Parts(
                 spec=spec,
                 weights=weights,
@@ -193,8 +206,13 @@ class CpuExecutor:
         return stamped.times()
 
     def _run(self, *, only_logits: bool = False) -> None:
+        pager = None if only_logits else self._weights.pager
+        if pager is not None:
+            pager.begin()
         self._workers.run(self._steps.begin(only_logits=only_logits))
         self._steps.end()
+        if pager is not None:
+            pager.end()
 
     def _start(self, tokens: npt.NDArray[np.int64]) -> None:
         self._token_ids[: len(tokens)] = tokens

@@ -15,7 +15,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Trace = npt.NDArray[np.integer]  # (steps, layers, experts of a token): the experts that each token was sent to
 
-HALF_LIFE_STEPS = 64.0  # of a use's weight
+HALF_LIFE_STEPS = 32.0  # of a use's weight
 _MOST_WEIGHT = 1e100
 
 
@@ -138,6 +138,12 @@ class ExpertSlots:
         """An expert has left, or has not arrived."""
         self._free.append(int(self._slots[expert]))
         self._slots[expert] = -1
+
+    def undo(self, expert: int, brought: Brought) -> None:
+        """What `bring` has decided for an expert does not happen."""
+        self.forget(expert)
+        if brought.evicted is not None:
+            self._slots[brought.evicted] = self._free.pop()
 
     def _least_worth(self, kept: Container[int]) -> int | None:
         held = np.flatnonzero(self._slots >= 0)

@@ -107,7 +107,7 @@ def _mixture_buffers(model: ModelSpec, tokens: int) -> tuple[Buffer, ...]:
         Buffer(name="expert_runs", shape=(8 + 4 * (experts + 1),), dtype="int64"),
         Buffer(name="expert_rows", shape=(rows,), dtype="int32"),
         Buffer(name="expert_places", shape=(tokens, per_token), dtype="int32"),
-        Buffer(name="experts_touched", shape=(len(model.layers),), dtype="int64"),
+        Buffer(name="experts_used", shape=(len(model.layers), experts), dtype="int32"),
         Buffer(name="expert_out", shape=(rows, in_tiles(model.hidden)), dtype="float32"),
     ]
     formats = [layer.experts[0].format for layer in layers]

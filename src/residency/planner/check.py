@@ -6,6 +6,7 @@ from residency.errors import FileError
 from residency.planner.buffers import activation_buffers
 from residency.planner.memory import kv_groups
 from residency.planner.on_device import fits_device_plan
+from residency.planner.paging import Paging, least_paging
 from residency.planner.plan import Plan
 from residency.planner.streaming import LEAST_SLOTS, Streaming, least_streaming
 from residency.spec.layout import store_layout
@@ -52,6 +53,9 @@ def check_plan(plan: Plan, model: ModelSpec) -> None:
     if plan.streaming is not None:
         _check_streaming(plan, plan.streaming, model)
         weights_bytes = plan.streaming.memory_bytes
+    if plan.paging is not None:
+        _check_paging(plan, plan.paging, model)
+        weights_bytes = store_layout(model).experts_offset + plan.paging.memory_bytes
     needed = (buffers, groups, weights_bytes, model.architecture)
     planned = (plan.buffers, plan.kv_groups, plan.memory.weights, plan.architecture)
     usable = within and len(most) == len(num_pages) and plan.context_tokens <= model.max_context_tokens
@@ -65,6 +69,15 @@ def _check_streaming(plan: Plan, streaming: Streaming, model: ModelSpec) -> None
     in_order = streaming.streamed == tuple(sorted({*streaming.streamed} & {*least.streamed}))
     has_rate = streaming.disk_bytes_per_second > 0
     if not (cut and in_order and has_rate and streaming.streamed and streaming.slots >= LEAST_SLOTS):
+        raise _refusal(plan)
+
+
+def _check_paging(plan: Plan, paging: Paging, model: ModelSpec) -> None:
+    least = least_paging(model, paging.disk_bytes_per_second)
+    if least is None or plan.streaming is not None:
+        raise _refusal(plan)
+    sizes = (paging.slot_bytes, paging.num_experts) == (least.slot_bytes, least.num_experts)
+    if not (sizes and least.slots <= paging.slots <= paging.num_experts and paging.disk_bytes_per_second > 0):
         raise _refusal(plan)
 
 

@@ -1,5 +1,6 @@
 """A plan in words: the lines that are printed before anything is loaded."""
 
+from residency.planner.paging import Paging
 from residency.planner.plan import Plan, SpeedForecast
 from residency.planner.streaming import Streaming
 from residency.units import binary_bytes, decimal_bytes, mib, operations_rate, rate
@@ -20,6 +21,8 @@ def explain(plan: Plan) -> str:
     ]
     if plan.streaming is not None:
         lines.insert(2, _placement(plan.streaming))
+    if plan.paging is not None:
+        lines.insert(2, _slots(plan.paging))
     if plan.device and plan.device.random_weights:
         lines.append("the weights are made up, for measuring: what the model writes has no meaning")
     if plan.forecast.assumed:
@@ -37,6 +40,13 @@ def _placement(streaming: Streaming) -> str:
     return (
         f"of the weights {mib(streaming.resident_bytes)} stay, {mib(streaming.streamed_bytes)} stream from the disk "
         f"each step, through {streaming.slots} buffers of {mib(streaming.slot_bytes)}"
+    )
+
+
+def _slots(paging: Paging) -> str:
+    return (
+        f"{paging.slots} of {paging.num_experts} experts are in memory, {mib(paging.slot_bytes)} each; the others are "
+        f"read from the disk when a token is sent to them, at {rate(paging.disk_bytes_per_second)}"
     )
 
 

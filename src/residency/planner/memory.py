@@ -9,6 +9,7 @@ from residency.hardware import Machine
 from residency.ledger.kv import pages_of_a_sequence
 from residency.planner.buffers import activation_buffers
 from residency.planner.cost import ModelCost, step_seconds, step_workload
+from residency.planner.paging import Paging, least_paging, with_slots
 from residency.planner.plan import PAGE_TOKENS, Buffer, KvGroup, MemoryBytes, Plan
 from residency.planner.speed import DECODE_CONTEXT_TOKENS, forecast_speed, prefill_seconds
 from residency.planner.streaming import READERS, Streaming, best_streaming, least_streaming
@@ -39,6 +40,7 @@ class _Request:
     weights_bytes: int
     streaming: Streaming | None = None  # where the weights do not fit: through as few buffers as can be
     kv_at_most_weights: bool = False  # whether the KV cache leaves the weights as much as it takes
+    paging: Paging | None = None  # where experts do not fit
     runtime_bytes: int
     max_sequences: int
     logit_rows: int | None
@@ -140,7 +142,8 @@ def plan_run(
     except BudgetError:
         if not any(tier.kind == "disk" for tier in machine.tiers):
             raise
-        request = _streaming(request, machine, shares=context_tokens is None)
+        shares = context_tokens is None
+        request = _paging(request, machine, shares=shares) or _streaming(request, machine, shares=shares)
         context = _context(request, context_tokens, chunk_tokens)
     cost = ModelCost.of(model, kv=KV_FORMATS[kv_format])
     chunk = chunk_tokens or _chunk(request, cost, context, machine, threads)
@@ -171,9 +174,11 @@ def plan_run(
             chunk_tokens=chunk,
             threads=threads,
             streaming=request.streaming,
+            paging=request.paging,
         ),
         prompts_in_tiles=prompts_in_tiles,
         streaming=request.streaming,
+        paging=request.paging,
     )
 
 
@@ -207,6 +212,15 @@ def kv_groups(
     return tuple(groups)
 
 
+def _paging(request: _Request, machine: Machine, *, shares: bool) -> _Request | None:
+    """The request with as few experts in memory as can be; None for a model that has none."""
+    least = least_paging(request.model, machine.tier("disk").read_bytes_per_second(READERS))
+    if least is None:
+        return None
+    unrouted_bytes = store_layout(request.model).experts_offset
+    return replace(request, weights_bytes=unrouted_bytes + least.memory_bytes, paging=least, kv_at_most_weights=shares)
+
+
 def _streaming(request: _Request, machine: Machine, *, shares: bool) -> _Request:
     """The request with as little of its weights in memory as can be. Pages that nobody asked for are not to make every
     step slower: where it `shares`, the KV cache takes at most half of what there is for both.
@@ -218,7 +232,13 @@ def _streaming(request: _Request, machine: Machine, *, shares: bool) -> _Request
 def _with_the_rest_as_weights(
     request: _Request, cost: ModelCost, context_tokens: int, chunk_tokens: int, machine: Machine
 ) -> _Request:
-    """The request with as many of the weights in memory as fit, where they stream."""
+    """The request with as many of the weights in memory as fit, where they stream or experts are paged."""
+    if request.paging is not None:
+        free_bytes = request.budget_bytes - request.memory(context_tokens, chunk_tokens).peak
+        more = with_slots(request.paging, request.paging.slots + free_bytes // request.paging.slot_bytes)
+        return replace(
+            request, weights_bytes=request.weights_bytes - request.paging.memory_bytes + more.memory_bytes, paging=more
+        )
     if request.streaming is None:
         return request
     work = step_workload(cost, start_token=DECODE_CONTEXT_TOKENS, num_tokens=1)
@@ -311,6 +331,8 @@ def _largest_context(request: _Request, below_tokens: int, chunk_tokens: int) ->
 def _refusal(request: _Request, wanted_tokens: int, chunk_tokens: int) -> BudgetError:
     memory = request.memory(wanted_tokens, _step_tokens(request, wanted_tokens, chunk_tokens))
     streamed = "" if request.streaming is None else f", streamed through {request.streaming.slots} buffers"
+    if request.paging is not None:
+        streamed = f", with {request.paging.slots} of {request.paging.num_experts} experts"
     largest_tokens = _largest_context(request, wanted_tokens, chunk_tokens)
     missing_bytes = memory.peak - request.budget_bytes
     enough = f"--memory {enough_mib(memory.peak)}"

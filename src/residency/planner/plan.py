@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from residency.errors import FileError
+from residency.planner.paging import Paging
 from residency.planner.streaming import Streaming
 from residency.records import from_data, to_data
 from residency.spec.state import AnyKvName
@@ -113,6 +114,7 @@ class Plan:
     prompts_in_tiles: bool = False  # whether prompts are multiplied in tile registers (Intel AMX)
     streaming: Streaming | None = None  # what of the weights is read from the disk anew in each step; None: nothing
     device: DevicePlan | None = None  # None: this machine's processor and RAM
+    paging: Paging | None = None  # slots for experts, where not all are in memory
 
     @property
     def free_bytes(self) -> int:

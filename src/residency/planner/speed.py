@@ -9,6 +9,7 @@ from residency.planner.cost import (
     step_seconds,
     step_workload,
 )
+from residency.planner.paging import Paging
 from residency.planner.plan import SpeedForecast
 from residency.planner.streaming import Streaming, streamed_seconds
 
@@ -33,6 +34,7 @@ def prefill_seconds(
     machine: Machine,
     threads: int,
     streaming: Streaming | None = None,
+    paging: Paging | None = None,
 ) -> float:
     """From an empty cache to the logits after the prompt, chunk by chunk, each of which unpacks all weights once, and
     reads what streams.
@@ -46,6 +48,7 @@ def prefill_seconds(
         work = step_workload(cost, start_token=start, num_tokens=min(chunk_tokens, prompt_tokens - start))
         seconds = step_seconds(work, num_layers=cost.num_layers, machine=machine, threads=threads, of_prompt=True)
         total_seconds += streamed_seconds(seconds.total + unpacking_seconds, streaming)
+        total_seconds += missing_seconds(cost, len(range(start, min(start + chunk_tokens, prompt_tokens))), paging)
     return total_seconds
 
 
@@ -57,6 +60,7 @@ def forecast_speed(
     chunk_tokens: int,
     threads: int,
     streaming: Streaming | None = None,
+    paging: Paging | None = None,
 ) -> SpeedForecast:
     """Decode after DECODE_CONTEXT_TOKENS, and prefill of a prompt of half the context, of one sequence."""
     half_tokens = max(1, context_tokens // 2)
@@ -69,10 +73,12 @@ def forecast_speed(
         machine=machine,
         threads=threads,
         streaming=streaming,
+        paging=paging,
     )
-    streams = streaming is not None and streaming.disk_seconds > decode.total
+    missing = missing_seconds(cost, 1, paging)
+    streams = missing > decode.total or (streaming is not None and streaming.disk_seconds > decode.total)
     return SpeedForecast(
-        decode_tokens_per_second=1 / streamed_seconds(decode.total, streaming),
+        decode_tokens_per_second=1 / (streamed_seconds(decode.total, streaming) + missing),
         prefill_tokens_per_second=half_tokens / first_token_seconds,
         time_to_first_token_seconds=first_token_seconds,
         bound="disk" if streams else decode.bound,
@@ -85,3 +91,11 @@ def forecast_speed(
             name for name in _USED_FIGURES if name in machine.figures and machine.figures[name].origin == "assumed"
         ),
     )
+
+
+def missing_seconds(cost: ModelCost, tokens: int, paging: Paging | None) -> float:
+    """What experts that are not in memory add to a step of so many tokens."""
+    if paging is None:
+        return 0.0
+    experts = (each for each in cost.matrices if each.name == "experts")
+    return paging.missing_seconds(sum(each.work(tokens).read_bytes for each in experts))

@@ -16,10 +16,12 @@ from residency.formats.tiles import TILE_ROWS, untile_rows
 from residency.kernels.experts import Experts
 from residency.kernels.matmul import Matrix
 from residency.paths import cache_folder
+from residency.planner.paging import Paging
 from residency.planner.streaming import Streaming
 from residency.spec.layout import store_layout
-from residency.spec.model import LayerSpec, ModelSpec, MoeSpec
+from residency.spec.model import ModelSpec, MoeSpec
 from residency.store.convert import STORE_VERSION, Progress, convert
+from residency.store.paging import ExpertPager
 from residency.store.residents import Residents
 
 _EMBEDDED_TOGETHER = 32  # tokens: bounds what unpacking needs beside the result
@@ -60,11 +62,18 @@ class Weights:
     """The tensors of an open store, by the names of `transformers`. Matrices are views of the map: close it last.
 
     Resident tensors are mapped; an embedding that is not tied to the head is read row by row from the file. Where some
-    stream, matrices are views of addresses alone, which hold nothing: `residents` knows where each span is.
+    stream, matrices are views of addresses alone, which hold nothing: `residents` knows where each span is. Where
+    experts are paged, `pager` brings them.
     """
 
     def __init__(
-        self, model: ModelSpec, folder: Path, streaming: Streaming | None = None, *, loading: Progress | None = None
+        self,
+        model: ModelSpec,
+        folder: Path,
+        streaming: Streaming | None = None,
+        paging: Paging | None = None,
+        *,
+        loading: Progress | None = None,
     ) -> None:
         """StoreError where the store is missing, cut, or cannot be read."""
         self._model = model
@@ -81,12 +90,14 @@ class Weights:
             self._file.close()
             raise StoreError(f"the store {folder} is {self._layout.total_bytes - length} bytes short; delete it.")
         self.residents: Residents | None = None
+        self.pager = None if paging is None else ExpertPager(model, folder / "weights", paging)
+        self.num_bytes = self._layout.resident_bytes if paging is None else self._layout.experts_offset  # of the map
         if streaming is None:
-            self._map = mmap.mmap(self._file.fileno(), self._layout.resident_bytes, prot=mmap.PROT_READ)
+            self._map = mmap.mmap(self._file.fileno(), self.num_bytes, prot=mmap.PROT_READ)
             self._map.madvise(mmap.MADV_WILLNEED)
         else:
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # of the embedding, a row here and there
-            self._map = mmap.mmap(-1, self._layout.resident_bytes, prot=mmap.PROT_READ)
+            self._map = mmap.mmap(-1, self.num_bytes, prot=mmap.PROT_READ)
             try:
                 self.residents = Residents(model, folder / "weights", streaming, loading)
             except StoreError:
@@ -104,8 +115,9 @@ class Weights:
 
     def close(self) -> None:
         """Give the map back once no view of it is left, and close the file."""
-        if self.residents is not None:
-            self.residents.close()
+        for part in (self.residents, self.pager):
+            if part is not None:
+                part.close()
         del self._bytes
         try:
             self._map.close()
@@ -114,14 +126,11 @@ class Weights:
         self._file.close()
 
     @property
-    def num_bytes(self) -> int:
-        """Bytes mapped, or of addresses that stand for the store's."""
-        return self._layout.resident_bytes
-
-    @property
     def in_memory(self) -> tuple[tuple[int, int], ...]:
         """Addresses and bytes of the memory that holds weights."""
-        return ((self.address, self.num_bytes),) if self.residents is None else self.residents.in_memory
+        slots = () if self.pager is None else (self.pager.in_memory,)
+        unrouted = ((self.address, self.num_bytes),) if self.residents is None else self.residents.in_memory
+        return *unrouted, *slots
 
     def offset_of(self, name: str) -> int:
         """Where a tensor begins in the store, and in the map."""
@@ -149,12 +158,13 @@ class Weights:
         """A norm's weights or a bias, as float32."""
         return self._view(name).view(np.float32)
 
-    def experts(self, layer: LayerSpec) -> Experts:
-        """The experts of a layer that is a mixture, all of them mapped."""
+    def experts(self, index: int) -> Experts:
+        """The experts of a layer that is a mixture: all of them mapped, or paged."""
+        layer = self._model.layers[index]
         assert isinstance(layer.mlp, MoeSpec)
         gate, up, down = (self._layout.by_name[tensor.name] for tensor in layer.experts)
         first = self.address + gate.offset
-        return Experts(
+        mapped = Experts(
             spec=layer.mlp,
             gate_format=layer.experts[0].format,
             down_format=layer.experts[2].format,
@@ -162,6 +172,7 @@ class Weights:
             down_at=down.offset - gate.offset,
             addresses=first + gate.stride_bytes * np.arange(layer.mlp.num_experts, dtype=np.int64),
         )
+        return mapped if self.pager is None else self.pager.paged(index, mapped)
 
     def has(self, name: str) -> bool:
         """Whether the model has such a tensor."""

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from residency.engine.engine import Progress
 from residency.engine.executor import CpuExecutor
@@ -46,8 +47,10 @@ class Opened:
 
 
 @contextmanager
-def opened(plan: Plan, progress: Progress | None = None) -> Iterator[Opened]:
-    """The plan's model, ready; closed afterwards. Fails as `Engine.open` does."""
+def opened(
+    plan: Plan, progress: Progress | None = None, *, routes: npt.NDArray[np.int32] | None = None
+) -> Iterator[Opened]:
+    """The plan's model, ready; closed afterwards. Fails as `Engine.open` does. For `routes` see CpuExecutor."""
 
     def stage(name: str) -> Callable[[int, int], None] | None:
         return None if progress is None else lambda done, total: progress(name, done, total)
@@ -55,8 +58,8 @@ def opened(plan: Plan, progress: Progress | None = None) -> Iterator[Opened]:
     _, spec = open_planned(plan)
     folder = ensure_store(spec, plan.model_fingerprint, progress=stage("converting"))
     with (
-        Weights(spec, folder, plan.streaming) as weights,
-        CpuExecutor(plan, spec, weights, compiling=stage("compiling kernels")) as executor,
+        Weights(spec, folder, plan.streaming, plan.paging) as weights,
+        CpuExecutor(plan, spec, weights, routes=routes, compiling=stage("compiling kernels")) as executor,
     ):
         loop = Loop(plan, executor, eos_ids=frozenset(), weight_read_bytes=read_bytes_per_token(spec))
         yield Opened(

@@ -73,7 +73,7 @@ def scoring(plan: Plan, progress: Progress | None = None) -> Iterator[CpuExecuto
     spec = model_spec(open_checkpoint(plan.model_path))
     folder = ensure_store(spec, plan.model_fingerprint, progress=lambda done, total: report("converting", done, total))
     with (
-        Weights(spec, folder, plan.streaming) as weights,
+        Weights(spec, folder, plan.streaming, plan.paging) as weights,
         CpuExecutor(
             plan, spec, weights, compiling=lambda done, total: report("compiling kernels", done, total)
         ) as executor,

@@ -11,6 +11,16 @@ from residency.spec.model import MoeSpec
 
 
 @dataclass(frozen=True, kw_only=True)
+class Paged:
+    """How a step gets experts that are not in memory. Whoever brings them sets their addresses."""
+
+    layer: int
+    board: npt.NDArray[np.int64]  # see experts.fetch
+    bell: int  # the file descriptor that is written to when somebody shall look
+    guessed: npt.NDArray[np.int32]  # of each expert, whether the layer before would have sent a token to it
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experts:
     """The experts of a layer. An expert's gate, up and down lie together, `up_at` and `down_at` from its address on."""
 
@@ -19,7 +29,9 @@ class Experts:
     down_format: Format
     up_at: int
     down_at: int
-    addresses: npt.NDArray[np.int64]  # of each expert; a step reads them after its routes are known
+    addresses: npt.NDArray[np.int64]  # of each expert, 0 while it is not in memory
+    given: npt.NDArray[np.int32] | None = None  # (tokens, experts of a token): where routes do not come from logits
+    paged: Paged | None = None  # None: all are in memory
 
     @property
     def is_packed(self) -> bool:
@@ -39,13 +51,13 @@ def route(
     step: Recorder,
     logits: FloatArray,
     spec: MoeSpec,
-    touched: npt.NDArray[np.int64],
+    used: npt.NDArray[np.int32],
     given: npt.NDArray[np.int32] | None = None,
 ) -> None:
     """Each token's experts and weights, from logits (tokens, experts), and the step's rows sorted by expert.
 
-    The number of experts that any token is sent to is written to `touched`, its first word. `given` (tokens, experts
-    of a token) are the experts that are chosen, whatever the logits say. Destroys the logits.
+    How many rows each expert gets is written to `used` (experts,). `given` (tokens, experts of a token) are the experts
+    that are chosen, whatever the logits say. Destroys the logits.
     """
     chosen, inputs = address_of(step.buffers["expert_choices"]), step.inputs
     step.launch(
@@ -67,11 +79,41 @@ def route(
         experts=spec.num_experts,
         counts=address_of(step.buffers["expert_counts"]),
         runs=address_of(step.buffers["expert_runs"]),
-        touched=address_of(touched),
+        used=address_of(used),
         rows=address_of(step.buffers["expert_rows"]),
         places=address_of(step.buffers["expert_places"]),
         int8_at=inputs.num_int8,
         tokens_at=inputs.num_tokens,
+    )
+
+
+def fetch(step: Recorder, experts: Experts, paged: Paged) -> None:
+    """Wait until all experts that tokens are sent to are in memory, or until reading has failed."""
+    step.launch(
+        "experts.fetch",
+        runs=address_of(step.buffers["expert_runs"]),
+        table=address_of(experts.addresses),
+        board=address_of(paged.board),
+        layer=paged.layer,
+        bell=paged.bell,
+    )
+
+
+def guess(step: Recorder, logits: FloatArray, experts: Experts, paged: Paged) -> None:
+    """Mark where a later layer's logits (tokens, experts), of an earlier layer's input, would send the first tokens
+    (A. Eliseev, D. Mazur: Fast inference of mixture-of-experts language models with offloading, arXiv 2312.17238).
+    """
+    step.launch(
+        "experts.guess",
+        meet=False,
+        logits=address_of(logits),
+        stride=row_bytes(logits),
+        experts=experts.spec.num_experts,
+        per_token=experts.spec.experts_per_token,
+        guessed=address_of(paged.guessed),
+        table=address_of(experts.addresses),
+        bell=paged.bell,
+        int8_at=step.inputs.num_int8,
     )
 
 

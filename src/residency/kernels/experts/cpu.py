@@ -49,11 +49,13 @@ from residency.kernels.simd.language import (
     sum_f32,
 )
 from residency.kernels.simd.table import KernelTable
+from residency.kernels.simd.threads import atomic_add, atomic_load, ring, sleep_shortly
 
 FIRST_RUN, RUN_BYTES = 64, 32
 UNPACKING_ROWS = 32  # that take about as long to multiply as the weights that they meet take to unpack
 RUN_GROUPS = 8  # of 32 columns that are gated together: their tiles stay in the second-level cache
 RUN_ROWS = 16  # that are gated together
+GUESSED_TOKENS = 8  # whose experts of the next layer are guessed
 SUMS_STRIDE = 128 * RUN_GROUPS
 SUMS_BYTES = RUN_ROWS * SUMS_STRIDE
 
@@ -107,11 +109,11 @@ def route(logits, stride, experts, per_token, renormalized, given, chosen, weigh
             store_f32(at, load_f32(at) / (chosen_total if renormalized != 0 else total))
 
 
-def sort(chosen, per_token, experts, counts, runs, touched, rows, places, int8_at, tokens_at, thread, threads):
+def sort(chosen, per_token, experts, counts, runs, used, rows, places, int8_at, tokens_at, thread, threads):
     """A counting sort of all choices (token, turn) by expert, by one thread.
 
-    `rows` gets the token of each sorted row, `places` the row of each choice, `touched` the number of runs. `counts` is
-    room for two words of each expert.
+    `rows` gets the token of each sorted row, `places` the row of each choice, `used` the rows of each expert. `counts`
+    is room for two words of each expert.
     """
     if thread != 0:
         return
@@ -127,6 +129,7 @@ def sort(chosen, per_token, experts, counts, runs, touched, rows, places, int8_a
     for expert in range(experts):
         at = counts + 16 * expert
         held = load_i64(at)
+        store_i32(used + 4 * expert, held)
         if held > 0:
             store_i64(run, expert)
             store_i64(run + 8, row)
@@ -139,13 +142,59 @@ def sort(chosen, per_token, experts, counts, runs, touched, rows, places, int8_a
     store_i64(run + 8, row)
     store_i64(run + 24, work)
     store_i64(runs, (run - runs - FIRST_RUN) // RUN_BYTES)
-    store_i64(touched, load_i64(runs))
     for choice in range(tokens * per_token):
         at = counts + 16 * load_i32(chosen + 4 * choice)
         row = load_i64(at)
         store_i64(at, row + 1)
         store_i32(rows + 4 * row, choice // per_token)
         store_i32(places + 4 * choice, row)
+
+
+@_function
+def _missing(runs, table):
+    """How many of the experts that rows are sent to are not in memory."""
+    missing = 0
+    for i in range(load_i64(runs)):
+        if atomic_load(table + 8 * load_i64(runs + FIRST_RUN + RUN_BYTES * i)) == 0:
+            missing += 1
+    return missing
+
+
+def fetch(runs, table, board, layer, bell, thread, threads):
+    """Wait until all experts that rows are sent to are in memory.
+
+    `board`: the layer that steps are at, which is written before the table is read, so that whoever takes an expert out
+    of the table and then reads the board knows whether a step may be using it; 64 bytes on, how often a step has asked
+    for experts; 128 bytes on, whether none will come. All threads wait here, none at the meeting.
+    """
+    if thread == 0:
+        atomic_add(board, layer - load_i64(board))
+        if _missing(runs, table) > 0:
+            atomic_add(board + 64, 1)
+            ring(bell)
+    while _missing(runs, table) > 0 and atomic_load(board + 128) == 0:
+        sleep_shortly()
+
+
+def guess(logits, stride, experts, per_token, guessed, table, bell, int8_at, thread, threads):
+    """Mark the experts that the first tokens would be sent to by these logits, and tell of it if one is not in memory.
+
+    Destroys the logits. Of prompts nothing is guessed: they are sent everywhere.
+    """
+    if thread != 0:
+        return
+    for expert in range(experts):
+        store_i32(guessed + 4 * expert, 0)
+    missing = 0
+    for token in range(min(load_i64(int8_at), GUESSED_TOKENS)):
+        for _ in range(per_token):
+            expert = _largest(logits + stride * token, experts)
+            store_f32(logits + stride * token + 4 * expert, -float("inf"))
+            store_i32(guessed + 4 * expert, 1)
+            if atomic_load(table + 8 * expert) == 0:
+                missing += 1
+    if missing > 0:
+        ring(bell)
 
 
 @inlined
@@ -305,6 +354,8 @@ KERNELS = KernelTable(
     {
         "route": route,
         "sort": sort,
+        "fetch": fetch,
+        "guess": guess,
         "gather_packed": _gather(True),
         "gather_floats": _gather(False),
         "combine": combine,

@@ -1,10 +1,10 @@
 """Parts that models are made of: attention and feed-forward networks, recorded operator by operator."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from residency.kernels.attention import attention
-from residency.kernels.experts import Experts, SharedProduct, combine, multiply, route, send
+from residency.kernels.experts import Experts, SharedProduct, combine, fetch, guess, multiply, route, send
 from residency.kernels.gate import gated
 from residency.kernels.gated_matmul import can_gate, gated_linear
 from residency.kernels.matmul import Matrix, linear
@@ -22,7 +22,7 @@ class Parts:
     weights: Weights
     caches: Sequence[LayerPages]  # one per layer
     angles: Mapping[RopeSpec, FloatArray]  # cosines | sines of the step's tokens, (tokens, head_dim)
-    experts: Mapping[int, Experts]  # of the layers that are mixtures
+    experts: Mapping[int, Experts] = field(default_factory=dict)  # of the layers that are mixtures
 
     def matrix(self, layer: int, part: str) -> Matrix:
         """A matrix of a layer: "self_attn.q_proj"."""
@@ -91,12 +91,25 @@ def feed_forward(step: Recorder, parts: Parts, index: int, x: Rows, hidden: Floa
         linear(step, product, parts.matrix(index, "mlp.down_proj"), hidden, accumulate=True)
 
 
+def guess_next(step: Recorder, parts: Parts, index: int, x: Rows) -> None:
+    """Let the next mixture's router look at this layer's input, so that experts may come before they are asked for."""
+    later = next((layer for layer in sorted(parts.experts) if layer > index), None)
+    if later is None or (paged := parts.experts[later].paged) is None:
+        return
+    router = next(tensor for tensor in parts.spec.layers[later].tensors if tensor.role == "router")
+    logits = linear(step, x, parts.weights.matrix(router.name), step.buffers["router"], but_prompts=True)
+    guess(step, logits, parts.experts[later], paged)
+
+
 def mixture(step: Recorder, parts: Parts, index: int, x: Rows, hidden: FloatArray, spec: MoeSpec) -> None:
     """hidden += of each token's experts, and of the network that every token passes, what they make of x."""
     layer, columns, experts = parts.spec.layers[index], parts.spec.hidden, parts.experts[index]
     router, *shared_gate = (parts.weights.matrix(tensor.name) for tensor in layer.tensors if tensor.role == "router")
     logits = linear(step, x, router, step.buffers["router"])
-    route(step, logits, spec, step.buffers["experts_touched"][index:])
+    route(step, logits, spec, step.buffers["experts_used"][index], experts.given)
+    if experts.paged is not None:
+        fetch(step, experts, experts.paged)
+        guess_next(step, parts, index, x)
     send(step, x, columns, experts)
     multiply(step, columns, experts)
     shared = None

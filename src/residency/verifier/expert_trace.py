@@ -1,0 +1,149 @@
+"""Decoding with routes that a file gives: how often experts are in memory and how fast that is, beside the forecast."""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from residency.engine.engine import Progress
+from residency.errors import FileError, UsageError
+from residency.hardware import Machine
+from residency.ledger.experts import Hindsight, LeastFrequent, LeastRecent, Trace, hit_rate
+from residency.planner.cost import ModelCost, step_seconds, step_workload
+from residency.planner.plan import Plan
+from residency.spec.model import ModelSpec, MoeSpec
+from residency.store.paging import PagingCounts
+from residency.verifier.opened import opened
+
+_MOST_TRACE_BYTES = 1 << 28
+_WARM_UP_PART = 4  # of the trace, a quarter fills the slots and is not counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class HitRates:
+    """Of the experts that are needed after the warm-up, the share in memory: by simulation, of each way to choose."""
+
+    frequent: float  # what residency does
+    recent: float
+    hindsight: float  # the most that any could reach
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceSpeed:
+    """One sequence decoded along a trace."""
+
+    steps: int  # that were counted
+    slots: int
+    num_experts: int
+    forecast: HitRates
+    hit_rate: float
+    guess_rate: float  # of what was needed, the share that the layer before would have guessed
+    tokens_per_second: float
+    forecast_tokens_per_second: float
+    read_bytes_per_step: float  # from the disk
+    streaming_tokens_per_second: float  # if every step read all experts, at the disk's measured rate
+
+    def to_data(self) -> dict[str, object]:
+        """As JSON values."""
+        return {**vars(self), "forecast": vars(self.forecast)}
+
+
+def read_trace(path: Path, model: ModelSpec) -> Trace:
+    """The experts (steps, mixture layers, experts of a token) in a NumPy file. FileError if it is not such a file,
+    UsageError if it is not for `model`.
+    """
+    specs = [layer.mlp for layer in model.layers if isinstance(layer.mlp, MoeSpec)]
+    if not specs:
+        raise UsageError(f"{model.name} has no experts; leave --expert-trace out.")
+    try:
+        if path.stat().st_size > _MOST_TRACE_BYTES:
+            raise FileError(f"the trace {path} is larger than {_MOST_TRACE_BYTES >> 20} MiB; give a shorter one.")
+        trace: Trace = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise FileError(f"the trace {path} could not be read: {error}; write it with numpy.save.") from error
+    wanted = (len(specs), specs[0].experts_per_token)
+    if trace.ndim != 3 or trace.shape[1:] != wanted or not np.issubdtype(trace.dtype, np.integer) or len(trace) < 8:
+        raise UsageError(
+            f"the trace {path} holds {trace.dtype} of shape {trace.shape}; {model.name} needs 8 steps or more "
+            f"of whole numbers of shape {wanted}: mixture layers, experts of a token."
+        )
+    if trace.min() < 0 or trace.max() >= min(spec.num_experts for spec in specs):
+        raise UsageError(f"the trace {path} names an expert that {model.name} does not have.")
+    return trace
+
+
+def trace_speed(plan: Plan, model: ModelSpec, machine: Machine, trace: Trace, progress: Progress | None) -> TraceSpeed:
+    """Decode one sequence along `trace`. UsageError if all experts fit, or the plan's context is shorter."""
+    if plan.paging is None:
+        raise UsageError("all experts fit into memory; give a smaller --memory.")
+    if len(trace) + 2 > plan.context_tokens:
+        raise UsageError(f"the trace has {len(trace)} steps and the context {plan.context_tokens}; give a shorter one.")
+    warm_up = len(trace) // _WARM_UP_PART
+    measured = _decoded(plan, model, trace, warm_up, progress)
+    rates = _rates(trace, max(layer.experts[0].copies for layer in model.layers if layer.experts), plan, warm_up)
+    computing = step_seconds(
+        step_workload(measured.cost, start_token=len(trace) // 2, num_tokens=1),
+        num_layers=len(model.layers),
+        machine=machine,
+        threads=plan.threads,
+    )
+    needed_bytes = plan.paging.slot_bytes * measured.counts.needed / measured.steps
+    forecast_seconds = computing.total + replace(plan.paging, hit_rate=rates.frequent).missing_seconds(needed_bytes)
+    all_bytes = plan.paging.slot_bytes * plan.paging.num_experts
+    return TraceSpeed(
+        steps=measured.steps,
+        slots=plan.paging.slots,
+        num_experts=plan.paging.num_experts,
+        forecast=rates,
+        hit_rate=measured.counts.hit_rate,
+        guess_rate=measured.counts.guess_rate,
+        tokens_per_second=1 / measured.step_seconds,
+        forecast_tokens_per_second=1 / forecast_seconds,
+        read_bytes_per_step=measured.read_bytes / measured.steps,
+        streaming_tokens_per_second=1 / (computing.total + all_bytes / plan.paging.disk_bytes_per_second),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    steps: int
+    step_seconds: float
+    counts: PagingCounts
+    read_bytes: int
+    cost: ModelCost
+
+
+def _decoded(plan: Plan, model: ModelSpec, trace: Trace, warm_up: int, progress: Progress | None) -> _Measured:
+    """The steps after the warm-up."""
+    routes = np.zeros((len(model.layers), plan.chunk_tokens, trace.shape[2]), np.int32)
+    mixtures = [index for index, layer in enumerate(model.layers) if layer.experts]
+    with opened(plan, progress, routes=routes) as running:
+        pager = running.weights.pager
+        assert pager is not None
+        running.submit(1, len(trace))
+        for number, step in enumerate(trace):
+            if number == warm_up:
+                before, read_before, started = pager.counts, pager.read_bytes, time.perf_counter()
+            routes[mixtures] = step[:, None, :]
+            running.loop.step()
+            if progress is not None:
+                progress("decoding", number + 1, len(trace))
+        steps = len(trace) - warm_up
+        return _Measured(
+            steps=steps,
+            step_seconds=(time.perf_counter() - started) / steps,
+            counts=pager.counts.since(before),
+            read_bytes=pager.read_bytes - read_before,
+            cost=running.cost,
+        )
+
+
+def _rates(trace: Trace, experts: int, plan: Plan, warm_up: int) -> HitRates:
+    assert plan.paging is not None
+    slots, num_experts = plan.paging.slots, trace.shape[1] * experts
+    policies = (LeastFrequent(num_experts), LeastRecent(num_experts), Hindsight(trace, experts))
+    frequent, recent, hindsight = (
+        hit_rate(trace, experts, slots, policy, warm_up_steps=warm_up) for policy in policies
+    )
+    return HitRates(frequent=frequent, recent=recent, hindsight=hindsight)
