@@ -263,7 +263,7 @@ def _with_the_rest_as_pages(request: _Request, context_tokens: int, chunk_tokens
     """The request with as many tokens in the KV cache as fit, at most every sequence's whole context; where weights
     stream, at most half of what there is for both.
     """
-    request = replace(request, kv_at_most_weights=request.streaming is not None)
+    request = replace(request, kv_at_most_weights=request.streaming is not None or request.paging is not None)
 
     def holding(pages: int) -> _Request:
         return replace(request, kv_tokens=pages * PAGE_TOKENS)
