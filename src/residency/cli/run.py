@@ -11,6 +11,7 @@ from residency.cli.planned import planned, save_plan
 from residency.cli.prepare import prepare_first
 from residency.cli.progress import Progress
 from residency.cli.prompts import conversation, prompt_of, read_prompt
+from residency.engine.ceiling import hold_to_budget
 from residency.engine.engine import Engine
 from residency.engine.report import Report
 from residency.engine.sampler import Sampling
@@ -89,6 +90,7 @@ def command(
             click.echo(explain(plan))
         with Engine.open(plan, progress=progress) as engine:
             progress.close()
+            hold_to_budget(plan)
             if text is None:
                 report = conversation(engine, system=system, max_tokens=max_tokens, sampling=sampling)
                 if report is not None and not quiet:

@@ -13,6 +13,7 @@ from residency.cli.planned import is_plan_file, planned, save_plan
 from residency.cli.prepare import prepare_first
 from residency.cli.progress import Progress
 from residency.engine.calibrate import this_machine
+from residency.engine.ceiling import hold_to_budget
 from residency.engine.engine import Engine
 from residency.engine.service import Service
 from residency.engine.swap import SwapSpace
@@ -27,6 +28,7 @@ SERVE_FOOTPRINT = "residency.server.footprint"
 API_KEY_VARIABLE = "RESIDENCY_API_KEY"
 DEFAULT_SEQUENCES = 16
 Admission = Literal["guaranteed", "optimistic"]
+_UNTOUCHED_BYTES = 512 * 1024**2  # the stacks of forty threads, of which each touches little
 _M_ARENA_MAX = -8  # of mallopt(3)
 
 max_sequences_option = click.option(
@@ -116,6 +118,7 @@ def command(
         ):
             progress.close()
             served.prepare_grammars()
+            hold_to_budget(plan, untouched_bytes=_UNTOUCHED_BYTES)
             app = App(
                 service,
                 served,
