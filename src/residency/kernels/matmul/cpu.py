@@ -32,7 +32,7 @@ from residency.kernels.simd.language import (
 from residency.kernels.simd.table import KernelTable
 
 RUN_BYTES = 1 << 19  # of weights that are kept in the second-level cache, beside a block's activations
-LARGE_BLOCK_BYTES = 1024  # blocks from here on look ahead part by part, and are one stream
+LARGE_BLOCK_GROUPS = 8  # blocks of so many groups of 32 columns look ahead part by part, and are one stream
 _device = njit(error_model="numpy", nogil=True, forceinline=True)
 
 
@@ -53,6 +53,7 @@ def _float(load, value_bytes):
 
 def _multiplier(block, tokens, block_bytes, x_block_bytes):
     """Multiply a run of tiles by `tokens` rows of x."""
+    is_large = x_block_bytes >= LARGE_BLOCK_GROUPS * GROUP_BYTES
 
     @_device
     def finish(total, index, out, out_stride, bias, accumulate):
@@ -69,7 +70,7 @@ def _multiplier(block, tokens, block_bytes, x_block_bytes):
             tile = weights + block_bytes * blocks * index
             total = zeros_f32(tokens)
             for i in range(blocks):
-                if block_bytes < LARGE_BLOCK_BYTES:
+                if not is_large:
                     ahead(tile + block_bytes * i, block_bytes, tokens)
                 total = block(tile + block_bytes * i, x + x_block_bytes * i, x_stride, total)
             finish(total, index, out, out_stride, bias, accumulate)
@@ -92,7 +93,7 @@ def _multiplier(block, tokens, block_bytes, x_block_bytes):
             if other != index:
                 finish(high_total, other, out, out_stride, bias, accumulate)
 
-    return multiply_streams if tokens == 1 and block_bytes < LARGE_BLOCK_BYTES else multiply
+    return multiply_streams if tokens == 1 and not is_large else multiply
 
 
 def _by_rows(block_of, block_bytes, x_block_bytes):

@@ -1,8 +1,4 @@
-"""Blocks of integers in groups, multiplied and unpacked: residency.formats.grouped says what they are.
-
-A group has one scale for up to 128 columns: what its groups of 32 activations give is summed first, each by the scale
-of the activations, and meets the group's scale and zero point once.
-"""
+"""Blocks of integers in groups, multiplied and unpacked: residency.formats.grouped says what they are."""
 
 from numba import njit
 
@@ -14,9 +10,6 @@ from residency.kernels.simd.language import (
     and_i32,
     dot4_each,
     dot4_full_each,
-    fma_each,
-    fma_each_splat,
-    fma_splat_each,
     load_bf16x16,
     load_f16x16,
     load_f32x16,
@@ -28,8 +21,6 @@ from residency.kernels.simd.language import (
     splat_f32,
     third_bit,
     to_f32,
-    to_f32_each,
-    zeros_f32,
     zeros_i32,
 )
 
@@ -59,9 +50,7 @@ def _ends(fmt):
 
 
 def _dots(fmt, tokens):
-    """The dots of 32 columns."""
-    if fmt.bits == 4:
-        return accumulator(tokens)[1]
+    """The dots of 32 columns, of codes in bytes, or in pairs of bits and perhaps a plane."""
     has_plane = fmt.bits == 3
 
     @_device
@@ -90,19 +79,18 @@ def block_of(fmt):
     scales, minima = _ends(fmt)
 
     def of(tokens):
-        dot_group = _dots(fmt, tokens)
+        add_group, dot_nibbles, _ = accumulator(tokens)
+        dot_group = dot_nibbles if fmt.bits == 4 else _dots(fmt, tokens)
 
         @_device
         def block(at, x, stride, total):
             scale = scales(at)
             minimum = minima(at, scale)
-            inner = zeros_f32(tokens)
             for group in range(groups):
                 x_group = x + GROUP_BYTES * group
                 dots = dot_group(at + group_bytes * group, x_group, stride)
-                inner = fma_each_splat(inner, to_f32_each(dots), x_group + 32, stride)
-                total = fma_splat_each(total, minimum, x_group + 44, stride)
-            return fma_each(inner, scale, total)
+                total = add_group(total, dots, scale, minimum, x_group + 32, x_group + 44, stride)
+            return total
 
         return block
 

@@ -286,16 +286,11 @@ def _fma_splat(b: Builder, token: int, total: Value, vector: Value, at: Value, s
     return _fma(b, vector, load_splat(b, token_address(b, at, stride, token), F32, f32x16), total)
 
 
-def _fma_each_splat(b: Builder, token: int, total: Value, block: Value, at: Value, stride: Value) -> Value:
-    return _fma(b, block, load_splat(b, token_address(b, at, stride, token), F32, f32x16), total)
-
-
 def _mul_splat(b: Builder, token: int, block: Value, at: Value, stride: Value) -> Value:
     return b.fmul(block, load_splat(b, token_address(b, at, stride, token), F32, f32x16))
 
 
 mul_splat_each = each(3, (0,), _mul_splat, f32x16)  # block * the f32 at (address, stride)
-fma_each_splat = each(4, (0, 1), _fma_each_splat, f32x16)  # totals + block * the f32 at (address, stride)
 fma_splat_each = each(4, (0,), _fma_splat, f32x16)  # totals + one vector * the f32 at (address, stride)
 
 
