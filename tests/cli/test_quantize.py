@@ -166,6 +166,17 @@ def test_calibration_makes_blocks_better(residency: Residency, tmp_path: Path, t
     assert fitted["kl_divergence"]["mean"] < plain["kl_divergence"]["mean"]
 
 
+def test_a_file_of_a_given_size_is_not_larger(residency: Residency, tmp_path: Path, text: Path) -> None:
+    source = write_gguf(tmp_path / "source.gguf", small_model("llama", num_layers=2))
+    options = ("--calibration", text, "--text", text, "--chunks", 1, *QUICK)
+    found = []
+    for size in (1_000_000, 1_200_000):
+        data = report(residency, source, tmp_path / f"{size}.gguf", "--target-size", f"{size}B", *options)
+        assert 0.9 * size < data["bytes"] <= size
+        found.append(data["kl_divergence"]["mean"])
+    assert found[1] < found[0]
+
+
 def test_a_folder_becomes_no_gguf_file(residency: Residency, source: Path, tmp_path: Path) -> None:
     result = residency("quantize", source, "-o", tmp_path / "out.gguf", "--to", "q4_0")
     assert result.exit_code == 2 and "GGUF file in 16 bits" in result.stderr

@@ -1,7 +1,9 @@
 """`residency quantize`: a smaller checkpoint, and what its quality has become."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -13,17 +15,20 @@ from residency.cli.progress import Progress
 from residency.engine.arena import peak_resident_bytes
 from residency.engine.text import Tokenizer, load_tokenizer
 from residency.errors import QualityError, UsageError
+from residency.formats import Format
 from residency.models.registry import forward_of
 from residency.models.specs import model_spec
 from residency.quantize.folder import FolderTarget
-from residency.quantize.gguf_file import Blocks, GgufTarget
+from residency.quantize.gguf_file import Blocks, GgufTarget, gguf_bytes_beside
 from residency.quantize.gptq import DAMPING
 from residency.quantize.grids import IntegerScheme
-from residency.quantize.job import Job, Quantization, Target
+from residency.quantize.job import Job, Quantization, Target, embedded
 from residency.quantize.layouts import Layout, LayoutName, usual_layout
 from residency.quantize.memory import forecast_bytes, samples_that_fit
 from residency.quantize.methods import Awq, Gptq, Method, MethodName, Rtn
+from residency.quantize.mixed import assigned, scanned
 from residency.quantize.samples import Tokens, first_samples, spread_samples
+from residency.spec.checkpoint import Checkpoint
 from residency.spec.model import ModelSpec
 from residency.spec.opening import open_checkpoint
 from residency.spec.requantize import GGML, requantized
@@ -33,13 +38,75 @@ from residency.verifier.perplexity import CHUNK_TOKENS
 
 INTEGERS = {"int8": 8, "int4": 4, "int3": 3}  # into a folder
 BLOCKS = GGML  # into a GGUF file
+USUAL_GROUP = 128
 USUAL_SAMPLES, JUDGED_SAMPLES, SAMPLE_TOKENS = 64, 8, 512
+SCANNED_SAMPLES, SCANNED_TOKENS = 2, 128  # enough to tell which matrices matter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """How to quantize; None leaves the choice to the method or the format."""
+
+    number_format: str | None
+    target_size: int | None  # bytes of a mixed file
+    group: int | None
+    symmetric: bool | None
+    method: MethodName | None
+    layout: LayoutName | None
+    damping: float
+    calibrated: bool
+
+    def method_and_target(self, spec: ModelSpec) -> tuple[Method, Target]:
+        """What `--to` asks for."""
+        if self.number_format is None:
+            raise UsageError("say what weights become, by --to FORMAT or by --target-size SIZE.")
+        if self.number_format in BLOCKS:
+            self._refuse_integers(self.number_format)
+            return self._blocks({t.name: t.format for t in requantized(spec, self.number_format).tensors})
+        bits = INTEGERS[self.number_format]
+        scheme = IntegerScheme(
+            bits=bits,
+            group=self.group if self.group is not None or bits == 8 else USUAL_GROUP,
+            symmetric=bits == 8 if self.symmetric is None else self.symmetric,
+        )
+        name = self.method or ("gptq" if self.calibrated else "rtn")
+        target = FolderTarget(layout=Layout(name=self.layout or usual_layout(name, scheme), scheme=scheme))
+        if name == "gptq":
+            return Gptq(scheme=scheme, damping=self.damping), target
+        return Awq(scheme=scheme) if name == "awq" else Rtn(scheme=scheme), target
+
+    def mixed(
+        self, checkpoint: Checkpoint, spec: ModelSpec, scan_ST: Tokens, progress: Progress
+    ) -> tuple[Method, Target]:
+        """What `--target-size` asks for: formats by a scan. Embedding and head are as in Q4_K_M."""
+        if self.number_format is not None or self.target_size is None:
+            raise UsageError("--to names one format and --target-size mixes them; give one of both.")
+        self._refuse_integers("a mixed file")
+        choices = scanned(spec, embedded(spec, scan_ST), lambda done, total: progress("scanning", done, total))
+        fixed = {t.name: t.format for t in requantized(spec, "q4_k_m").tensors if t.name not in choices}
+        rest_bytes = gguf_bytes_beside(checkpoint, spec, fixed)
+        return self._blocks(fixed | assigned(choices, self.target_size - rest_bytes))
+
+    def _blocks(self, formats: dict[str, Format]) -> tuple[Method, Target]:
+        blocks = Blocks(formats=formats, needs_inputs=self.calibrated)
+        return blocks, GgufTarget(label=self.number_format or "mixed", formats=formats)
+
+    def _refuse_integers(self, what: str) -> None:
+        if not (self.group is None and self.symmetric is None and self.method in (None, "rtn") and self.layout is None):
+            raise UsageError(
+                f"{what} has GGUF's blocks, which fix groups and method; leave --group, --symmetric, --method and "
+                "--layout away."
+            )
 
 
 @click.command("quantize")
 @model_argument
+@click.option("--to", "number_format", type=click.Choice([*INTEGERS, *BLOCKS]), help="What weights become.")
 @click.option(
-    "--to", "number_format", type=click.Choice([*INTEGERS, *BLOCKS]), required=True, help="What weights become."
+    "--target-size",
+    callback=memory_bytes,
+    metavar="SIZE",
+    help="Instead of --to: a GGUF file of at most this, each matrix in the format that serves best, such as 350MB.",
 )
 @click.option(
     "--group",
@@ -56,7 +123,9 @@ USUAL_SAMPLES, JUDGED_SAMPLES, SAMPLE_TOKENS = 64, 8, 512
     type=click.Choice(["gptq", "awq", "compressed-tensors"]),
     help="Whose files to write (default: the method's; compressed-tensors for rtn).",
 )
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, metavar="OUT", help="The new folder.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), required=True, metavar="OUT", help="The new folder, or GGUF file."
+)
 @click.option(
     "--calibration", type=click.Path(path_type=Path), metavar="FILE", help="Text like what the model will see."
 )
@@ -91,21 +160,16 @@ USUAL_SAMPLES, JUDGED_SAMPLES, SAMPLE_TOKENS = 64, 8, 512
 @json_option
 def command(
     model: str,
-    number_format: str,
-    group: int | None,
-    symmetric: bool | None,
-    method: MethodName | None,
-    layout: LayoutName | None,
     out: Path,
     calibration: Path | None,
     samples: int | None,
     sample_tokens: int,
-    damping: float,
     text: Path | None,
     chunks: int,
     max_kl: float | None,
     memory: int | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Make a smaller checkpoint of MODEL, layer by layer, and say what it cost in quality.
 
@@ -117,17 +181,23 @@ def command(
       residency quantize smollm2-135m --to int8 -o smollm2-int8
       residency quantize FOLDER --to int4 --group 128 --method gptq --calibration mine.txt --text wiki.txt -o OUT
       residency quantize FOLDER --to int4 --method awq --calibration mine.txt --text wiki.txt --max-kl 0.05 -o OUT
+      residency quantize model-f16.gguf --target-size 350MB --calibration mine.txt -o model-350.gguf
     """
     with Progress() as progress:
         checkpoint = open_checkpoint(fetched(model, progress))
         spec = model_spec(checkpoint)
         forward_of(spec)
         tokenizer = load_tokenizer(checkpoint)
-        method_, target = _asked(spec, number_format, group, symmetric, method, layout, damping, calibration)
+        asked = Asked(calibrated=calibration is not None, **options)
+        if asked.target_size is None:
+            method, target = asked.method_and_target(spec)
+        else:
+            scan_ST = _calibration(tokenizer, calibration, SCANNED_SAMPLES, SCANNED_TOKENS)
+            method, target = asked.mixed(checkpoint, spec, scan_ST, progress)
         judged_ST = _judged(tokenizer, text, chunks, max_kl)
         num_samples = samples_that_fit(
             spec,
-            method_,
+            method,
             wanted=samples or USUAL_SAMPLES,
             budget_bytes=memory,
             judged=len(judged_ST),
@@ -137,48 +207,15 @@ def command(
             checkpoint=checkpoint,
             spec=spec,
             out=out,
-            method=method_,
+            method=method,
             target=target,
             calibration_ST=_calibration(tokenizer, calibration, num_samples, sample_tokens),
             judged_ST=judged_ST,
         )
         evaluation = _quantized(job, max_kl, progress)
-    forecast = forecast_bytes(spec, method_, samples=num_samples, judged=len(judged_ST), sample_tokens=sample_tokens)
+    forecast = forecast_bytes(spec, method, samples=num_samples, judged=len(judged_ST), sample_tokens=sample_tokens)
     report = _report(job, evaluation, forecast)
     click.echo(json.dumps(report, ensure_ascii=False) if as_json else "\n".join(_told(job, evaluation, forecast)))
-
-
-def _asked(
-    spec: ModelSpec,
-    number_format: str,
-    group: int | None,
-    symmetric: bool | None,
-    name: MethodName | None,
-    layout: LayoutName | None,
-    damping: float,
-    calibration: Path | None,
-) -> tuple[Method, Target]:
-    """How to quantize, and what to write."""
-    if number_format in BLOCKS:
-        if not (group is None and symmetric is None and name in (None, "rtn") and layout is None):
-            raise UsageError(
-                f"{number_format} is a format of GGUF's blocks, which fixes groups and method; leave --group, "
-                "--symmetric, --method and --layout away."
-            )
-        formats = {tensor.name: tensor.format for tensor in requantized(spec, number_format).tensors}
-        blocks = Blocks(formats=formats, needs_inputs=calibration is not None)
-        return blocks, GgufTarget(label=number_format, formats=formats)
-    chosen = name or ("gptq" if calibration else "rtn")
-    bits = INTEGERS[number_format]
-    scheme = IntegerScheme(
-        bits=bits,
-        group=group if group is not None or bits == 8 else 128,
-        symmetric=bits == 8 if symmetric is None else symmetric,
-    )
-    target = FolderTarget(layout=Layout(name=layout or usual_layout(chosen, scheme), scheme=scheme))
-    if chosen == "gptq":
-        return Gptq(scheme=scheme, damping=damping), target
-    return Awq(scheme=scheme) if chosen == "awq" else Rtn(scheme=scheme), target
 
 
 def _quantized(job: Job, max_kl: float | None, progress: Progress) -> Evaluation | None:
@@ -202,7 +239,7 @@ def _calibration(tokenizer: Tokenizer, path: Path | None, num_samples: int, toke
     if not num_samples:
         return np.zeros((0, tokens), np.int64)
     if path is None:
-        raise UsageError("gptq and awq look at text like what the model will see; give --calibration FILE.")
+        raise UsageError("this looks at text like what the model will see; give --calibration FILE.")
     return spread_samples(tokenizer, read_text(path), num_samples, tokens)
 
 

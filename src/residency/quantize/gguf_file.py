@@ -124,6 +124,16 @@ class GgufTarget:
                 yield encoded(self.formats[tensor.name], values_RC, None).rows_RB
 
 
+def gguf_bytes_beside(checkpoint: Checkpoint, spec: ModelSpec, formats: Mapping[str, Format]) -> int:
+    """Bytes of a file beside the tensors that are not in `formats`: its header, the others, and room to align all."""
+    header = min(tensor.offset for tensor in checkpoint.tensors.values())
+    held = [tensor for tensor in spec.tensors if tensor.name in formats]
+    known = {tensor.source.name for tensor in spec.tensors if tensor.source is not None}
+    copied = sum(tensor.num_bytes for name, tensor in checkpoint.tensors.items() if name not in known)
+    rest = sum((F32 if len(t.shape) == 1 else formats[t.name]).bytes_of(t.shape) for t in held)
+    return header + rest + copied + ALIGNMENT * (len(checkpoint.tensors) + 4)
+
+
 def _as_held(tensor: TensorSpec, rows_RB: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The rows in the file's order."""
     if tensor.rearrange is not Rearrange.UNPERMUTE_ROPE:

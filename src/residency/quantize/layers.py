@@ -82,6 +82,17 @@ def _quantize(
     layer.tensors.update({name: done[name].values_RC for name in names})
 
 
+def inputs_of(layer: Layer, name: str, x_STC: Floats) -> Iterator[Floats]:
+    """What the layer's matrix `name` meets while the layer gets x, some samples at a time."""
+    for batch in batches(x_STC):
+        h_STC = layer.attention_input(x_STC[batch])
+        if name not in _ATTENTION:
+            h_STC = layer.attend(h_STC)
+        if name in (*_GATES, *_DOWN):
+            h_STC = layer.mlp_input(layer.after_attention(x_STC[batch], h_STC))
+        yield layer.gate(h_STC) if name in _DOWN else h_STC
+
+
 def advance(layer: Layer, x_STC: Floats) -> None:
     """The layer's outputs in place of its inputs."""
     for batch in batches(x_STC):
