@@ -25,7 +25,7 @@ EXACT = DeviceRequest(context_tokens=64, max_sequences=2, chunk_tokens=16, kv_fo
 
 
 def model_at(folder: Path, architecture: str, number_format: str = "F32", **changes: int) -> Path:
-    return write_gguf(folder / f"{architecture}.gguf", small_model(architecture, **SIZES, **changes), number_format)
+    return write_gguf(folder / f"{architecture}.gguf", small_model(architecture, **SIZES | changes), number_format)
 
 
 def greedy(max_tokens: int = 3, **sampling: float) -> GenerationOptions:
@@ -79,3 +79,14 @@ def through(number_format: Format, values: npt.NDArray[np.float32]) -> npt.NDArr
     if values.ndim == 1:
         return values
     return unpack_rows(number_format, pack_rows(number_format, values))
+
+
+def test_a_model_larger_than_the_device_gives_the_same_tokens(tmp_path: Path) -> None:
+    """Its last layers arrive in two slots in turn, from RAM, in every step."""
+    path = model_at(tmp_path, "qwen2", num_layers=5)
+    whole = device_plan_of(path, EXACT)
+    layer_bytes = whole.memory.weights // 7
+    small = replace(EXACT, budget_bytes=whole.memory.peak - layer_bytes)
+    planned = device_plan_of(path, small).device
+    assert planned is not None and planned.streamed_layers >= 3
+    assert device_answers(path, small, greedy()) == device_answers(path, EXACT, greedy())

@@ -34,6 +34,7 @@ def device_plan_of(path: Path, asked: DeviceRequest, *, usable_bytes: int = 1 <<
         device=some_device(usable_bytes),
         multiprocessors=MULTIPROCESSORS,
         runtime_bytes=1 << 20,
+        ram_bytes=1 << 30,
         model_path=checkpoint.path,
         fingerprint=checkpoint.fingerprint,
     )

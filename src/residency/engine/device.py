@@ -12,6 +12,7 @@ import numpy.typing as npt
 from residency.engine.executor import Executor
 from residency.engine.stamps import LaunchTime
 from residency.errors import UsageError
+from residency.hardware.host import read_host
 from residency.ledger import KvPages
 from residency.models.specs import model_spec
 from residency.planner.on_device import DeviceRequest, decode_batches, plan_on_device
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from residency.store.device_rate import DeviceFigures
 
 _NEEDED = ("torch", "triton")
+PINNED_PART = 0.8  # of the RAM that is free, at most
 GRAPH_BYTES = 8 << 20  # of one recorded step: some hundred kernels' nodes and the driver's copies of their words
 
 Progress = Callable[[int, int], None]
@@ -70,6 +72,8 @@ def plan_for_device(model: str | Path, asked: DeviceRequest) -> Plan:
         device=figures.device(),
         multiprocessors=figures.multiprocessors,
         runtime_bytes=figures.runtime_bytes + graphs,
+        ram_bytes=int(read_host().available_bytes * PINNED_PART),
+        link_bytes_per_second=figures.pinned_to_device,
         model_path=checkpoint.path.absolute(),
         fingerprint=checkpoint.fingerprint,
     )

@@ -23,6 +23,9 @@ def explain(plan: Plan) -> str:
         lines.insert(2, _placement(plan.streaming))
     if plan.paging is not None:
         lines.insert(2, _slots(plan.paging))
+    if plan.device and plan.device.streamed_layers:
+        num, pinned = plan.device.streamed_layers, mib(plan.device.pinned_bytes)
+        lines.append(f"the last {num} layers, {pinned}, stay in RAM and arrive in each step")
     if plan.device and plan.device.random_weights:
         lines.append("the weights are made up, for measuring: what the model writes has no meaning")
     if plan.forecast.assumed:

@@ -11,7 +11,7 @@ from residency.hardware import Device
 from residency.ledger.kv import pages_of_a_sequence
 from residency.planner.device_buffers import device_buffers
 from residency.planner.plan import PAGE_TOKENS, Buffer, DevicePlan, KvGroup, MemoryBytes, Plan, SpeedForecast
-from residency.spec.device_layout import device_layout
+from residency.spec.device_layout import SLOTS, DeviceLayout, device_layout
 from residency.spec.model import ModelSpec
 from residency.spec.state import AnyKvName, KvFormat, kv_format_named
 from residency.units import binary_bytes, enough_mib
@@ -45,10 +45,14 @@ def plan_on_device(
     device: Device,
     multiprocessors: int,
     runtime_bytes: int,
+    ram_bytes: int = 0,
+    link_bytes_per_second: float = 5e10,
     model_path: Path,
     fingerprint: str,
 ) -> Plan:
     """The plan of a run of `model` in the memory of `device`, each sequence with room for the whole context.
+
+    Layers that do not fit stay in RAM, at most `ram_bytes`, and arrive at `link_bytes_per_second` in every step.
 
     runtime_bytes: of the context, the library's workspace, kernels and graphs. The budget is by default all that the
     device has. BudgetError says what is missing and the cheapest change; ContextError and UsageError as plan_run.
@@ -63,9 +67,12 @@ def plan_on_device(
     context = asked.context_tokens or min(model.max_context_tokens, DEFAULT_CONTEXT_TOKENS)
     chunk = max(min(asked.chunk_tokens or DEFAULT_CHUNK_TOKENS, context), asked.max_sequences)
     needs = _Needs(model=model, asked=asked, multiprocessors=multiprocessors, runtime_bytes=runtime_bytes)
+    if needs.memory(context, chunk).peak > budget:
+        needs = _streaming(needs, budget, context, chunk, ram_bytes) or needs
     memory = needs.memory(context, chunk)
     if memory.peak > budget:
         raise _refusal(needs, device, budget, context, chunk)
+    layout = needs.layout
     kv = kv_format_named(asked.kv_format)
     return Plan(
         model_path=model_path,
@@ -83,7 +90,7 @@ def plan_on_device(
         kv_format=asked.kv_format,
         kv_groups=needs.kv_groups(context, chunk),
         memory=memory,
-        forecast=_forecast(model, memory.weights, device, context, kv),
+        forecast=_forecast(model, layout, device, context, kv, link_bytes_per_second),
         device=DevicePlan(
             name=device.name,
             multiprocessors=multiprocessors,
@@ -91,6 +98,8 @@ def plan_on_device(
             decode_batches=decode_batches(asked.max_sequences),
             memory_bytes=device.usable_bytes,
             random_weights=asked.random_weights,
+            streamed_layers=len(layout.streamed_layers),
+            pinned_bytes=layout.host_bytes,
         ),
     )
 
@@ -105,7 +114,15 @@ def fits_device_plan(plan: Plan, planned: DevicePlan, model: ModelSpec) -> bool:
         activation_type=planned.activation_type,
         random_weights=planned.random_weights,
     )
-    needs = _Needs(model=model, asked=asked, multiprocessors=planned.multiprocessors, runtime_bytes=plan.memory.runtime)
+    needs = _Needs(
+        model=model,
+        asked=asked,
+        multiprocessors=planned.multiprocessors,
+        runtime_bytes=plan.memory.runtime,
+        num_streamed=min(planned.streamed_layers, len(model.layers)),
+    )
+    if planned.streamed_layers > len(model.layers) or planned.pinned_bytes != needs.layout.host_bytes:
+        return False
     extents = plan.context_tokens, plan.chunk_tokens
     needed = (needs.buffers(*extents), needs.kv_groups(*extents), needs.memory(*extents), model.architecture)
     usable = plan.max_sequences <= plan.chunk_tokens and plan.context_tokens <= model.max_context_tokens
@@ -126,14 +143,15 @@ class _Needs:
     asked: DeviceRequest
     multiprocessors: int
     runtime_bytes: int
+    num_streamed: int = 0
 
     @property
-    def quant(self) -> PlaneLayout | None:
-        return None if self.asked.random_weights is None else QUANTS[self.asked.random_weights]
+    def layout(self) -> DeviceLayout:
+        quant = None if self.asked.random_weights is None else QUANTS[self.asked.random_weights]
+        return device_layout(self.model, self.asked.activation_type, quant, num_streamed=self.num_streamed)
 
     def buffers(self, context_tokens: int, chunk_tokens: int) -> tuple[Buffer, ...]:
         asked = self.asked
-        layout = device_layout(self.model, asked.activation_type, self.quant)
         return device_buffers(
             self.model,
             activation_type=asked.activation_type,
@@ -143,7 +161,7 @@ class _Needs:
             context_tokens=context_tokens,
             logit_rows=asked.logit_rows,
             quantizes_keys=asked.kv_format == "INT8",
-            unpacks=any(tensor.layout is not None for tensor in layout.tensors.values()),
+            unpacks=any(tensor.layout is not None for tensor in self.layout.tensors.values()),
         )
 
     def kv_groups(self, context_tokens: int, chunk_tokens: int) -> tuple[KvGroup, ...]:
@@ -168,11 +186,20 @@ class _Needs:
 
     def memory(self, context_tokens: int, chunk_tokens: int) -> MemoryBytes:
         return MemoryBytes(
-            weights=device_layout(self.model, self.asked.activation_type, self.quant).total_bytes,
+            weights=self.layout.device_bytes,
             kv_cache=sum(group.num_bytes for group in self.kv_groups(context_tokens, chunk_tokens)),
             activations=sum(buffer.num_bytes for buffer in self.buffers(context_tokens, chunk_tokens)),
             runtime=self.runtime_bytes,
         )
+
+
+def _streaming(needs: _Needs, budget: int, context: int, chunk: int, ram_bytes: int) -> _Needs | None:
+    """The same with as few layers in RAM as fit; None where no number does."""
+    for num_streamed in range(SLOTS + 1, len(needs.model.layers) + 1):
+        fewer = replace(needs, num_streamed=num_streamed)
+        if fewer.memory(context, chunk).peak <= budget:
+            return fewer if fewer.layout.host_bytes <= ram_bytes else None
+    return None
 
 
 def _check(model: ModelSpec, asked: DeviceRequest) -> None:
@@ -219,16 +246,26 @@ def _changes(needs: _Needs, context: int) -> Sequence[tuple[str, str, _Needs, in
     return [("kv", "INT8", kv, context), *(("context", str(tokens), needs, tokens) for tokens in shorter)]
 
 
-def _forecast(model: ModelSpec, weight_bytes: int, device: Device, context_tokens: int, kv: KvFormat) -> SpeedForecast:
-    """A roofline with what steps lose between kernels (see assumed-device.toml)."""
-    read_bytes = weight_bytes + 128 * sum(state.bytes_per_token for state in model.states(kv))
+def _forecast(
+    model: ModelSpec,
+    layout: DeviceLayout,
+    device: Device,
+    context_tokens: int,
+    kv: KvFormat,
+    link_bytes_per_second: float,
+) -> SpeedForecast:
+    """A roofline with what steps lose between kernels (see assumed-device.toml), or the link where layers stream."""
+    read_bytes = (
+        layout.resident_bytes + layout.host_bytes + 128 * sum(state.bytes_per_token for state in model.states(kv))
+    )
     rate = device.memory_bytes_per_second * device.figure("read_efficiency")
     overhead = device.figure("step_overhead_seconds") + len(model.layers) * device.figure("layer_overhead_seconds")
     operations_rate = device.dense_operations_per_second("bf16") * device.figure("matrix_efficiency")
     operations = 2 * model.active_parameters
     prefill_rate = operations_rate / operations
+    step_seconds = max(read_bytes / rate + overhead, layout.host_bytes / link_bytes_per_second)
     return SpeedForecast(
-        decode_tokens_per_second=1 / (read_bytes / rate + overhead),
+        decode_tokens_per_second=1 / step_seconds,
         prefill_tokens_per_second=prefill_rate,
         time_to_first_token_seconds=max(1, context_tokens // 2) / prefill_rate + overhead,
         bound="memory",

@@ -89,6 +89,8 @@ class DevicePlan:
     decode_batches: tuple[int, ...]  # sequences of the steps of which there is a CUDA graph, rising
     memory_bytes: int  # of the device, the budget being what of it may be taken
     random_weights: Literal["source", "int8", "int4"] | None = None  # made up, in the checkpoint's formats or these
+    streamed_layers: int = 0  # the last ones, which lie in pinned RAM and arrive anew in each step
+    pinned_bytes: int = 0  # of RAM
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 from residency.errors import UnsupportedError
 from residency.formats.planes import PLANE_LAYOUTS, PlaneLayout, PlaneShape
@@ -12,13 +11,17 @@ PLANE_ALIGNMENT = 256  # bytes: what a device reads at once, twice
 ACTIVATION_BYTES: Mapping[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
+SLOTS = 2  # of streamed layers: one is computed while the next arrives
+
+
 @dataclass(frozen=True, kw_only=True)
 class DevicePlane:
-    """One plane of a tensor."""
+    """One plane of a tensor. `layer` is that of a streamed one, whose offset is from where the layer begins."""
 
     offset: int
     shape: tuple[int, ...]
     dtype: str
+    layer: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,32 +34,50 @@ class DeviceTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceLayout:
-    """All tensors of a model in one arena, in the order in which a token meets them."""
+    """All tensors of a model: those that stay on the device in one arena, in the order in which a token meets them;
+    the last layers, where they do not fit, in RAM, from which each arrives in one of a few slots when it is needed.
+    """
 
     tensors: Mapping[str, DeviceTensor]
-    total_bytes: int
+    resident_bytes: int
+    streamed_layers: tuple[int, ...]
+    layer_bytes: int  # of the largest streamed layer
 
-    @cached_property
-    def read_bytes_per_token(self) -> int:
-        """What decoding one token reads, as good as: all but the rows of the embedding that it does not look up."""
-        return self.total_bytes
+    @property
+    def device_bytes(self) -> int:
+        """Bytes on the device, slots included."""
+        return self.resident_bytes + min(SLOTS, len(self.streamed_layers)) * self.layer_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of pinned RAM."""
+        return len(self.streamed_layers) * self.layer_bytes
 
 
-def device_layout(model: ModelSpec, activation_type: str, quant: PlaneLayout | None = None) -> DeviceLayout:
-    """The arena of `model`, whose plain matrices are kept in `activation_type`.
+def device_layout(
+    model: ModelSpec, activation_type: str, quant: PlaneLayout | None = None, *, num_streamed: int = 0
+) -> DeviceLayout:
+    """Where `model` lies, whose plain matrices are kept in `activation_type`, the last `num_streamed` layers in RAM.
 
     With `quant` all matrices of the layers are laid out so, whatever the checkpoint has, for weights that are made up.
     UnsupportedError for a format that devices do not multiply.
     """
-    placed, end = {}, 0
+    streamed = tuple(range(len(model.layers) - num_streamed, len(model.layers)))
+    layer_of = {tensor.name: index for index in streamed for tensor in model.layers[index].tensors}
+    placed, ends = {}, dict.fromkeys((None, *streamed), 0)
     for tensor in model.tensors:
         layout = quant if quant is not None and tensor.role == "matrix" else _layout(model, tensor)
-        planes = {}
+        layer, planes = layer_of.get(tensor.name), {}
         for name, plane in _planes(tensor, layout, activation_type).items():
-            planes[name] = DevicePlane(offset=end, shape=plane.shape, dtype=plane.dtype)
-            end += -(-_bytes_of(plane) // PLANE_ALIGNMENT) * PLANE_ALIGNMENT
+            planes[name] = DevicePlane(offset=ends[layer], shape=plane.shape, dtype=plane.dtype, layer=layer)
+            ends[layer] += -(-_bytes_of(plane) // PLANE_ALIGNMENT) * PLANE_ALIGNMENT
         placed[tensor.name] = DeviceTensor(layout=layout, planes=planes)
-    return DeviceLayout(tensors=placed, total_bytes=end)
+    return DeviceLayout(
+        tensors=placed,
+        resident_bytes=ends[None],
+        streamed_layers=streamed,
+        layer_bytes=max((ends[layer] for layer in streamed), default=0),
+    )
 
 
 def _layout(model: ModelSpec, tensor: TensorSpec) -> PlaneLayout | None:

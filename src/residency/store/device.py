@@ -14,6 +14,7 @@ from residency.planner.plan import Buffer
 from residency.spec.device_layout import DeviceLayout, DevicePlane, DeviceTensor
 from residency.spec.model import ModelSpec, TensorSpec
 from residency.store.convert import stored_chunks
+from residency.store.device_stream import StreamedLayers
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -65,19 +66,36 @@ class DeviceArena:
 
 
 class DeviceWeights:
-    """The tensors of a model on a device, by the names of `transformers`."""
+    """The tensors of a model on a device, by the names of `transformers`, asked for in the order of a forward pass.
+
+    The layers that a layout streams lie in pinned RAM. Asking for the first tensor of one makes the device wait until
+    the layer has arrived in its slot, and starts the copy of a later one, on a stream of its own, into the slot whose
+    last reader has been started. Nothing here waits on the host, so a CUDA graph records the copies with the rest.
+    """
 
     def __init__(self, model: ModelSpec, layout: DeviceLayout, activation_type: str, device: str) -> None:
         self._model = model
         self._layout = layout
         self._type = DTYPES[activation_type]
         self._tensors = {tensor.name: tensor for tensor in model.tensors}
-        self._bytes = torch.zeros(layout.total_bytes, dtype=torch.uint8, device=device)
+        self._bytes = torch.zeros(layout.resident_bytes, dtype=torch.uint8, device=device)
+        self._streamed = StreamedLayers(layout, device)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes on the device."""
-        return self._bytes.numel()
+        """Bytes on the device, slots included."""
+        return self._layout.device_bytes
+
+    def begin_step(self, *, copies: bool = True) -> None:
+        """Start copying the first streamed layers, before anything of a step is computed; without `copies`, in a step
+        that reads none of them, nothing is copied.
+        """
+        self._streamed.begin(copies=copies)
+
+    def kept_vector(self, name: str) -> npt.NDArray[np.float32]:
+        """A bias from where it is kept between steps, on the host."""
+        values: npt.NDArray[np.float32] = self._home(self._layout.tensors[name].planes["codes"]).cpu().numpy()
+        return values
 
     @property
     def head(self) -> DeviceMatrix:
@@ -111,10 +129,11 @@ class DeviceWeights:
 
     def randomise(self, seed: int = 0) -> None:
         """Make the weights up: of the right shapes and sizes, so that speed can be measured, and without a meaning."""
-        random = torch.Generator(device=self._bytes.device).manual_seed(seed)
+        here = {kind: torch.Generator(device=kind).manual_seed(seed) for kind in {"cpu", self._bytes.device.type}}
         for placed in self._layout.tensors.values():
             for part, plane in placed.planes.items():
-                view = self._view(plane)
+                view = self._home(plane)
+                random = here[view.device.type]
                 if len(plane.shape) == 1:
                     view.fill_(1.0)
                 elif part == "codes" and placed.layout is None:
@@ -128,9 +147,9 @@ class DeviceWeights:
     def _load_tensor(self, tensor: TensorSpec, placed: DeviceTensor) -> None:
         if len(tensor.shape) == 1:
             (values,) = stored_chunks(tensor, as_rows=True)
-            self.vector(tensor.name).copy_(torch.from_numpy(values.view(np.float32)))
+            self._home(placed.planes["codes"]).copy_(torch.from_numpy(values.view(np.float32)))
             return
-        views = {part: self._view(plane) for part, plane in placed.planes.items()}
+        views = {part: self._home(plane) for part, plane in placed.planes.items()}
         first = 0
         for rows_RB in stored_chunks(tensor, as_rows=True):
             parts = self._planes(tensor, placed.layout, rows_RB)
@@ -146,9 +165,18 @@ class DeviceWeights:
         return {part: torch.from_numpy(plane) for part, plane in to_planes(tensor.format, rows_RB).items()}
 
     def _view(self, plane: DevicePlane) -> torch.Tensor:
-        dtype = DTYPES[plane.dtype]
-        num_bytes = int(np.prod(plane.shape)) * dtype.itemsize
-        return self._bytes[plane.offset : plane.offset + num_bytes].view(dtype).view(plane.shape)
+        """Where kernels read a plane, which for a streamed layer is its slot."""
+        return _plane(self._bytes if plane.layer is None else self._streamed.slot(plane.layer), plane)
+
+    def _home(self, plane: DevicePlane) -> torch.Tensor:
+        """Where a plane is kept between steps."""
+        return _plane(self._bytes if plane.layer is None else self._streamed.home(plane.layer), plane)
+
+
+def _plane(held: torch.Tensor, plane: DevicePlane) -> torch.Tensor:
+    dtype = DTYPES[plane.dtype]
+    num_bytes = int(np.prod(plane.shape)) * dtype.itemsize
+    return held[plane.offset : plane.offset + num_bytes].view(dtype).view(plane.shape)
 
 
 def _typed(part: torch.Tensor, dtype: str, shape: tuple[int, ...]) -> torch.Tensor:

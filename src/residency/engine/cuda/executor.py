@@ -54,11 +54,8 @@ class CudaExecutor:
         if self._device == "cuda":
             share = min(1.0, self._plan.budget_bytes / torch.cuda.mem_get_info()[1])
             torch.cuda.set_per_process_memory_fraction(share)
-        layout = device_layout(
-            self._spec,
-            planned.activation_type,
-            None if planned.random_weights is None else QUANTS[planned.random_weights],
-        )
+        quant = None if planned.random_weights is None else QUANTS[planned.random_weights]
+        layout = device_layout(self._spec, planned.activation_type, quant, num_streamed=planned.streamed_layers)
         self._weights = DeviceWeights(self._spec, layout, planned.activation_type, self._device)
         self._arena = DeviceArena(self._plan.buffers, INPUTS, self._device)
         self._kv_pages = [
@@ -166,6 +163,7 @@ class CudaExecutor:
         step = DeviceStep(
             self._arena.tensors, shape, multiprocessors=self._planned.multiprocessors, only_logits=only_logits
         )
+        self._weights.begin_step(copies=not only_logits)
         embed(step, self._weights.embedding, self._spec.embedding_scale, step.buffers["hidden"])
         self._forward(step, self._parts)
 
@@ -187,7 +185,7 @@ class CudaExecutor:
         for index, layer in enumerate(self._spec.layers):
             spec = layer.grouped_attention
             if spec.bias:
-                bias = self._weights.vector(f"model.layers.{index}.self_attn.k_proj.bias").cpu().numpy()
+                bias = self._weights.kept_vector(f"model.layers.{index}.self_attn.k_proj.bias")
                 offset = key_offset(bias, spec.rope, spec.head_dim, np.zeros(bias.size, np.float32))
                 offsets[index, : bias.size].copy_(torch.from_numpy(offset))
 
