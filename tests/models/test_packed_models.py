@@ -17,6 +17,7 @@ from support.folders import write_folder
 from support.models import small_model
 from support.packed_folders import Kind, write_packed
 from support.plain import Rounding, plain_logits
+from support.reference import reference_logits
 
 INT4 = format_named("INT4_G128")  # any that is no float: products with it round their inputs
 TOKENS = np.random.default_rng(0).integers(0, 250, 100).tolist()
@@ -62,6 +63,15 @@ def test_every_architecture_reads_packed_integers(architecture: str, tmp_path: P
     ours = engine_logits(tmp_path / "packed", TOKENS, prompt_tokens=90)
     plain = write_folder(tmp_path / "plain", model, weights=meant)
     assert usual(ours, plain_logits(model_spec(open_checkpoint(plain)), TOKENS)) < 0.015
+
+
+def test_logits_are_those_of_transformers(tmp_path: Path) -> None:
+    """But for activations in int8, as above; compressed-tensors unpacks the matrices there."""
+    pytest.importorskip("compressed_tensors", reason="transformers reads packed integers with it")
+    kind = Kind(layout="packed", symmetric=True)
+    write_packed(tmp_path / "packed", small_model("qwen2"), kind)
+    ours = engine_logits(tmp_path / "packed", TOKENS, prompt_tokens=90)
+    assert usual(ours, reference_logits(tmp_path / "packed", TOKENS)) < 0.015
 
 
 def usual(ours: npt.NDArray[Any], theirs: npt.NDArray[Any]) -> float:

@@ -1,6 +1,7 @@
 """Matrices of packed integers are read as what the tools that write them mean, value for value."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,22 @@ def test_a_store_has_no_more_than_a_few_hundredths_above_the_file_s_bytes(kind: 
             assert (
                 tensor.num_bytes < (1.08 if kind.group == 32 or kind.bits < 4 or kind.group is None else 1.035) * held
             )
+
+
+@pytest.mark.parametrize("name", ["packed", "packed, with zero points", "packed, 8 bits by channel", "int8"])
+def test_the_files_mean_what_compressed_tensors_reads(name: str) -> None:
+    compressors = pytest.importorskip("compressed_tensors.compressors", reason="the package that writes such files")
+    torch = pytest.importorskip("torch")
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    kind = replace(KINDS[name], scales="F16")
+    matrix = kind.random((64, 256), seed=0)
+    tensors = {suffix[1:]: torch.from_numpy(np.ascontiguousarray(t)) for suffix, t in kind.tensors(matrix).items()}
+    strategy = "group" if kind.group else "channel"
+    args = QuantizationArgs(num_bits=kind.bits, group_size=kind.group, strategy=strategy, symmetric=kind.symmetric)
+    reader = compressors.IntQuantizationCompressor if name == "int8" else compressors.PackedQuantizationCompressor
+    found = reader.decompress(tensors, QuantizationScheme(targets=["Linear"], weights=args))["weight"]
+    np.testing.assert_allclose(found.float().numpy(), matrix.values, rtol=1e-3)  # theirs are rounded to float16
 
 
 def test_zero_points_that_are_not_in_the_middle_of_symmetric_codes_are_refused(tmp_path: Path) -> None:
