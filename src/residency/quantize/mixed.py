@@ -62,8 +62,10 @@ def scanned(spec: ModelSpec, x_STC: Floats, progress: Progress) -> dict[str, tup
             errors[name] = {each: _error(tensors[part], values, energy_C) for each, values in rounded.items()}
         advance(layer, x_STC)
     norm_C = read_values(spec.final_norm)
+    there_STC = rms_norm(x_STC, norm_C, spec.norm_epsilon)
     moved = {
-        name: _distance(*(rms_norm(x, norm_C, spec.norm_epsilon) for x in (x_STC, s))) for name, s in streams.items()
+        name: _distance(there_STC, rms_norm(stream_STC, norm_C, spec.norm_epsilon))
+        for name, stream_STC in zip(errors, streams_MSTC, strict=True)
     }
     return {
         tensor.name: tuple(
