@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from residency.errors import FileError
+from residency.errors import FileError, UnsupportedError
 from residency.formats import unpack_rows
 from residency.spec.model import Rearrange, TensorSpec
 
@@ -28,7 +28,10 @@ def read_values(tensor: TensorSpec) -> Floats:
 
 
 def read_rows(tensor: TensorSpec, first: int, last: int) -> Floats:
-    """Rows `first` to `last` as the file has them."""
+    """Rows `first` to `last` as the file has them. UnsupportedError of a matrix that is quantized already."""
+    if tensor.packed is not None:
+        path = tensor.packed.parts[0].path
+        raise UnsupportedError(f"{path} is quantized already; give the model that it was made from.")
     source = tensor.source
     assert source is not None, f"{tensor.name} was planned without a file"
     columns = tensor.shape[-1]
