@@ -61,6 +61,13 @@ def test_swapping_to_a_disk_that_nobody_measured_is_refused(residency: Residency
     assert result.exit_code == 2 and "has no disk tier" in result.stderr
 
 
+def test_keeping_prompts_on_a_disk_that_nobody_measured_is_refused(
+    residency: Residency, model_path: Path, tmp_path: Path
+) -> None:
+    result = residency("serve", model_path, "--port", 0, "--kv-store", tmp_path, *SMALL)
+    assert result.exit_code == 2 and "has no disk tier" in result.stderr
+
+
 def test_without_its_libraries_serve_says_how_to_install_them(
     residency: Residency, model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

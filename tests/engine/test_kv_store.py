@@ -99,12 +99,27 @@ def test_a_foreign_record_is_ignored_with_a_warning(plan: Plan, folder: Path, ca
     assert "1 pages are torn or foreign and are ignored" in caplog.text
 
 
-def test_a_file_of_something_else_is_left_as_it_is(plan: Plan, folder: Path) -> None:
+def test_a_file_of_something_else_is_set_aside_with_a_warning(
+    plan: Plan, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = kept_page(plan, folder)
     path.write_text("somebody's diary")
-    with pytest.raises(StoreError, match="is not a KV store of this model and version; move it away"):
-        KvStore(plan, space_of(folder))
-    assert path.read_text() == "somebody's diary"
+    with KvStore(plan, space_of(folder)) as store:
+        assert store.kept.num_kept == 0
+    assert path.with_suffix(".foreign").read_text() == "somebody's diary"
+    assert "is no KV store" in caplog.text
+
+
+def test_a_file_whose_head_was_cut_off_begins_anew(plan: Plan, folder: Path) -> None:
+    os.truncate(kept_page(plan, folder), 10)
+    with KvStore(plan, space_of(folder)) as store:
+        assert store.kept.num_kept == 0
+
+
+def test_a_folder_that_cannot_be_made_is_refused(plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match=r"cannot be used: .*; give another folder"):
+        KvStore(plan, space_of(tmp_path / "file"))
 
 
 def test_another_plan_s_pages_are_in_another_file(plan: Plan, path: Path, folder: Path) -> None:

@@ -15,6 +15,7 @@ from residency.cli.progress import Progress
 from residency.engine.calibrate import this_machine
 from residency.engine.ceiling import hold_to_budget
 from residency.engine.engine import Engine
+from residency.engine.kv_store import MOST_SLOTS, KvStoreSpace
 from residency.engine.service import Service
 from residency.engine.swap import SwapSpace
 from residency.errors import UsageError
@@ -27,6 +28,7 @@ from residency.records import to_data
 SERVE_FOOTPRINT = "residency.server.footprint"
 API_KEY_VARIABLE = "RESIDENCY_API_KEY"
 DEFAULT_SEQUENCES = 16
+DEFAULT_KV_STORE = "4GiB"
 Admission = Literal["guaranteed", "optimistic"]
 _UNTOUCHED_BYTES = 512 * 1024**2  # the stacks of forty threads, of which each touches little
 _M_ARENA_MAX = -8  # of mallopt(3)
@@ -61,6 +63,22 @@ admission_option = click.option(
     metavar="BYTES",
     help="Room on disk for requests that others have taken the pages of, where that is quicker than beginning again.",
 )
+@click.option(
+    "--kv-store",
+    "kv_folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Keep computed prompts there: for those that begin alike, now and after a restart.",
+)
+@click.option(
+    "--kv-store-size",
+    "kv_bytes",
+    callback=memory_bytes,
+    default=DEFAULT_KV_STORE,
+    show_default=True,
+    metavar="BYTES",
+    help="The most that they take.",
+)
 @click.option("--name", "names", multiple=True, metavar="NAME", help="What clients call the model (default: MODEL).")
 @click.option("--api-key", "api_keys", multiple=True, metavar="KEY", help=f"Ask for it; better in {API_KEY_VARIABLE}.")
 @click.option("--cors", "origins", multiple=True, metavar="ORIGIN", help="Allow web pages of this origin, or of '*'.")
@@ -76,6 +94,8 @@ def command(
     port: int,
     queue: int,
     swap_bytes: int | None,
+    kv_folder: Path | None,
+    kv_bytes: int,
     names: tuple[str, ...],
     api_keys: tuple[str, ...],
     origins: tuple[str, ...],
@@ -103,7 +123,8 @@ def command(
     keys = api_keys or tuple(filter(None, os.environ.get(API_KEY_VARIABLE, "").split(",")))
     names = names or (name_of(model),)
     with bound_socket(host, port) as bound:
-        plan, swap = serving_plan(model, asked, max_sequences), swap_space(swap_bytes)
+        plan = serving_plan(model, asked, max_sequences, keeps_pages=kv_folder is not None)
+        swap, store = swap_space(swap_bytes), kv_space(plan, kv_folder, kv_bytes)
         if plan_out is not None:
             save_plan(plan, plan_out)
         if not as_json:
@@ -113,7 +134,7 @@ def command(
         with (
             Progress() as progress,
             Engine.open(plan, progress=progress) as engine,
-            Service(engine, queue_limit=queue, admission=admission, swap=swap) as service,
+            Service(engine, queue_limit=queue, admission=admission, swap=swap, store=store) as service,
             Model.of(engine, names=names) as served,
         ):
             progress.close()
@@ -129,7 +150,9 @@ def command(
             if as_json:
                 click.echo(json.dumps({"url": address, "model": names[0], "plan": to_data(plan)}))
             else:
-                click.echo(f"serves {names[0]} at {address} · {plan.max_sequences} sequences · admission {admission}")
+                known = f" · {service.metrics().loop.kept_pages} pages kept" if store is not None else ""
+                sequences = f"{plan.max_sequences} sequences"
+                click.echo(f"serves {names[0]} at {address} · {sequences} · admission {admission}{known}")
             serve(app, service, bound, drain_seconds=drain)
 
 
@@ -141,15 +164,17 @@ def require_server() -> None:
         raise UsageError(f"{error.name} is missing; install it with: pip install 'residency[serve]'.") from error
 
 
-def serving_plan(model: str, asked: PlanOptions, max_sequences: int | None) -> Plan:
-    """The plan of a server, whose process takes more than a run's. Does first what only a first run does."""
+def serving_plan(model: str, asked: PlanOptions, max_sequences: int | None, *, keeps_pages: bool = False) -> Plan:
+    """The plan of a server, whose process takes more than a run's, and more again with a KV store. Does first what only
+    a first run does.
+    """
     if max_sequences is not None and is_plan_file(model):
         raise UsageError(f"{model} is a plan and has decided --max-sequences; leave it away, or plan anew.")
     from residency.server.intake import body_bytes_for
 
     prepare_first(model, asked)
     longest_body = body_bytes_for(asked.context_tokens or DEFAULT_CONTEXT_TOKENS)
-    footprint = f"{SERVE_FOOTPRINT} {longest_body}"
+    footprint = f"{SERVE_FOOTPRINT} {longest_body}" + (f" {MOST_SLOTS}" if keeps_pages else "")
     with Progress() as progress:
         return planned(model, asked, progress, max_sequences=max_sequences or DEFAULT_SEQUENCES, footprint=footprint)
 
@@ -160,6 +185,20 @@ def swap_space(num_bytes: int | None) -> SwapSpace | None:
         return None
     disk = this_machine().tier("disk")
     return SwapSpace(folder=cache_folder(), num_bytes=num_bytes, bytes_per_second=disk.read_bytes_per_second(threads=1))
+
+
+def kv_space(plan: Plan, folder: Path | None, num_bytes: int) -> KvStoreSpace | None:
+    """Where prompts' pages are kept, as quick as this machine's disk was measured. None, and a word about it, where the
+    plan's model computes them sooner than that disk gives them.
+    """
+    if folder is None:
+        return None
+    rate = this_machine().tier("disk").read_bytes_per_second(threads=1)
+    space = KvStoreSpace(folder=folder, num_bytes=num_bytes, bytes_per_second=rate)
+    if space.pays(plan):
+        return space
+    click.echo("--kv-store is not used: a page is forecast to be computed sooner than it is read.", err=True)
+    return None
 
 
 def name_of(model: str) -> str:

@@ -7,12 +7,12 @@ something else has written to, does not agree with its checksum and counts as no
 
 import fcntl
 import hashlib
-import hmac
 import json
 import logging
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -64,8 +64,7 @@ class KvStore:
 
     def __init__(self, plan: Plan, space: KvStoreSpace) -> None:
         """UsageError where another process has the file or too few bytes are given, StoreError where it cannot be made.
-
-        A file of that name that is not ours is left alone, with a warning, and StoreError says so.
+        A file of that name that holds something else is set aside, with a warning.
         """
         self._page_bytes = _page_bytes(plan)
         self._offsets = [_BLOCK_BYTES]
@@ -75,20 +74,26 @@ class KvStore:
         self.num_slots = min(MOST_SLOTS, (space.num_bytes - _BLOCK_BYTES) // self._slot_bytes)
         if self.num_slots < 1:
             raise UsageError(f"a KV store has at least {_BLOCK_BYTES + self._slot_bytes} bytes; give it more.")
-        identity = _identity(plan)
-        self.path = space.folder / f"{identity[:32]}.kvpages"
+        head = _BEGIN + _identity(plan).encode() + b"\n"
+        self.path = space.folder / f"{_identity(plan)[:32]}.kvpages"
         self._failures = 0
+        self._opened = ExitStack()
         try:
             space.folder.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise StoreError(f"{self.path} cannot be opened: {error.strerror}; give another folder.") from error
-        try:
-            self._claim(identity)
+            self._file = self._open()
+            if not head.startswith(os.pread(self._file, len(head), 0)):
+                aside = self.path.with_suffix(".foreign")
+                logger.warning("%s is no KV store; it is %s now, and ignored", self.path, aside.name)
+                self.path.rename(aside)
+                self._opened.close()
+                self._file = self._open()
+            _write_all(self._file, [head], 0)
+            if os.fstat(self._file).st_size > (most := _BLOCK_BYTES + self.num_slots * self._slot_bytes):
+                os.ftruncate(self._file, most)
             self.kept = KeptPages([self.num_slots] * len(self._page_bytes), self._found())
-        except BaseException:
-            os.close(self._file)
-            raise
+        except OSError as error:
+            self._opened.close()
+            raise StoreError(f"{self.path} cannot be used: {error.strerror}; give another folder.") from error
 
     def __enter__(self) -> "KvStore":
         return self
@@ -100,7 +105,7 @@ class KvStore:
 
     def close(self) -> None:
         """Let others have the file."""
-        os.close(self._file)
+        self._opened.close()
 
     def write(self, page_LB: Page, *, group: int, slot: int, digest: bytes) -> None:
         """Keep a page (layers, bytes) in a slot. OSError where the disk fails, and at once where it did repeatedly."""
@@ -127,28 +132,22 @@ class KvStore:
             magic, its_group, length, its_digest, checksum = _RECORD.unpack_from(found)
             data = memoryview(found)[_RECORD.size :]
             is_ours = (magic, its_group, length, its_digest) == (_RECORD_MAGIC, group, len(data), digest)
-            if is_ours and hmac.compare_digest(checksum, _checksum(digest, data)):
+            if is_ours and checksum == _checksum(digest, data):
                 page_LB[:] = np.frombuffer(data, np.uint8).reshape(page_LB.shape)
                 return
         logger.warning("%s: a page is torn or foreign and is computed anew", self.path)
         raise StoreError(f"{self.path} does not hold the page any more; it is computed anew.")
 
-    def _claim(self, identity: str) -> None:
-        """Make the file ours: empty, or of this identity already."""
+    def _open(self) -> int:
+        """The file, which is nobody else's until it is closed."""
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._opened.callback(os.close, file)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self._opened.close()
             raise UsageError(f"{self.path} is in use by another process; give another folder.") from error
-        head = _BEGIN + identity.encode() + b"\n"
-        found = os.pread(self._file, len(head), 0)
-        if found and found != head:
-            raise StoreError(f"{self.path} is not a KV store of this model and version; move it away.")
-        try:
-            _write_all(self._file, [head], 0)
-            if os.fstat(self._file).st_size > (most := _BLOCK_BYTES + self.num_slots * self._slot_bytes):
-                os.ftruncate(self._file, most)
-        except OSError as error:
-            raise StoreError(f"{self.path} cannot be written: {error.strerror}; give another folder.") from error
+        return file
 
     def _found(self) -> Iterator[KeptPage]:
         """The pages that the file says it has."""

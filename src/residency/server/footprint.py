@@ -1,8 +1,9 @@
-"""How much memory a serving process takes beside weights: `python -m residency.server.footprint [MODEL [BODY_BYTES]]`.
+"""How much memory a serving process takes beside weights.
 
-Does what a server does, with a service that computes nothing: imports, tokenizer, chat template, a JSON schema, the
-longest body that it takes, the most log probabilities of prompts. Prints the peak of its resident bytes, and what open
-requests may take on top of it.
+Run: `python -m residency.server.footprint [MODEL [BODY_BYTES [SLOTS]]]`. Does what a server does, with a service that
+computes nothing: imports, tokenizer, chat template, a JSON schema, the longest body that it takes, the most log
+probabilities of prompts. Prints the peak of its resident bytes, with what open requests, and the index of so many slots
+of a KV store, may take on top of it.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ import residency.server.serving  # noqa: F401  (what is imported is what is meas
 from residency.engine.arena import peak_resident_bytes
 from residency.engine.executor import DRIVERS
 from residency.engine.generation import GenerationOptions, PromptLogprobs, TokenEvent
+from residency.engine.kv_store import SLOT_RECORD_BYTES
 from residency.engine.sampler import Sampler
 from residency.engine.text import load_chat_template, load_tokenizer
 from residency.engine.workers import Workers
@@ -45,7 +47,8 @@ def main() -> None:
         if len(sys.argv) > 1:
             body_bytes = int(sys.argv[2]) if len(sys.argv) > 2 else body_bytes_for(_CONTEXT_TOKENS)
             asyncio.run(_answer(Path(sys.argv[1]), body_bytes))
-        print(peak_resident_bytes() + BYTES_PER_BODY_BYTE * OPEN_BODIES_BYTES)
+        num_slots = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+        print(peak_resident_bytes() + BYTES_PER_BODY_BYTE * OPEN_BODIES_BYTES + SLOT_RECORD_BYTES * num_slots)
 
 
 class _Silent:

@@ -34,8 +34,8 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     """Let the server's lines, and warnings of its libraries, go to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name, least in (("residency.server", level), ("uvicorn.error", logging.WARNING), ("asyncio", logging.WARNING)):
+    for name in ("residency.server", "residency.engine", "uvicorn.error", "asyncio"):
         chosen = logging.getLogger(name)
         chosen.handlers[:] = [handler]
-        chosen.setLevel(least)
+        chosen.setLevel(level if name.startswith("residency") else logging.WARNING)
         chosen.propagate = False
