@@ -138,8 +138,9 @@ def _axes(x: Axis, y: Axis) -> list[str]:
 
 
 def _marks(x: Axis, y: Axis, points: Sequence[Point], *, below: bool) -> list[str]:
-    """The points with their names beside them, each moved on until it hides no other."""
-    lines, taken = [], list[tuple[float, float, float]]()  # left, right and height of names
+    """The points with their names beside them, each moved on until it hides no other, and no point."""
+    lines = []
+    taken = [(_x(x, each.x) - 6, _x(x, each.x) + 6, _y(y, each.y) + 4) for each in points]  # left, right and height
     for point in points:
         at, height = _x(x, point.x), _y(y, point.y)
         width = _LETTER * len(point.name)
