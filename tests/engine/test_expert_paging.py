@@ -72,6 +72,14 @@ def test_what_is_needed_again_is_mostly_there(path: Path) -> None:
     assert counts.hit_rate > 0.8
 
 
+def test_the_router_of_the_layer_before_guesses_better_than_chance(path: Path) -> None:
+    with Engine.open(paged_plan(path, slots=9)) as engine:
+        engine.generate([5, 6, 7], max_tokens=100)
+        counts = engine.expert_counts
+    assert counts is not None
+    assert counts.guess_rate > 2 / 6 + 0.1
+
+
 def test_a_store_that_is_changed_under_a_running_engine_is_an_error(path: Path) -> None:
     plan = paged_plan(path, slots=6)
     store = ensure_store(model_spec(open_checkpoint(path)), plan.model_fingerprint) / "weights"

@@ -43,8 +43,7 @@ def _lines(plan: Plan, found: TraceSpeed) -> list[str]:
         "",
         *columns(rows, right=(1, 2)),
         "",
-        f"by recency {found.forecast.recent:.1%} would be there, with hindsight {found.forecast.hindsight:.1%}; "
-        f"the router of the layer before guesses {found.guess_rate:.1%} of what is needed",
+        f"by recency {found.forecast.recent:.1%} would be there, with hindsight {found.forecast.hindsight:.1%}",
         f"{decimal_bytes(found.read_bytes_per_step)} of experts are read a step; reading all of them each step would "
         f"give {speed(found.streaming_tokens_per_second)} tokens/s, "
         f"{found.tokens_per_second / found.streaming_tokens_per_second:.1f} times slower",

@@ -9,7 +9,7 @@ from typing import Literal
 from residency.engine.calibrate import read_kernel
 from residency.engine.engine import Progress
 from residency.hardware import Machine
-from residency.planner.cost import ModelCost, Workload, compute_rates, step_seconds, step_workload
+from residency.planner.cost import ModelCost, Step, Workload, compute_rates, step_seconds, step_workload
 from residency.planner.plan import Plan
 from residency.planner.speed import prefill_seconds
 from residency.planner.streaming import streamed_seconds
@@ -251,12 +251,14 @@ def decode_speed(
 
 
 def decode_workload(cost: ModelCost, *, sequences: int, context_tokens: int) -> Workload:
-    """One step of sequences that decode together: weights are read once, keys and values by each."""
-    one = step_workload(cost, start_token=context_tokens, num_tokens=1)
+    """One step of sequences that decode together: weights are read once, of experts those that any is sent to, keys and
+    values by each.
+    """
+    works = cost.works(Step(sequences=sequences, context_tokens=context_tokens + 1))
     return Workload(
-        read_bytes=cost.weight_bytes + sequences * (one.read_bytes - cost.weight_bytes),
-        matrix_operations=sequences * one.matrix_operations,
-        attention_operations=sequences * one.attention_operations,
+        read_bytes=round(sum(work.read_bytes for work in works)),
+        matrix_operations=round(sum(work.matrix_operations for work in works)),
+        attention_operations=round(sum(work.attention_operations for work in works)),
     )
 
 

@@ -38,7 +38,6 @@ class TraceSpeed:
     num_experts: int
     forecast: HitRates
     hit_rate: float
-    guess_rate: float  # of what was needed, the share that the layer before would have guessed
     tokens_per_second: float
     forecast_tokens_per_second: float
     read_bytes_per_step: float  # from the disk
@@ -97,7 +96,6 @@ def trace_speed(plan: Plan, model: ModelSpec, machine: Machine, trace: Trace, pr
         num_experts=plan.paging.num_experts,
         forecast=rates,
         hit_rate=measured.counts.hit_rate,
-        guess_rate=measured.counts.guess_rate,
         tokens_per_second=1 / measured.step_seconds,
         forecast_tokens_per_second=1 / forecast_seconds,
         read_bytes_per_step=measured.read_bytes / measured.steps,

@@ -109,7 +109,8 @@ def mixture(step: Recorder, parts: Parts, index: int, x: Rows, hidden: FloatArra
     route(step, logits, spec, step.buffers["experts_used"][index], experts.given)
     if experts.paged is not None:
         fetch(step, experts, experts.paged)
-        guess_next(step, parts, index, x)
+        if experts.given is None:
+            guess_next(step, parts, index, x)
     send(step, x, columns, experts)
     multiply(step, columns, experts)
     shared = None
