@@ -194,10 +194,10 @@ class CpuExecutor:
         self, batch: Batch, pages: KvPages, tokens: npt.NDArray[np.int64], *, repeats: int
     ) -> tuple[LaunchTime, ...]:
         """How long each kernel of this step takes inside the step, over `repeats` runs of it. Leaves what `compute`
-        leaves: the step's keys and values are in the cache. UsageError where weights stream.
+        leaves: the step's keys and values are in the cache. UsageError where weights stream or experts are paged.
         """
-        if self._plan.streaming is not None:
-            raise UsageError("a step whose weights stream waits for the disk; profile it with more --memory.")
+        if self._plan.streaming is not None or self._plan.paging is not None:
+            raise UsageError("a step that waits for the disk has no profile; give more --memory.")
         stamped = StampedStep(self._steps.begin(), self._library, self._kernels)
         for _ in range(repeats):
             self._start(tokens)

@@ -90,7 +90,7 @@ class Weights:
             self._file.close()
             raise StoreError(f"the store {folder} is {self._layout.total_bytes - length} bytes short; delete it.")
         self.residents: Residents | None = None
-        self.pager = None if paging is None else ExpertPager(model, folder / "weights", paging)
+        self.pager: ExpertPager | None = None
         self.num_bytes = self._layout.resident_bytes if paging is None else self._layout.experts_offset  # of the map
         if streaming is None:
             self._map = mmap.mmap(self._file.fileno(), self.num_bytes, prot=mmap.PROT_READ)
@@ -98,11 +98,14 @@ class Weights:
         else:
             os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)  # of the embedding, a row here and there
             self._map = mmap.mmap(-1, self.num_bytes, prot=mmap.PROT_READ)
-            try:
+        try:
+            if streaming is not None:
                 self.residents = Residents(model, folder / "weights", streaming, loading)
-            except StoreError:
-                self._file.close()
-                raise
+            elif paging is not None:
+                self.pager = ExpertPager(model, folder / "weights", paging)
+        except StoreError:
+            self._file.close()
+            raise
         self._bytes: npt.NDArray[Any] = np.frombuffer(self._map, np.uint8)
 
     def __enter__(self) -> "Weights":
