@@ -177,6 +177,19 @@ def test_a_file_of_a_given_size_is_not_larger(residency: Residency, tmp_path: Pa
     assert found[1] < found[0]
 
 
+def test_plans_know_what_was_measured(
+    residency: Residency, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESIDENCY_CACHE", str(tmp_path / "cache"))
+    source = write_gguf(tmp_path / "source.gguf", small_model("llama", num_layers=1))
+    data = report(residency, source, tmp_path / "out.gguf", "--to", "q4_0", "--text", text, "--chunks", 1)
+    plan = residency(
+        "plan", source, "--on", "L4", "--engine", "llama.cpp", "--context", 256, "--quant", "q4_0", "--json"
+    )
+    rise = data["perplexity"]["value"] / data["reference_perplexity"]["value"] - 1
+    assert json.loads(plan.stdout)["placement"]["perplexity_rise"] == pytest.approx(max(0, rise))
+
+
 def test_a_folder_becomes_no_gguf_file(residency: Residency, source: Path, tmp_path: Path) -> None:
     result = residency("quantize", source, "-o", tmp_path / "out.gguf", "--to", "q4_0")
     assert result.exit_code == 2 and "GGUF file in 16 bits" in result.stderr

@@ -164,7 +164,7 @@ def _quality(answer: AnswerRecord) -> str:
         ticks=even_ticks(most_loss * 1.2, "{:.1%}".format),
     )
     marks = [Point(name=point.name, x=point.x / gib, y=point.y) for point in points]
-    note = _note("The rise was measured on one model, Llama 3 8B, or is assumed; it orders formats.")
+    note = _note("The rise was measured on this model, or on Llama 3 8B, or is assumed; it orders formats.")
     return note + curve(x, y, [], marks, name="rise of perplexity by bytes of each format")
 
 

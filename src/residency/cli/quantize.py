@@ -18,6 +18,7 @@ from residency.errors import QualityError, UsageError
 from residency.formats import Format
 from residency.models.registry import forward_of
 from residency.models.specs import model_spec
+from residency.planner.quality import MeasuredLoss, keep_loss
 from residency.quantize.folder import FolderTarget
 from residency.quantize.gguf_file import Blocks, GgufTarget, gguf_bytes_beside
 from residency.quantize.gptq import DAMPING
@@ -74,6 +75,16 @@ class Asked:
         if name == "gptq":
             return Gptq(scheme=scheme, damping=self.damping), target
         return Awq(scheme=scheme) if name == "awq" else Rtn(scheme=scheme), target
+
+    @property
+    def plan_label(self) -> str | None:
+        """What plans call the result; None where they have no name for it."""
+        if self.number_format in (*BLOCKS, "int8"):
+            return self.number_format if self.method in (None, "rtn") else None
+        if self.number_format != "int4" or self.symmetric is not None or self.group not in (None, USUAL_GROUP):
+            return None
+        name = self.method or ("gptq" if self.calibrated else "rtn")
+        return "int4-g128" if name == "rtn" else name
 
     def mixed(
         self, checkpoint: Checkpoint, spec: ModelSpec, scan_ST: Tokens, progress: Progress
@@ -213,6 +224,8 @@ def command(
             judged_ST=judged_ST,
         )
         evaluation = _quantized(job, max_kl, progress)
+    if evaluation is not None and text is not None and (label := asked.plan_label) is not None:
+        keep_loss(spec, MeasuredLoss(label=label, part=evaluation.rise, tokens=evaluation.tokens, text=text.name))
     forecast = forecast_bytes(spec, method, samples=num_samples, judged=len(judged_ST), sample_tokens=sample_tokens)
     report = _report(job, evaluation, forecast)
     click.echo(json.dumps(report, ensure_ascii=False) if as_json else "\n".join(_told(job, evaluation, forecast)))

@@ -20,7 +20,7 @@ from residency.planner.placing import (
     stage_states,
     stage_weights,
 )
-from residency.planner.quality import loss_of
+from residency.planner.quality import loss_of, measured_losses
 from residency.planner.rates import Pace, Ranks, Spilled
 from residency.planner.serving import ServingForecast, Speculation, forecast_serving
 from residency.spec.model import ModelSpec
@@ -102,6 +102,7 @@ class Deployer:
         self._costs: dict[tuple[object, ...], ModelCost] = {}
         self._paces: dict[tuple[object, ...], Pace] = {}
         self._forecasts: dict[tuple[object, ...], ServingForecast] = {}
+        self._losses = measured_losses(question.model)
 
     def model(self, quant: str | None) -> ModelSpec:
         """The model in a format. UsageError or UnsupportedError where it cannot be had."""
@@ -143,7 +144,7 @@ class Deployer:
             model=self.model(choice.quant),
             placement=placement,
             forecast=forecast,
-            loss=loss_of(choice.quant, choice.kv.name),
+            loss=loss_of(choice.quant, choice.kv.name, self._losses),
         )
 
     def cost(self, choice: Choice) -> ModelCost:

@@ -59,6 +59,16 @@ class Evaluation:
     divergence: Divergence | None
     by_chunk: tuple[ChunkFigures, ...]
 
+    @property
+    def rise(self) -> float:
+        """How much higher the perplexity is than the reference's, as a part of it; 0 where it is not."""
+        return 0.0 if self.reference is None else max(0.0, self.perplexity.value / self.reference.value - 1)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were scored."""
+        return sum(chunk.losses.size for chunk in self.by_chunk)
+
     def to_data(self) -> dict[str, object]:
         """As JSON values; without a reference, without what needs one."""
         data: dict[str, object] = {"perplexity": self.perplexity.to_data()}
