@@ -9,7 +9,7 @@ from typing import Any
 
 from residency.errors import FileError, UnsupportedError
 from residency.models.configuration import Configuration
-from residency.models.planned import classic, deepseek, dense, gemma3n, hybrid, linear, recurrent, sparse
+from residency.models.planned import classic, deepseek, dense, gemma3n, gemma4, hybrid, linear, recurrent, sparse
 from residency.models.planned.keys import refuse_unknown_structure
 from residency.models.planned.parts import Draft
 from residency.models.planned.quantized import Requantize, quantization
@@ -35,6 +35,7 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "gemma2": dense.gemma2,
     "gemma3_text": dense.gemma3,
     "gemma3n_text": gemma3n.gemma3n,
+    "gemma4_text": gemma4.gemma4,
     "phi3": dense.phi3,
     "granite": dense.llama,
     "helium": dense.llama,
@@ -59,6 +60,7 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "mixtral": sparse.mixtral,
     "qwen2_moe": sparse.qwen2_moe,
     "qwen3_moe": sparse.qwen3_moe,
+    "qwen3_vl_moe_text": sparse.qwen3_moe,
     "gpt_oss": sparse.gpt_oss,
     "deepseek_v2": deepseek.deepseek,
     "deepseek_v3": deepseek.deepseek,
@@ -126,10 +128,12 @@ MULTIMODAL: Mapping[str, Multimodal] = {
     "mistral3": Multimodal(text="mistral", tower=pixtral),
     "llama4": Multimodal(text="llama4_text", tower=llama4_vision),
     "gemma3n": Multimodal(text="gemma3n_text", tower=uncounted),
+    "gemma4": Multimodal(text="gemma4_text", tower=uncounted, renamed=_INSIDE),
     "llava": Multimodal(text="llama", tower=clip),
     "qwen2_vl": Multimodal(text="qwen2", tower=qwen2_vl, renamed=("", "")),
     "qwen2_5_vl": Multimodal(text="qwen2", tower=qwen2_5_vl, renamed=("", "")),
     "qwen3_vl": Multimodal(text="qwen3", tower=qwen3_vl, renamed=_INSIDE),
+    "qwen3_vl_moe": Multimodal(text="qwen3_vl_moe_text", tower=qwen3_vl, renamed=_INSIDE),
     "qwen3_5": Multimodal(text="qwen3_5_text", tower=qwen3_vl, renamed=_INSIDE),
     "qwen3_5_moe": Multimodal(text="qwen3_5_moe_text", tower=qwen3_vl, renamed=_INSIDE),
 }

@@ -248,7 +248,7 @@ def _qwen_moe(c: Configuration, *, shared: int, bias: bool, qk_norm: bool = Fals
     )
     dense_intermediate, step = c.integer("intermediate_size"), c.integer("decoder_sparse_step", 1)
     dense_layers = set(c.integers("mlp_only_layers"))
-    sliding = optional_windows(c)
+    sliding, is_stacked = optional_windows(c), c.architecture == "qwen3_vl_moe_text"
 
     def fill(b: Block, number: int) -> None:
         b.norm("input_layernorm", heads.hidden)
@@ -258,6 +258,14 @@ def _qwen_moe(c: Configuration, *, shared: int, bias: bool, qk_norm: bool = Fals
         b.norm("post_attention_layernorm", heads.hidden)
         if number in dense_layers or (number + 1) % step:
             gated_mlp(b, heads.hidden, dense_intermediate, moe.activation)
+            return
+        if is_stacked:
+            b.mlp = moe
+            b.matrix("mlp.gate", moe.num_experts, heads.hidden, "replicated", role="router")
+            gate_up = (moe.num_experts, 2 * moe.intermediate, heads.hidden)
+            b.add("mlp.experts.gate_up_proj", *gate_up, role="expert", split="rows")
+            down = (moe.num_experts, heads.hidden, moe.intermediate)
+            b.add("mlp.experts.down_proj", *down, role="expert", split="columns")
             return
         experts(b, heads.hidden, moe, shared="shared_expert")
         if shared:
