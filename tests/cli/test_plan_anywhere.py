@@ -211,3 +211,8 @@ def test_an_answer_in_words_says_what_is_missing_and_what_would_fit(residency: R
 def test_a_saved_answer_is_the_record(residency: Residency) -> None:
     text = residency("plan", "llama-3.1-8b", "--on", "rtx4090", "--json").stdout
     assert AnswerRecord.from_json(text).to_json() == text
+
+
+def test_what_the_engine_promises_is_told_beside_what_is_kept(residency: Residency) -> None:
+    plan = residency("plan", "gemma-2-9b", "--on", "H100-80GB", "--context", 8192, "--concurrency", 25)
+    assert "yes, by the bytes that are kept; vllm-0.19" in plan.stdout

@@ -89,6 +89,10 @@ def _fits(answer: AnswerRecord) -> list[str]:
     sequences = replicas * min(device.max_concurrency for device in answer.devices)
     tokens = replicas * min(device.pool_tokens for device in answer.devices)
     room = f"{tokens} tokens, {sequences:.1f} sequences of {placement.context_tokens}" if tokens else "any context"
+    if sequences < placement.concurrency:  # more are kept than the engine promises
+        return [
+            f"yes, by the bytes that are kept; {answer.engine}, which counts a step beside each window, tells of {room}"
+        ]
     return [f"yes: there is room for {room}"]
 
 

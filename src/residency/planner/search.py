@@ -1,6 +1,7 @@
 """The search for a deployment: every format, cache format, split and batch that the question leaves open is weighed.
 
-There are at most some hundreds, so none is skipped and the best is the best of all; see `Answer.is_optimal`.
+There are some hundreds, on many devices some thousands, and what several have in common is computed once. So none is
+skipped and the best is the best of all; see `Answer.is_optimal`.
 """
 
 from collections.abc import Iterator
