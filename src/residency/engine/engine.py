@@ -12,6 +12,7 @@ from residency.engine.device import DeviceExecutor, open_executor
 from residency.engine.executor import CpuExecutor
 from residency.engine.generation import GenerationOptions, TokenEvent
 from residency.engine.kv_store import KvStoreSpace
+from residency.engine.lending import PAGES, SPANS, Lender
 from residency.engine.loop import Loop
 from residency.engine.planning import open_planned
 from residency.engine.report import Bandwidth, Report, Seconds
@@ -99,7 +100,15 @@ class Engine:
             admission=admission,
             swap=swap,
             store=store,
+            lender=self._lender(),
         )
+
+    def _lender(self) -> Lender | None:
+        """For several sequences, which seldom need all pages at one time; alone, a run is what its plan says."""
+        if self.plan.streaming is None or self.plan.max_sequences == 1 or not isinstance(self._executor, CpuExecutor):
+            return None
+        assert self._weights.residents is not None
+        return Lender(self.plan, self._executor, self._weights.residents, self.ledger)
 
     def __enter__(self) -> "Engine":
         return self
@@ -217,10 +226,9 @@ def _holdings(plan: Plan) -> Iterator[tuple[MemoryClass, str, int]]:
     if streaming is None:
         yield MemoryClass.WEIGHTS, "map of the store", plan.memory.weights - slots_bytes
     else:
-        yield MemoryClass.WEIGHTS, "resident spans", streaming.resident_bytes
+        yield MemoryClass.WEIGHTS, SPANS, streaming.resident_bytes
         yield MemoryClass.WEIGHTS, "streaming buffers", streaming.buffer_bytes
-    for number, group in enumerate(plan.kv_groups):
-        yield MemoryClass.KV_CACHE, f"pages of group {number}", group.num_bytes
+    yield MemoryClass.KV_CACHE, PAGES, plan.memory.kv_cache
     yield MemoryClass.ACTIVATIONS, "buffers of a step", plan.memory.activations
     yield MemoryClass.RUNTIME, "process", plan.memory.runtime
 

@@ -90,6 +90,7 @@ class CpuExecutor:
             arenas = [Arena(group.num_bytes) for group in plan.kv_groups]
             for arena in arenas:
                 opened.callback(arena.close)
+            self._kv_arenas = arenas
             self._kv_pages = [
                 arena.bytes[: group.num_bytes].reshape(len(group.layers), group.num_pages, group.page_bytes)
                 for group, arena in zip(plan.kv_groups, arenas, strict=True)
@@ -189,6 +190,20 @@ class CpuExecutor:
             except (OSError, StoreError):
                 failed.append(copy)
         return failed
+
+    def drop_pages(self, group: int, pages: Sequence[int]) -> None:
+        """Give the memory of a group's pages back, which hold nothing."""
+        layers, num_pages, page_bytes = self._kv_pages[group].shape
+        ordered = np.sort(pages)
+        for run in np.split(ordered, np.flatnonzero(np.diff(ordered) > 1) + 1) if len(ordered) else ():
+            for first_page in run[0] + num_pages * np.arange(layers):
+                start = int(first_page) * page_bytes
+                self._kv_arenas[group].drop(start, start + len(run) * page_bytes)
+
+    def replace_steps(self) -> None:
+        """Spans of weights have moved: make the step's programs anew."""
+        if isinstance(self._steps, StreamedSteps):
+            self._steps.replace()
 
     def profile(
         self, batch: Batch, pages: KvPages, tokens: npt.NDArray[np.int64], *, repeats: int

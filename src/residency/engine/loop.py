@@ -11,6 +11,7 @@ import numpy.typing as npt
 from residency.engine.executor import Executor, Logits
 from residency.engine.generation import FinishReason, GenerationOptions, TokenEvent, TokenLogprob
 from residency.engine.kv_store import KvStoreSpace
+from residency.engine.lending import Lender
 from residency.engine.metrics import LoopCounts
 from residency.engine.sampler import FloatArray, Sampler, allowed_by, likeliest, log_probabilities
 from residency.engine.scoring import ScoredPrompt, score_prompts
@@ -114,14 +115,16 @@ class Loop:
         admission: Admission = "optimistic",
         swap: SwapSpace | None = None,
         store: KvStoreSpace | None = None,
+        lender: Lender | None = None,
     ) -> None:
-        """With `swap`, what is preempted may wait in a file; with `store`, prompts' pages are kept in one. See
-        NextTier for what is raised where they cannot be made.
+        """With a `lender`, memory of pages that nobody uses is weights'. With `swap`, what is preempted may wait in a
+        file; with `store`, prompts' pages are kept in one. See NextTier for what is raised where they cannot be made.
         """
         self._plan = plan
         self._executor = executor
         self._eos_ids = eos_ids
         self._weight_read_bytes = weight_read_bytes
+        self._lender = lender
         self._tier = NextTier(plan, swap=swap, store=store)
         groups = [
             PageGroup(num_pages=group.num_pages, window_tokens=group.window_tokens, num_slots=num_slots)
@@ -267,10 +270,17 @@ class Loop:
 
     def _scheduled(self) -> Batch:
         """The next batch, for which all copies have been made. What a failing disk has lost is computed anew."""
-        batch = self._scheduler.schedule()
+        batch = self._schedule()
         while lost := {copy.sequence for copy in self._make(batch.copies) if copy.sequence is not None}:
             self._scheduler.withdraw(batch, lost=lost)
-            batch = self._scheduler.schedule()
+            batch = self._schedule()
+        return batch
+
+    def _schedule(self) -> Batch:
+        """The next batch, whose pages have their memory."""
+        batch = self._scheduler.schedule()
+        if self._lender is not None:
+            self._lender.settle(self._pages)
         return batch
 
     def _make(self, copies: Sequence[PageCopy]) -> Sequence[PageCopy]:

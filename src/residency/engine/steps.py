@@ -37,6 +37,7 @@ class StreamedSteps:
     """Programs that wait for what they read."""
 
     def __init__(self, step: Recorder, library: Library, weights: Weights, residents: Residents) -> None:
+        self._weights = weights
         self._placing = _Placing(weights, residents)
         self._step = step
         self._library = library
@@ -54,6 +55,11 @@ class StreamedSteps:
             launches = self._placing.launches(self._step.launches, first_slot=key[0], first_launch=first)
             self._programs[key] = finish(launches, self._library)
         return self._programs[key]
+
+    def replace(self) -> None:
+        """Other spans stay now: make all programs anew."""
+        self._placing = _Placing(self._weights, self._residents)
+        self._programs.clear()
 
     def end(self) -> None:
         """The step is over. StoreError where the disk has failed: then its results are worth nothing."""

@@ -31,6 +31,11 @@ class PagePool:
         return len(self._holders)
 
     @property
+    def free_pages(self) -> Sequence[int]:
+        """Pages that nobody holds and whose content nobody remembers."""
+        return tuple(self._free)
+
+    @property
     def num_free(self) -> int:
         """Pages that nobody holds, cached ones among them."""
         return len(self._free) + len(self._cached)

@@ -23,6 +23,12 @@ class Arena:
         """All of it, for reads into it."""
         return memoryview(self._map)[: self.num_bytes]
 
+    def drop(self, start: int, end: int) -> None:
+        """Give the memory of whole pages inside a range back; it is zero when it is touched again."""
+        first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < last:
+            self._map.madvise(mmap.MADV_REMOVE, first, last - first)
+
     @property
     def address(self) -> int:
         """Where it begins."""

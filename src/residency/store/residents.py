@@ -24,7 +24,7 @@ class Residents:
         """Reads what stays, and begins to read what does not. StoreError where that fails."""
         self.spans: Sequence[Span] = store_spans(model, streaming.slot_bytes)
         self.streaming = streaming
-        self._number_of = {span: number for number, span in enumerate(streaming.streamed)}
+        self._number_of = _numbers(streaming)
         self._places = [0, *accumulate(span.num_bytes for span in self.spans)]
         with ExitStack() as opened:
             self._kept = Arena(self._places[-1])  # with room for every span; only those that stay take memory
@@ -33,14 +33,25 @@ class Residents:
             opened.callback(self._ring.close)
             self._source = opened.enter_context(DirectFile(path))
             self._load([span for span in range(len(self.spans)) if span not in self._number_of], progress)
-            starts = range(0, streaming.buffer_bytes, streaming.slot_bytes)
-            slots = [self._ring.memory[start : start + streaming.slot_bytes] for start in starts]
-            self.stream = opened.enter_context(self._reading(streaming.streamed, slots))
+            self.stream = self._cycle()
             self._opened = opened.pop_all()
 
     def close(self) -> None:
         """End the readers and give the memory back."""
+        self.stream.close()
         self._opened.close()
+
+    def move(self, streaming: Streaming) -> None:
+        """Let other spans stay, between two steps: first those that go give their memory back, then those that come are
+        read. Programs of steps are to be made anew. StoreError where the disk fails; then no step can run.
+        """
+        self.stream.close()
+        streamed, streams = set(self.streaming.streamed), set(streaming.streamed)
+        for span in streams - streamed:
+            self._kept.drop(self._places[span], self._places[span + 1])
+        self._load(sorted(streamed - streams), None)
+        self.streaming, self._number_of = streaming, _numbers(streaming)
+        self.stream = self._cycle()
 
     @property
     def in_memory(self) -> tuple[tuple[int, int], ...]:
@@ -60,6 +71,11 @@ class Residents:
         slot = (first_slot + number) % self.streaming.slots
         return self._ring.address + slot * self.streaming.slot_bytes
 
+    def _cycle(self) -> Stream:
+        starts = range(0, self.streaming.buffer_bytes, self.streaming.slot_bytes)
+        slots = [self._ring.memory[start : start + self.streaming.slot_bytes] for start in starts]
+        return self._reading(self.streaming.streamed, slots)
+
     def _reading(self, spans: Iterable[int], slots: Sequence[memoryview]) -> Stream:
         cycle = [Range(offset=self.spans[span].offset, num_bytes=self.spans[span].num_bytes) for span in spans]
         return Stream(self._source.read, cycle, slots, readers=READERS)
@@ -75,3 +91,8 @@ class Residents:
                     progress(arrived, len(spans))
                 time.sleep(_POLL_SECONDS)
             stream.check()
+
+
+def _numbers(streaming: Streaming) -> dict[int, int]:
+    """Which of a step's reads brings each span that streams."""
+    return {span: number for number, span in enumerate(streaming.streamed)}

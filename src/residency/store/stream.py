@@ -71,11 +71,14 @@ class Stream:
         self.close()
 
     def close(self) -> None:
-        """End the threads, after the reads that are under way."""
+        """End the threads, after the reads that are under way. Nothing happens the second time."""
+        if not self._threads:
+            return
         self._closing = True
         os.eventfd_write(self._bell, 1)
         for thread in self._threads:
             thread.join()
+        self._threads = []
         os.close(self._bell)
 
     @property
@@ -97,8 +100,10 @@ class Stream:
         return int(self._counters[_RELEASED]) % len(self._slots)
 
     def begin(self) -> None:
-        """A step begins. StoreError where a read has failed."""
+        """A step begins. StoreError where a read has failed, or nobody reads any more."""
         self.check()
+        if not self._threads:
+            raise StoreError("the weights cannot be read any more; start again.")
         self._counters[_BASE] = self._counters[_RELEASED]
 
     def check(self) -> None:
