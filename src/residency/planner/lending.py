@@ -11,7 +11,7 @@ from residency.planner.streaming import Streaming
 
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
-# To lend costs reading what is lent, and once more what the buffers held; each step then reads so much less. It has paid
+# To lend costs reading what is lent, and once more what the buffers held; each step then reads so much less. That pays
 # after two steps where as much is lent as the buffers hold, and is not done where memory was called back of late.
 _LEAST_SPANS = 2
 _CALM_STEPS = 16
