@@ -133,6 +133,8 @@ def _speed(report: Report) -> str:
 def _limit(report: Report) -> str:
     if report.disk is not None and report.plan.forecast.bound == "disk":
         return f"{report.disk.utilisation:.0%} of what this machine's disk reads"
+    if report.expert_hit_rate is not None:
+        return f"{report.expert_hit_rate:.0%} of the experts needed were in memory"
     return f"{report.bandwidth.utilisation:.0%} of this machine's memory bandwidth"
 
 

@@ -247,6 +247,7 @@ class Stream:
         self._token_times: list[float] = []
         self._read_bytes: list[int] = []
         self._steps: list[int] = []
+        self._expert_counts: list[PagingCounts | None] = []
         self._finish_reason = "length"
         self._ended = False
 
@@ -273,6 +274,7 @@ class Stream:
         self._token_times.append(time.perf_counter())
         self._read_bytes.append(loop.read_bytes)
         self._steps.append(loop.steps)
+        self._expert_counts.append(self._engine.expert_counts)
         at_eos = event.token in self._engine.tokenizer.eos_ids
         piece = "" if at_eos else self._decoder.feed(event.token)
         if event.is_last:
@@ -312,7 +314,12 @@ class Stream:
                 achieved_bytes_per_second=read_bytes / decode_seconds if decode_seconds else 0.0,
             ),
             disk=self._disk(decode_seconds),
+            expert_hit_rate=self._expert_hit_rate(),
         )
+
+    def _expert_hit_rate(self) -> float | None:
+        first, last = self._expert_counts[0], self._expert_counts[-1]
+        return None if first is None or last is None else last.since(first).hit_rate
 
     def _disk(self, decode_seconds: float) -> Bandwidth | None:
         streaming = self._engine.plan.streaming

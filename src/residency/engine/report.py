@@ -49,6 +49,7 @@ class Report:
     memory: MemoryBytes  # measured: resident bytes by the operating system, pages by the ledger
     bandwidth: Bandwidth
     disk: Bandwidth | None = None  # where weights stream
+    expert_hit_rate: float | None = None  # where experts are paged: of those that decoding needed, the share in memory
 
     @property
     def prefill_tokens_per_second(self) -> float:
@@ -91,4 +92,5 @@ class Report:
             "memory_bytes": {"budget": self.plan.budget_bytes, **memory},
             "bandwidth": self.bandwidth.to_data(),
             "disk": None if self.disk is None else self.disk.to_data(),
+            "expert_hit_rate": self.expert_hit_rate,
         }
