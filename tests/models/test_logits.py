@@ -22,6 +22,7 @@ from residency.formats import FORMATS
 from residency.kernels.simd.tiles import has_tiles
 from residency.models.specs import model_spec
 from residency.spec import open_checkpoint
+from residency.spec.state import KvName
 from support.engines import engine_logits
 from support.folders import in_bfloat16, write_folder
 from support.gguf_files import write_gguf
@@ -84,7 +85,7 @@ class Compared:
     @cached_property
     def theirs(self) -> Floats:
         """Those of transformers with a float16 cache."""
-        return reference_logits(self.folder, TOKENS, float16_cache=True)
+        return reference_logits(self.folder, TOKENS, kv_format="F16")
 
 
 @pytest.fixture(scope="module", params=list(CASES.values()), ids=list(CASES))
@@ -120,6 +121,14 @@ def test_a_float16_cache_costs_no_logit_much_more_than_it_costs_transformers(com
     assert largest(compared.ours, compared.exact) < 2 * largest(compared.theirs, compared.exact)
 
 
+def test_an_int8_cache_costs_what_it_costs_transformers(compared: Compared) -> None:
+    """Rounding is a hundred times float16's, and so is what differs where a value is rounded the other way."""
+    ours = engine_logits(compared.folder, TOKENS, prompt_tokens=PROMPT_TOKENS, kv_format="INT8")
+    theirs = reference_logits(compared.folder, TOKENS, kv_format="INT8")
+    assert usual(ours, compared.exact) < 1.2 * usual(theirs, compared.exact)
+    assert usual(ours, theirs) < usual(theirs, compared.exact)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_bfloat16_folder_computes_what_its_rounded_weights_do(architecture: str, tmp_path: Path) -> None:
     model = small_model(architecture)
@@ -135,6 +144,14 @@ def test_chunks_and_threads_change_no_bit_of_a_prompt_s_logits(architecture: str
     folder = write_folder(tmp_path / "model", small_model(architecture))
     whole = engine_logits(folder, TOKENS[:150], chunk_tokens=160, threads=1)
     np.testing.assert_array_equal(engine_logits(folder, TOKENS[:150], chunk_tokens=48, threads=2), whole)
+
+
+@pytest.mark.parametrize("kv_format", ["INT8", "INT4"])
+def test_chunks_and_threads_change_no_bit_of_logits_with_a_quantized_cache(kv_format: KvName, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "model", small_model("qwen2", head_dim=64))
+    whole = engine_logits(folder, TOKENS[:150], chunk_tokens=160, threads=1, kv_format=kv_format)
+    parts = engine_logits(folder, TOKENS[:150], chunk_tokens=48, threads=2, kv_format=kv_format)
+    np.testing.assert_array_equal(parts, whole)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

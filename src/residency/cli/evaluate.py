@@ -59,8 +59,8 @@ def command(
     if against is not None:
         prepare_first(against, exact)
     with Progress() as progress:
-        plan = _scoring_plan(model, asked, progress)
-        reference = None if against is None else _scoring_plan(against, exact, progress)
+        plan = scoring_plan(model, asked, progress)
+        reference = None if against is None else scoring_plan(against, exact, progress)
         measured = evaluate(plan, text, against=reference, max_chunks=chunks, progress=progress)
     if as_json:
         names = {"model": plan.model_name} | ({} if reference is None else {"reference": reference.model_name})
@@ -91,5 +91,8 @@ def table(measured: Evaluation) -> list[str]:
     return columns(rows, right=(1,))
 
 
-def _scoring_plan(model: str, asked: PlanOptions, progress: Progress) -> Plan:
+def scoring_plan(model: str, asked: PlanOptions, progress: Progress) -> Plan:
+    """A plan for a chunk at a time, with keys and values in F16 where nothing else is asked for: weights are judged."""
+    if asked.device != "cuda":
+        asked = replace(asked, kv_format=asked.kv_format or "F16")
     return planned(model, asked, progress, chunk_tokens=STEP_TOKENS, logit_rows=STEP_TOKENS)

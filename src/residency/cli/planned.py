@@ -43,7 +43,7 @@ def planned(
         memory=asked.memory_bytes,
         context=asked.context_tokens,
         threads=asked.threads,
-        kv_format=asked.kv_format or "F16",
+        kv_format=asked.kv_format,
         machine=measured_machine(progress),
         chunk_tokens=chunk_tokens,
         logit_rows=logit_rows,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from residency.cli.evaluate import read_text
+from residency.cli.evaluate import read_text, scoring_plan
 from residency.cli.options import PlanOptions, json_option, model_argument, plan_options
 from residency.cli.planned import is_plan_file, planned
 from residency.cli.prepare import prepare_first
@@ -16,7 +16,7 @@ from residency.errors import UsageError
 from residency.planner.explain import speed
 from residency.units import mib
 from residency.verifier.forecast import GENERATED_TOKENS, Comparison, Tolerances, compare, run_as_forecast
-from residency.verifier.perplexity import CHUNK_TOKENS, STEP_TOKENS, measure_perplexity
+from residency.verifier.perplexity import CHUNK_TOKENS, measure_perplexity
 
 DOES_NOT_HOLD = 1
 _USUAL = Tolerances()
@@ -112,13 +112,7 @@ def _verify_perplexity(model: str, asked: PlanOptions, text_path: Path, chunks: 
         raise UsageError(f"perplexity is measured with a context of {CHUNK_TOKENS}; leave --context and plans away.")
     text = read_text(text_path)
     with Progress() as progress:
-        plan = planned(
-            model,
-            replace(asked, context_tokens=CHUNK_TOKENS),
-            progress,
-            chunk_tokens=STEP_TOKENS,
-            logit_rows=STEP_TOKENS,
-        )
+        plan = scoring_plan(model, replace(asked, context_tokens=CHUNK_TOKENS), progress)
         measured = measure_perplexity(plan, text, max_chunks=chunks, progress=progress)
     if as_json:
         click.echo(json.dumps({"model": plan.model_name, "perplexity": measured.to_data()}, ensure_ascii=False))

@@ -11,6 +11,7 @@ from residency.models.registry import forward_of
 from residency.models.specs import model_spec
 from residency.planner import Plan, plan_run
 from residency.planner.check import check_plan
+from residency.planner.quality import default_kv
 from residency.spec.checkpoint import Checkpoint
 from residency.spec.model import ModelSpec
 from residency.spec.opening import open_checkpoint
@@ -28,13 +29,13 @@ def plan(
     oversubscribe: bool = False,
     threads: int | None = None,
     machine: Machine | None = None,
-    kv_format: KvName = "F16",
+    kv_format: KvName | None = None,
 ) -> Plan:
     """The plan of running `model` here: a catalog name, a GGUF file, a folder or a hub id.
 
     memory: the budget of the whole process ("400MiB", or bytes), by default most of what is free; context: tokens
     of each sequence; oversubscribe: all sequences share what the budget leaves for the KV cache, instead of a whole
-    context for each; kv_format: of keys and values, F16 or, twice as large and exact, F32. BudgetError says what is
+    context for each; kv_format: of keys and values, by default `default_kv`'s. BudgetError says what is
     missing and the cheapest change; UsageError, FileError, ... as they are named in residency.errors. The first call
     ever measures this machine, in another process.
     """
@@ -61,7 +62,7 @@ def plan_rows(
     machine: Machine | None = None,
     chunk_tokens: int | None = None,
     logit_rows: int | None = None,
-    kv_format: KvName = "F16",
+    kv_format: KvName | None = None,
     footprint: str = RUN_FOOTPRINT,
 ) -> Plan:
     """As `plan`, with steps of at most `chunk_tokens` that keep the logits of `logit_rows` tokens.
@@ -82,7 +83,7 @@ def plan_rows(
         chunk_tokens=chunk_tokens,
         logit_rows=logit_rows,
         threads=threads,
-        kv_format=kv_format,
+        kv_format=kv_format or default_kv(spec),
         prompts_in_tiles=has_tiles(),
         model_path=checkpoint.path.absolute(),
         fingerprint=checkpoint.fingerprint,
