@@ -104,9 +104,9 @@ def test_a_budget_is_kept_or_refused(residency: Residency, source: Path, out: Pa
     assert result.exit_code == 2 and "with the fewest samples" in result.stderr
 
 
-def test_calibrated_methods_ask_for_text(residency: Residency, source: Path, out: Path) -> None:
-    result = residency("quantize", source, "-o", out, "--to", "int4", "--method", "awq")
-    assert result.exit_code == 2 and "--calibration FILE" in result.stderr
+def test_calibrated_methods_have_a_text_of_their_own(residency: Residency, source: Path, out: Path) -> None:
+    result = residency("quantize", source, "-o", out, "--to", "int4", "--group", 64, "--method", "awq", *QUICK)
+    assert result.exit_code == 0 and "--calibration FILE" in result.stderr
 
 
 def test_a_gguf_files_tokenizer_comes_along(residency: Residency, tmp_path: Path) -> None:
@@ -134,6 +134,29 @@ def test_transformers_loads_it_and_computes_the_same(
         logits = model(torch.tensor([ids])).logits[0].double()
     losses = torch.nn.functional.cross_entropy(logits[256:-1], torch.tensor(ids[257:]))
     assert float(losses.exp()) == pytest.approx(judged["perplexity"]["value"], rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        ("--to", "int4", "--method", "gptq"),
+        ("--to", "int4", "--method", "awq"),
+        ("--to", "int4", "--method", "rtn", "--symmetric"),
+        (
+            "--to",
+            "int8",
+        ),
+    ],
+    ids=["gptq", "awq", "compressed-tensors", "int8"],
+)
+def test_the_engine_runs_it_in_its_bits(
+    residency: Residency, source: Path, out: Path, text: Path, to: tuple[object, ...]
+) -> None:
+    judged = report(residency, source, out, *to, "--calibration", text, "--text", text, "--chunks", 1, *QUICK)
+    options = ("--text", text, "--against", source, "--chunks", 1, "--json")
+    run = json.loads(residency("evaluate", out, *options).stdout)
+    assert run["perplexity"]["value"] == pytest.approx(judged["perplexity"]["value"], rel=1e-2)
+    assert run["kl_divergence"]["mean"] == pytest.approx(judged["kl_divergence"]["mean"], rel=0.1, abs=5e-3)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])

@@ -28,7 +28,7 @@ from residency.quantize.layouts import Layout, LayoutName, usual_layout
 from residency.quantize.memory import forecast_bytes, samples_that_fit
 from residency.quantize.methods import Awq, Gptq, Method, MethodName, Rtn
 from residency.quantize.mixed import assigned, scanned
-from residency.quantize.samples import Tokens, first_samples, spread_samples
+from residency.quantize.samples import Tokens, first_samples, spread_samples, usual_text
 from residency.spec.checkpoint import Checkpoint
 from residency.spec.model import ModelSpec
 from residency.spec.opening import open_checkpoint
@@ -138,7 +138,10 @@ class Asked:
     "-o", "--out", type=click.Path(path_type=Path), required=True, metavar="OUT", help="The new folder, or GGUF file."
 )
 @click.option(
-    "--calibration", type=click.Path(path_type=Path), metavar="FILE", help="Text like what the model will see."
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Text like what the model will see (default, where a method needs one: Python's reference).",
 )
 @click.option(
     "--samples",
@@ -203,7 +206,7 @@ def command(
         if asked.target_size is None:
             method, target = asked.method_and_target(spec)
         else:
-            scan_ST = _calibration(tokenizer, calibration, SCANNED_SAMPLES, SCANNED_TOKENS)
+            scan_ST = _calibration(tokenizer, calibration, SCANNED_SAMPLES, SCANNED_TOKENS, progress)
             method, target = asked.mixed(checkpoint, spec, scan_ST, progress)
         judged_ST = _judged(tokenizer, text, chunks, max_kl)
         num_samples = samples_that_fit(
@@ -220,7 +223,7 @@ def command(
             out=out,
             method=method,
             target=target,
-            calibration_ST=_calibration(tokenizer, calibration, num_samples, sample_tokens),
+            calibration_ST=_calibration(tokenizer, calibration, num_samples, sample_tokens, progress),
             judged_ST=judged_ST,
         )
         evaluation = _quantized(job, max_kl, progress)
@@ -248,12 +251,12 @@ def _quantized(job: Job, max_kl: float | None, progress: Progress) -> Evaluation
     return evaluation
 
 
-def _calibration(tokenizer: Tokenizer, path: Path | None, num_samples: int, tokens: int) -> Tokens:
+def _calibration(tokenizer: Tokenizer, path: Path | None, num_samples: int, tokens: int, progress: Progress) -> Tokens:
     if not num_samples:
         return np.zeros((0, tokens), np.int64)
     if path is None:
-        raise UsageError("this looks at text like what the model will see; give --calibration FILE.")
-    return spread_samples(tokenizer, read_text(path), num_samples, tokens)
+        progress.say("calibrating on Python's reference; --calibration FILE takes text like what the model will see.")
+    return spread_samples(tokenizer, usual_text() if path is None else read_text(path), num_samples, tokens)
 
 
 def _judged(tokenizer: Tokenizer, path: Path | None, chunks: int, max_kl: float | None) -> Tokens:

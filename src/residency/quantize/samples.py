@@ -9,6 +9,13 @@ from residency.errors import UsageError
 Tokens = npt.NDArray[np.int64]
 
 
+def usual_text() -> str:
+    """Text to calibrate on where nobody gives any: the reference of the Python that runs this, prose with code."""
+    from pydoc_data.topics import topics  # imported here: half a megabyte that few need
+
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
 def spread_samples(tokenizer: Tokenizer, text: str, num_samples: int, tokens: int) -> Tokens:
     """Samples from all over the text, at even distances, (samples, tokens). UsageError where it is too short."""
     ids = np.asarray(tokenizer.encode(text, add_special=False, parse_special=False), np.int64)
