@@ -115,6 +115,16 @@ def test_a_variant_that_is_not_known_is_refused_in_a_sentence(settings: dict[str
         spec_of(tmp_path / "model")
 
 
+def test_zero_points_that_are_no_words_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    write_packed(tmp_path / "model", small_model("qwen2", num_layers=1), Kind(layout="gptq"))
+    file = tmp_path / "model" / "model.safetensors"
+    header, rest = file.read_bytes().split(b"}}", 1)
+    first, zeros, after = header.partition(b'.qzeros": {"dtype": "')
+    file.write_bytes(first + zeros + after.replace(b"I32", b"F32", 1) + b"}}" + rest)
+    with pytest.raises(FileError, match=r"qzeros in F32, not I32\.$"):
+        spec_of(tmp_path / "model")
+
+
 def _configure(folder: Path, **settings: object) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] |= settings

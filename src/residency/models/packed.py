@@ -46,7 +46,7 @@ def find_packed(
         )
     packing = scheme.packing
     parts: list[SourceTensor] = []
-    for suffix, (_, part_shape) in scheme.parts_of(shape).items():
+    for suffix, (number_format, part_shape) in scheme.parts_of(shape).items():
         source = checkpoint.tensors.get(stem + suffix)
         is_needed = packing.ordered if suffix.endswith("g_idx") else suffix not in _NOT_NEEDED
         if source is None and is_needed:
@@ -56,6 +56,8 @@ def find_packed(
                 f"{checkpoint.path} holds {source.name} of shape {source.shape}, and its configuration asks for "
                 f"{part_shape}; fetch the model again."
             )
+        if source is not None and source.format != number_format and suffix not in _SCALES:
+            raise FileError(f"{checkpoint.path} holds {source.name} in {source.format.name}, not {number_format.name}.")
         if source is not None and suffix not in _NOT_NEEDED:
             parts.append(source)
     found = PackedSource(packing=packing, parts=tuple(parts))
