@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from residency.errors import UnsupportedError
-from residency.formats.planes import PLANE_LAYOUTS, PlaneLayout, PlaneShape
+from residency.formats.planes import CHUNK_COLUMNS, PLANE_LAYOUTS, PlaneLayout, PlaneShape
 from residency.spec.model import ModelSpec, TensorSpec
 
 PLANE_ALIGNMENT = 256  # bytes: what a device reads at once, twice
@@ -96,6 +96,12 @@ def _planes(tensor: TensorSpec, layout: PlaneLayout | None, activation_type: str
         return {"codes": PlaneShape(tensor.shape, "float32")}
     if layout is None:
         return {"codes": PlaneShape(tensor.shape, activation_type)}
+    whole = max(layout.group_columns, 256 if layout.has_supers else CHUNK_COLUMNS)
+    if tensor.shape[1] % whole:
+        raise UnsupportedError(
+            f"{tensor.name} has rows of {tensor.shape[1]} values, which are not whole groups of {whole}; run the model "
+            "in another format, or with --device cpu."
+        )
     return layout.shapes(*tensor.shape)
 
 

@@ -28,7 +28,7 @@ DTYPES = {
     "int64": torch.int64,
 }
 _ALIGNMENT = 256
-_RANDOM_SCALE = 0.01  # of made-up groups: products of a few thousand columns stay around 1
+_RANDOM_VALUE = 0.02  # the largest of made-up groups: products of a few thousand columns stay around 1
 
 
 class DeviceArena:
@@ -138,8 +138,8 @@ class DeviceWeights:
                     view.fill_(1.0)
                 elif part == "codes" and placed.layout is None:
                     view.normal_(0, plane.shape[1] ** -0.5, generator=random)
-                elif view.is_floating_point():
-                    view.fill_(_RANDOM_SCALE)
+                elif placed.layout is not None and view.is_floating_point():
+                    view.fill_(_RANDOM_VALUE / 2 ** (placed.layout.code_bits - 1))
                 else:
                     low = view.view(torch.uint8)
                     low.copy_(torch.randint(0, 256, low.shape, dtype=torch.uint8, device=low.device, generator=random))
