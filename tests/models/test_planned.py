@@ -306,6 +306,10 @@ MULTIMODAL |= {
         {**SMALL, "model_type": "llama"},
         {**VISION, "model_type": "clip_vision_model", "image_size": 28, "patch_size": 14},
     ),
+    "llava_next": (
+        {**SMALL, "model_type": "llama"},
+        {**VISION, "model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14},
+    ),
     "qwen2_vl": (SMALL, {**QWEN, "embed_dim": 32, "hidden_size": 64}),
     "qwen2_5_vl": (SMALL, {**QWEN, "hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 48}),
     "qwen3_vl": (

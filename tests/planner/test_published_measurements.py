@@ -1,5 +1,8 @@
 """Forecasts beside what others have measured and published; each table names its source."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from residency.models.specs import named_spec
@@ -83,6 +86,45 @@ def test_a_gpu_holds_what_vllm_held_of_other_shapes(
     assert found.weights / GIB == pytest.approx(weights, abs=0.015)
     assert found.activations / GIB == pytest.approx(activations, rel=0.1)
     assert (found.kv_cache + found.free) / GIB == pytest.approx(pool, abs=0.3)
+
+
+KIMI_VL = {
+    "model_type": "kimi_vl",
+    "torch_dtype": "bfloat16",
+    "text_config": {
+        "model_type": "deepseek_v3",
+        "hidden_size": 2048,
+        "intermediate_size": 11264,
+        "moe_intermediate_size": 1408,
+        "num_hidden_layers": 27,
+        "first_k_dense_replace": 1,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "kv_lora_rank": 512,
+        "q_lora_rank": None,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "n_routed_experts": 64,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 6,
+        "n_group": 1,
+        "topk_group": 1,
+        "topk_method": "noaux_tc",
+        "vocab_size": 163840,
+        "num_nextn_predict_layers": 0,
+        "max_position_embeddings": 131072,
+    },
+    "vision_config": {"model_type": "moonvit", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27},
+}
+
+
+@pytest.mark.parametrize(("ranks", "weights"), [(1, 30.74), (2, 15.53)])
+def test_a_gpu_holds_what_vllm_held_of_kimi_vl(ranks: int, weights: float, tmp_path: Path) -> None:
+    """Less near than the others: 0.02 and 0.07 GiB below the readings, and no reason found."""
+    (tmp_path / "config.json").write_text(json.dumps(KIMI_VL))
+    found = device(str(tmp_path), f"{ranks}xH100-80GB")
+    assert found.weights / GIB == pytest.approx(weights, abs=0.08)
 
 
 # Qwen3-14B in five versions of vLLM: peak of activations, what torch does not allocate, KV pool (the same source).

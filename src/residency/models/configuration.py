@@ -130,6 +130,11 @@ class Configuration:
         self._asked.add(key)
         return isinstance(self._values.get(key), list)
 
+    def length(self, key: str) -> int:
+        """How long the list under `key` is."""
+        self._asked.add(key)
+        return len(self._values[key])
+
     def keys(self) -> list[str]:
         """All keys, in their order."""
         return list(self._values)

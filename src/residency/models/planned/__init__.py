@@ -15,8 +15,9 @@ from residency.models.planned.parts import Draft
 from residency.models.planned.quantized import Requantize, quantization
 from residency.models.planned.rotations import rotations
 from residency.models.planned.vision import (
-    clip,
     llama4_vision,
+    llava,
+    moonvit,
     pixtral,
     qwen2_5_vl,
     qwen2_vl,
@@ -129,7 +130,9 @@ MULTIMODAL: Mapping[str, Multimodal] = {
     "llama4": Multimodal(text="llama4_text", tower=llama4_vision),
     "gemma3n": Multimodal(text="gemma3n_text", tower=uncounted),
     "gemma4": Multimodal(text="gemma4_text", tower=uncounted, renamed=_INSIDE),
-    "llava": Multimodal(text="llama", tower=clip),
+    "llava": Multimodal(text="llama", tower=llava),
+    "llava_next": Multimodal(text="llama", tower=llava),
+    "kimi_vl": Multimodal(text="deepseek_v3", tower=moonvit),
     "qwen2_vl": Multimodal(text="qwen2", tower=qwen2_vl, renamed=("", "")),
     "qwen2_5_vl": Multimodal(text="qwen2", tower=qwen2_5_vl, renamed=("", "")),
     "qwen3_vl": Multimodal(text="qwen3", tower=qwen3_vl, renamed=_INSIDE),

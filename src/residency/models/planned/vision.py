@@ -8,7 +8,16 @@ from residency.spec.model import Split, TensorSpec
 
 
 def siglip(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
-    """Gemma 3's: SigLIP (arXiv 2303.15343) and a projection to the text model's width."""
+    """Gemma 3's: SigLIP and a projection to the text model's width."""
+    projector = Tensors(prefix="multi_modal_projector.", format=number_format(c))
+    width = c.section("vision_config").integer("hidden_size", 1152)
+    projector.add("mm_input_projection_weight", width, hidden, role="vision")
+    projector.add("mm_soft_emb_norm.weight", width, role="vision")
+    return (*_siglip_encoder(c), *projector.found)
+
+
+def _siglip_encoder(c: Configuration) -> list[TensorSpec]:
+    """SigLIP (arXiv 2303.15343)."""
     v = c.section("vision_config")
     width, intermediate = v.integer("hidden_size", 1152), v.integer("intermediate_size", 4304)
     patch, channels = v.integer("patch_size", 14), v.integer("num_channels", 3)
@@ -17,7 +26,14 @@ def siglip(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
     around.add("embeddings.patch_embedding.bias", width, role="vision")
     positions = (v.integer("image_size", 896) // patch) ** 2
     around.add("embeddings.position_embedding.weight", positions, width, role="vision")
-    copies = v.integer("num_hidden_layers", 27)
+    layers = _clip_layers(around, v.integer("num_hidden_layers", 27), width, intermediate)
+    _with_bias(around, "post_layernorm", (width,), 1)
+    if v.flag("vision_use_head", True):
+        _attention_pooling(around, width, intermediate)
+    return [*around.found, *layers.found]
+
+
+def _clip_layers(around: Tensors, copies: int, width: int, intermediate: int) -> Tensors:
     layers = Tensors(prefix=f"{around.prefix}encoder.layers.{{}}.", format=around.format)
     for name in ("layer_norm1", "layer_norm2"):
         _with_bias(layers, name, (width,), copies)
@@ -25,13 +41,7 @@ def siglip(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
         _with_bias(layers, f"self_attn.{name}", (width, width), copies)
     _with_bias(layers, "mlp.fc1", (intermediate, width), copies)
     _with_bias(layers, "mlp.fc2", (width, intermediate), copies)
-    _with_bias(around, "post_layernorm", (width,), 1)
-    if v.flag("vision_use_head", True):
-        _attention_pooling(around, width, intermediate)
-    projector = Tensors(prefix="multi_modal_projector.", format=around.format)
-    projector.add("mm_input_projection_weight", width, hidden, role="vision")
-    projector.add("mm_soft_emb_norm.weight", width, role="vision")
-    return (*around.found, *layers.found, *projector.found)
+    return layers
 
 
 def uncounted(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
@@ -109,8 +119,25 @@ def llama4_vision(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
     return (*around.found, *layers.found, *projector.found)
 
 
-def clip(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
-    """LLaVA 1.5's: CLIP's vision encoder (arXiv 2103.00020) and a projection of two layers."""
+def llava(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
+    """LLaVA's and LLaVA-NeXT's: CLIP or SigLIP, and a projection of the output of one of its layers or more."""
+    v = c.section("vision_config")
+    encoder = _siglip_encoder(c) if v.says("model_type", "siglip_vision_model") else _clip_encoder(c)
+    projector = Tensors(prefix="multi_modal_projector.", format=number_format(c))
+    bias = c.flag("multimodal_projector_bias", True)
+    layers = c.length("vision_feature_layer") if c.is_list("vision_feature_layer") else 1
+    features = layers * v.integer("hidden_size", 1024)
+    for name, columns in (("linear_1", features), ("linear_2", hidden)):
+        projector.add(f"{name}.weight", hidden, columns, role="vision")
+        if bias:
+            projector.add(f"{name}.bias", hidden, role="vision")
+    if c.has("use_image_newline_parameter") or c.has("image_grid_pinpoints"):
+        projector.found.append(Tensors(prefix="", format=projector.format).add("image_newline", hidden, role="vision"))
+    return (*encoder, *projector.found)
+
+
+def _clip_encoder(c: Configuration) -> list[TensorSpec]:
+    """CLIP's vision encoder (arXiv 2103.00020)."""
     v = c.section("vision_config")
     width, intermediate = v.integer("hidden_size", 1024), v.integer("intermediate_size", 4096)
     patch, channels = v.integer("patch_size", 14), v.integer("num_channels", 3)
@@ -121,20 +148,36 @@ def clip(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
     around.add("embeddings.position_embedding.weight", positions, width, role="vision")
     for name in ("pre_layrnorm", "post_layernorm"):
         _with_bias(around, name, (width,), 1)
-    copies = v.integer("num_hidden_layers", 24)
-    layers = Tensors(prefix=f"{around.prefix}encoder.layers.{{}}.", format=around.format)
-    for name in ("layer_norm1", "layer_norm2"):
+    layers = _clip_layers(around, v.integer("num_hidden_layers", 24), width, intermediate)
+    return [*around.found, *layers.found]
+
+
+def moonvit(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
+    """Kimi-VL's (arXiv 2504.07491): MoonViT, at the image's own resolution, and a merger of neighbours."""
+    v = c.section("vision_config")
+    width, intermediate = v.integer("hidden_size", 1152), v.integer("intermediate_size", 4304)
+    around = Tensors(prefix="vision_tower.", format=number_format(c))
+    patch = v.integer("patch_size", 14)
+    around.add("patch_embed.proj.weight", width, 3, patch, patch, role="vision")
+    around.add("patch_embed.proj.bias", width, role="vision")
+    high, wide = v.integer("init_pos_emb_height", 64), v.integer("init_pos_emb_width", 64)
+    around.add("patch_embed.pos_emb.weight", high, wide, width, role="vision")
+    copies = v.integer("num_hidden_layers", 27)
+    layers = Tensors(prefix="vision_tower.encoder.blocks.{}.", format=around.format)
+    for name in ("norm0", "norm1"):
         _with_bias(layers, name, (width,), copies)
-    for name in ("k_proj", "v_proj", "q_proj", "out_proj"):
-        _with_bias(layers, f"self_attn.{name}", (width, width), copies)
-    _with_bias(layers, "mlp.fc1", (intermediate, width), copies)
-    _with_bias(layers, "mlp.fc2", (width, intermediate), copies)
+    for name, shape in (("wqkv", (3 * width, width)), ("wo", (width, width))):
+        _with_bias(layers, name, shape, copies)
+    _with_bias(layers, "mlp.fc0", (intermediate, width), copies)
+    _with_bias(layers, "mlp.fc1", (width, intermediate), copies)
+    _with_bias(around, "encoder.final_layernorm", (width,), 1)
     projector = Tensors(prefix="multi_modal_projector.", format=around.format)
-    bias = c.flag("multimodal_projector_bias", True)
-    for name, columns in (("linear_1", width), ("linear_2", hidden)):
-        projector.add(f"{name}.weight", hidden, columns, role="vision")
-        if bias:
-            projector.add(f"{name}.bias", hidden, role="vision")
+    high, wide = v.integers("merge_kernel_size") or (2, 2)
+    _with_bias(projector, "pre_norm", (width,), 1)
+    merged = high * wide * width
+    for name, rows in (("linear_1", merged), ("linear_2", hidden)):  # not split: vLLM keeps them whole on each rank
+        projector.add(f"{name}.weight", rows, merged, role="vision")
+        projector.add(f"{name}.bias", rows, role="vision")
     return (*around.found, *layers.found, *projector.found)
 
 
