@@ -13,7 +13,7 @@ from residency.models.specs import model_spec
 from residency.planner import Plan
 from residency.planner.explain import speed
 from residency.spec.opening import open_checkpoint
-from residency.units import decimal_bytes
+from residency.units import decimal_bytes, rate
 from residency.verifier.expert_trace import TraceSpeed, read_trace, trace_speed
 
 
@@ -44,7 +44,7 @@ def _lines(plan: Plan, found: TraceSpeed) -> list[str]:
         *columns(rows, right=(1, 2)),
         "",
         f"by recency {found.forecast.recent:.1%} would be there, with hindsight {found.forecast.hindsight:.1%}",
-        f"{decimal_bytes(found.read_bytes_per_step)} of experts are read a step; reading all of them each step would "
-        f"give {speed(found.streaming_tokens_per_second)} tokens/s, "
+        f"a step reads {decimal_bytes(found.read_bytes_per_step)} of experts at {rate(found.read_bytes_per_second)}; "
+        f"to read all of them each step would give {speed(found.streaming_tokens_per_second)} tokens/s, "
         f"{found.tokens_per_second / found.streaming_tokens_per_second:.1f} times slower",
     ]

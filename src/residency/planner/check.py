@@ -6,7 +6,7 @@ from residency.errors import FileError
 from residency.planner.buffers import activation_buffers
 from residency.planner.memory import kv_groups
 from residency.planner.on_device import fits_device_plan
-from residency.planner.paging import Paging, least_paging
+from residency.planner.paging import Paging, least_paging, with_slots
 from residency.planner.plan import Plan
 from residency.planner.streaming import LEAST_SLOTS, Streaming, least_streaming
 from residency.spec.layout import store_layout
@@ -74,10 +74,9 @@ def _check_streaming(plan: Plan, streaming: Streaming, model: ModelSpec) -> None
 
 def _check_paging(plan: Plan, paging: Paging, model: ModelSpec) -> None:
     least = least_paging(model, paging.disk_bytes_per_second)
-    if least is None or plan.streaming is not None:
+    if least is None or plan.streaming is not None or paging.disk_bytes_per_second <= 0:
         raise _refusal(plan)
-    sizes = (paging.slot_bytes, paging.num_experts) == (least.slot_bytes, least.num_experts)
-    if not (sizes and least.slots <= paging.slots <= paging.num_experts and paging.disk_bytes_per_second > 0):
+    if paging.slots < least.slots or paging != with_slots(least, paging.slots):
         raise _refusal(plan)
 
 

@@ -1,7 +1,7 @@
 """A plan in words: the lines that are printed before anything is loaded."""
 
 from residency.planner.paging import Paging
-from residency.planner.plan import Plan, SpeedForecast
+from residency.planner.plan import Plan
 from residency.planner.streaming import Streaming
 from residency.units import binary_bytes, decimal_bytes, mib, operations_rate, rate
 
@@ -16,8 +16,7 @@ def explain(plan: Plan) -> str:
         f" · {plan.device.name if plan.device else 'RAM'} budget {binary_bytes(plan.budget_bytes)}",
         f"weights {mib(memory.weights)} · KV cache {mib(memory.kv_cache)} · activations {mib(memory.activations)}"
         f" · runtime {mib(memory.runtime)} · free {mib(plan.free_bytes)}",
-        f"forecast {speed(plan.forecast.decode_tokens_per_second)} tokens/s, "
-        f"{_arithmetic(plan.forecast, plan.streaming)}",
+        f"forecast {speed(plan.forecast.decode_tokens_per_second)} tokens/s, {_arithmetic(plan)}",
     ]
     if plan.streaming is not None:
         lines.insert(2, _placement(plan.streaming))
@@ -53,8 +52,12 @@ def _slots(paging: Paging) -> str:
     )
 
 
-def _arithmetic(forecast: SpeedForecast, streaming: Streaming | None) -> str:
-    if streaming is not None and forecast.bound == "disk":
+def _arithmetic(plan: Plan) -> str:
+    forecast, streaming, paging = plan.forecast, plan.streaming, plan.paging
+    if paging is not None and forecast.bound == "disk":
+        missing_bytes = round((1 - paging.hit_rate) * paging.token_bytes)
+        figures = f"{decimal_bytes(missing_bytes)} of experts a token at {rate(paging.disk_bytes_per_second)}"
+    elif streaming is not None and forecast.bound == "disk":
         figures = f"{decimal_bytes(streaming.streamed_bytes)} a step at {rate(streaming.disk_bytes_per_second)}"
     elif forecast.bound == "memory":
         figures = f"{decimal_bytes(forecast.read_bytes_per_token)} a token at {rate(forecast.read_bytes_per_second)}"

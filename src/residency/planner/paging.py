@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from residency.spec.layout import store_layout
-from residency.spec.model import ModelSpec
+from residency.spec.model import ModelSpec, MoeSpec
 
 READERS = 4  # reads of the disk that are in flight
 
@@ -15,6 +15,7 @@ class Paging:
     slots: int
     slot_bytes: int
     num_experts: int  # of all layers together
+    token_bytes: int  # of the experts that one token is sent to
     hit_rate: float  # of the experts that a step needs, the share that is expected to be in a slot
     disk_bytes_per_second: float
 
@@ -38,11 +39,17 @@ def least_paging(model: ModelSpec, disk_bytes_per_second: float) -> Paging | Non
     slot_bytes = max(layout.by_name[layer.experts[0].name].stride_bytes for layer in layers)
     most_experts = max(layer.experts[0].copies for layer in layers)
     num_experts = sum(layer.experts[0].copies for layer in layers)
+    token_bytes = sum(
+        layer.mlp.experts_per_token * layout.by_name[layer.experts[0].name].stride_bytes
+        for layer in layers
+        if isinstance(layer.mlp, MoeSpec)
+    )
     return with_slots(
         Paging(
             slots=most_experts,
             slot_bytes=slot_bytes,
             num_experts=num_experts,
+            token_bytes=token_bytes,
             hit_rate=0.0,
             disk_bytes_per_second=disk_bytes_per_second,
         ),

@@ -41,7 +41,8 @@ class TraceSpeed:
     tokens_per_second: float
     forecast_tokens_per_second: float
     read_bytes_per_step: float  # from the disk
-    streaming_tokens_per_second: float  # if every step read all experts, at the disk's measured rate
+    read_bytes_per_second: float  # by the time that steps took beyond what computing takes by the forecast
+    streaming_tokens_per_second: float  # if every step read all experts at that rate
 
     def to_data(self) -> dict[str, object]:
         """As JSON values."""
@@ -89,7 +90,9 @@ def trace_speed(plan: Plan, model: ModelSpec, machine: Machine, trace: Trace, pr
     )
     needed_bytes = plan.paging.slot_bytes * measured.counts.needed / measured.steps
     forecast_seconds = computing.total + replace(plan.paging, hit_rate=rates.frequent).missing_seconds(needed_bytes)
-    all_bytes = plan.paging.slot_bytes * plan.paging.num_experts
+    read_bytes = measured.read_bytes / measured.steps
+    read_rate = read_bytes / max(measured.step_seconds - computing.total, 0.01 * measured.step_seconds)
+    all_seconds = plan.paging.slot_bytes * plan.paging.num_experts / read_rate if read_rate else 0.0
     return TraceSpeed(
         steps=measured.steps,
         slots=plan.paging.slots,
@@ -98,8 +101,9 @@ def trace_speed(plan: Plan, model: ModelSpec, machine: Machine, trace: Trace, pr
         hit_rate=measured.counts.hit_rate,
         tokens_per_second=1 / measured.step_seconds,
         forecast_tokens_per_second=1 / forecast_seconds,
-        read_bytes_per_step=measured.read_bytes / measured.steps,
-        streaming_tokens_per_second=1 / (computing.total + all_bytes / plan.paging.disk_bytes_per_second),
+        read_bytes_per_step=read_bytes,
+        read_bytes_per_second=read_rate,
+        streaming_tokens_per_second=1 / (computing.total + all_seconds),
     )
 
 
