@@ -104,6 +104,13 @@ def test_a_budget_is_kept_or_refused(residency: Residency, source: Path, out: Pa
     assert result.exit_code == 2 and "with the fewest samples" in result.stderr
 
 
+def test_layouts_without_a_place_for_short_groups_say_so(residency: Residency, tmp_path: Path, out: Path) -> None:
+    source = write_folder(tmp_path / "odd", small_model("llama", num_layers=1, intermediate=320))
+    result = residency("quantize", source, "-o", out, "--to", "int4")
+    assert result.exit_code == 2 and "--group 64" in result.stderr
+    report(residency, source, out, "--to", "int4", "--layout", "gptq")
+
+
 def test_calibrated_methods_have_a_text_of_their_own(residency: Residency, source: Path, out: Path) -> None:
     result = residency("quantize", source, "-o", out, "--to", "int4", "--group", 64, "--method", "awq", *QUICK)
     assert result.exit_code == 0 and "--calibration FILE" in result.stderr

@@ -1,6 +1,7 @@
 """A quantized model as a folder that `transformers` and vLLM load: config.json, tokenizer and model.safetensors."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from residency.errors import UnsupportedError
+from residency.errors import UnsupportedError, UsageError
 from residency.formats import F16, Format
 from residency.models.configuration import configuration
 from residency.quantize.forward import Floats
@@ -45,6 +46,18 @@ class FolderTarget:
         """UnsupportedError where the folder cannot be written, before anything is computed."""
         refuse_unknown_tokenizer(checkpoint)
         _config(checkpoint, spec)
+        self._refuse_short_groups(spec)
+
+    def _refuse_short_groups(self, spec: ModelSpec) -> None:
+        """Of the layouts, GPTQ's alone has a place for a last group of fewer columns."""
+        group = self.layout.scheme.group
+        columns = {tensor.shape[1] for layer in spec.layers for tensor in layer.tensors if len(tensor.shape) == 2}
+        short = [each for each in sorted(columns) if group is not None and each % group]
+        if short and self.layout.name != "gptq":
+            raise UsageError(
+                f"{spec.name} has matrices of {short[0]} columns, which are no whole groups of {group}; choose --group "
+                f"{math.gcd(*columns, 128)}, or --layout gptq, which allows a shorter last group."
+            )
 
     def restored(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> QuantizedMatrix:
         """The matrix of which these were `to_arrays`."""
