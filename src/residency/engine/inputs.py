@@ -1,6 +1,7 @@
 """What changes from step to step: written by Python before a step, read by its kernels."""
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy.typing as npt
 
 from residency.kernels.attention import MAX_SPLITS, PROMPT_TOKENS
 from residency.kernels.recorder import Inputs, address_of
-from residency.ledger import KvPages
+from residency.ledger import KvPages, SequencePages
 from residency.scheduler import Batch
 from residency.spec.model import ModelSpec, RopeSpec
 
@@ -33,6 +34,8 @@ class StepInputs:
         for rope in dict.fromkeys(layer.grouped_attention.rope for layer in spec.layers):
             self.angles[rope] = buffers["rope"][len(self.angles)]
         self._frequencies = {rope: np.asarray(rope.inverse_frequencies) for rope in self.angles}
+        self._numbers = np.arange(len(self._positions))
+        self._written: dict[tuple[int, int], tuple[SequencePages, int]] = {}  # by group and row of the tables
         self._most_sampled = len(self.tables[0])  # of whose contexts parts can be kept
 
     @property
@@ -54,13 +57,19 @@ class StepInputs:
 
     def write(self, batch: Batch, pages: KvPages, *, every_logit: bool = False) -> Sequence[int]:
         """Write a batch; the tokens whose logits the step gives, by their place in it. `every_logit` asks for all."""
-        rows: list[int] = []
-        first = num_items = 0
-        for index, entry in enumerate(batch.entries):
+        single = list(takewhile(lambda entry: entry.num_tokens == 1, batch.entries))  # as in decode: all at once
+        first = num_items = len(single)
+        self._positions[:first] = [entry.start_token for entry in single]
+        self._sequences[:first] = self._items[:first, 0] = self._numbers[:first]
+        self._items[:first, 1] = 1
+        for index, entry in enumerate(single):
+            self._write_page(index, entry.start_token, pages.sequences[entry.request_id])
+        rows = [index for index, entry in enumerate(single) if every_logit or entry.needs_logits]
+        for index, entry in enumerate(batch.entries[first:], first):
             last = first + entry.num_tokens
             self._positions[first:last] = np.arange(entry.start_token, entry.start_token + entry.num_tokens)
             self._sequences[first:last] = index
-            self._write_pages(index, entry.request_id, first, last, pages)
+            self._write_pages(index, first, last, pages.sequences[entry.request_id])
             item_tokens = PROMPT_TOKENS if entry.of_prompt else 1
             for start in range(first, last, item_tokens):
                 self._items[num_items] = start, min(item_tokens, last - start)
@@ -81,18 +90,29 @@ class StepInputs:
         self._logit_rows[: len(rows)] = rows
         self._counts[NUM_LOGITS] = len(rows)
 
-    def _write_pages(self, index: int, request_id: int, first: int, last: int, pages: KvPages) -> None:
-        for group, sequence in enumerate(pages.sequences[request_id]):
-            table, slots = self.tables[group, index], self.slots[group]
+    def _write_page(self, token: int, position: int, sequences: Sequence[SequencePages]) -> None:
+        """Where one token, the only one of its sequence, is written and what it sees."""
+        index, place = divmod(position, self._page_tokens)
+        for group, sequence in enumerate(sequences):
+            self._write_table(group, token, sequence)
+            page = sequence.page_at(index)
+            assert page is not None, "a batch comes with its pages"
+            self.slots[group, token] = page * self._page_tokens + place
+
+    def _write_pages(self, index: int, first: int, last: int, sequences: Sequence[SequencePages]) -> None:
+        positions = self._positions[first:last]
+        for group, sequence in enumerate(sequences):
+            self._write_table(group, index, sequence)
+            slots = self.tables[group, index][positions // self._page_tokens].astype(np.int64) * self._page_tokens
+            self.slots[group, first:last] = slots + positions % self._page_tokens
+
+    def _write_table(self, group: int, index: int, sequence: SequencePages) -> None:
+        """A sequence's table in the row `index`, if something else or an earlier state of it stands there."""
+        state = sequence, sequence.version
+        if self._written.get((group, index)) != state:
             held = sequence.pages
-            table[sequence.first_page : sequence.first_page + len(held)] = held
-            if last == first + 1:  # as in decode: numbers are quicker than arrays of one
-                page, place = divmod(int(self._positions[first]), self._page_tokens)
-                slots[first] = held[page - sequence.first_page] * self._page_tokens + place
-            else:
-                positions = self._positions[first:last]
-                slots[first:last] = table[positions // self._page_tokens].astype(np.int64) * self._page_tokens
-                slots[first:last] += positions % self._page_tokens
+            self.tables[group, index, sequence.first_page : sequence.first_page + len(held)] = held
+            self._written[group, index] = state
 
     def _write_angles(self, num_tokens: int) -> None:
         for rope, angles in self.angles.items():

@@ -261,10 +261,12 @@ class Loop:
 
     def _choices(self, wanted: Sequence[BatchEntry], logits: Logits) -> Sequence[FloatArray | int]:
         """The logits of each entry, or where a device has them and can choose for all, its tokens."""
-        if isinstance(logits, np.ndarray):
-            return list(logits)
         answers = [self._answers[entry.request_id] for entry in wanted]
-        if all(answer.needs_logits_alone for answer in answers):
+        alone = bool(answers) and all(answer.needs_logits_alone for answer in answers)
+        if isinstance(logits, np.ndarray):
+            greedy = alone and all(answer.options.sampling.temperature == 0.0 for answer in answers)
+            return logits.argmax(axis=1).tolist() if greedy else list(logits)
+        if alone:
             return logits.drawn([answer.sampler.draw() for answer in answers])
         return list(logits.rows())
 

@@ -20,6 +20,7 @@ class SequencePages:
         self._window_tokens = window_tokens
         self._first_page = 0
         self._pages: list[int] = []
+        self.version = 0  # another one after each change
 
     @property
     def pages(self) -> Sequence[int]:
@@ -59,6 +60,7 @@ class SequencePages:
         """
         added = self._pool.take(self.pages_to_grow(num_tokens))
         self._pages.extend(added)
+        self.version += 1
         return added
 
     def slide(self, num_tokens: int) -> int:
@@ -68,6 +70,7 @@ class SequencePages:
             self._pool.release(page)
         del self._pages[:num_gone]
         self._first_page += num_gone
+        self.version += 1
         return num_gone
 
     def adopt(self, pages: Sequence[int], *, first_page: int) -> None:
@@ -82,6 +85,7 @@ class SequencePages:
             raise ValueError("only an empty table can begin with pages")
         self._pages.extend(pages)
         self._first_page = first_page
+        self.version += 1
 
     def twin(self) -> "SequencePages":
         """A second table that holds the same pages; whoever writes to one of them makes it its own before."""
@@ -109,6 +113,7 @@ class SequencePages:
         place = token // self._page_tokens - self._first_page
         shared, (own,) = self._pages[place], self._pool.take()
         self._pages[place] = own
+        self.version += 1
         self._pool.release(shared)
         return shared, own
 
@@ -118,3 +123,4 @@ class SequencePages:
             self._pool.release(page)
         self._pages.clear()
         self._first_page = 0
+        self.version += 1
