@@ -19,13 +19,14 @@ from residency.planner.answers import (
     PhaseFigures,
     PlacementFigures,
 )
+from residency.planner.explain import arithmetic, placement, slots
 from residency.planner.plan import PLAN_VERSION, TOLD_BESIDE
 from residency.planner.recording import model_figures
 from residency.records import to_data
 from residency.spec.opening import open_checkpoint
 from residency.spec.state import KV_FORMATS, RUN_KV_NAMES, kv_format_named
 from residency.store.fetch import CATALOG, find
-from residency.units import binary_bytes, decimal_bytes, rate
+from residency.units import binary_bytes
 
 _OF_A_RUN = ("memory", "context", "kv")  # options that a run here has as well
 
@@ -68,7 +69,6 @@ def local_plan(model: str, asked: Asked, threads: int | None, device: DeviceName
 def local_answer(plan: Plan) -> AnswerRecord:
     """The plan as an answer, for a page and for those who read every answer in one way."""
     spec = model_spec(open_checkpoint(plan.model_path))
-    forecast, memory = plan.forecast, plan.memory
     return AnswerRecord(
         model=model_figures(spec, KV_FORMATS[plan.kv_format]),
         machine="this",
@@ -81,11 +81,8 @@ def local_answer(plan: Plan) -> AnswerRecord:
         devices=(_device(plan),),
         forecast=_forecast(plan),
         training=None,
-        bottleneck=f"decoding is {forecast.bound}-bound: {decimal_bytes(forecast.read_bytes_per_token)} a token at "
-        f"{rate(forecast.read_bytes_per_second)}",
-        reasons=(
-            f"all that a token needs is in RAM: {binary_bytes(memory.peak)} of {binary_bytes(plan.budget_bytes)}",
-        ),
+        bottleneck=f"decoding is {arithmetic(plan)}",
+        reasons=(_where(plan),),
         nearest=None,
         changes=(),
         weighed=1,
@@ -100,6 +97,14 @@ def local_data(plan: Plan) -> dict[str, Any]:
     return {"plan_version": PLAN_VERSION, **to_data(plan), **{name: told[name] for name in TOLD_BESIDE}}
 
 
+def _where(plan: Plan) -> str:
+    if plan.streaming is not None:
+        return placement(plan.streaming)
+    if plan.paging is not None:
+        return slots(plan.paging)
+    return f"all that a token needs is in RAM: {binary_bytes(plan.memory.peak)} of {binary_bytes(plan.budget_bytes)}"
+
+
 def _placement(plan: Plan) -> PlacementFigures:
     return PlacementFigures(
         kv_format=plan.kv_format,
@@ -107,6 +112,7 @@ def _placement(plan: Plan) -> PlacementFigures:
         prompt_tokens=max(1, plan.context_tokens // 2),
         concurrency=plan.max_sequences,
         chunk_tokens=plan.chunk_tokens,
+        disk_bytes=0 if plan.streaming is None else plan.streaming.streamed_bytes,
     )
 
 
@@ -135,7 +141,7 @@ def _forecast(plan: Plan) -> ForecastFigures:
         compute_seconds=told.operations_per_token / told.operations_per_second,
         overhead_seconds=told.step_overhead_seconds,
         exchange_seconds=0.0,
-        transfer_seconds=0.0,
+        transfer_seconds=0.0 if plan.streaming is None else plan.streaming.disk_seconds,
         seconds=1 / told.decode_tokens_per_second,
         bound=told.bound,
     )

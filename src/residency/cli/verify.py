@@ -13,7 +13,7 @@ from residency.cli.prepare import prepare_first
 from residency.cli.progress import Progress
 from residency.cli.tables import columns
 from residency.errors import UsageError
-from residency.planner.explain import speed
+from residency.planner.explain import placement, speed
 from residency.units import mib
 from residency.verifier.forecast import GENERATED_TOKENS, Comparison, Tolerances, compare, run_as_forecast
 from residency.verifier.perplexity import CHUNK_TOKENS, measure_perplexity
@@ -100,8 +100,12 @@ def command(
         comparisons = compare(run_as_forecast(plan, answer_tokens=answer_tokens, progress=progress), tolerances)
     holds = all(each.holds for each in comparisons)
     if as_json:
-        click.echo(json.dumps({"holds": holds, "comparisons": [each.to_data() for each in comparisons]}))
+        streaming = None if plan.streaming is None else plan.streaming.to_data()
+        compared = [each.to_data() for each in comparisons]
+        click.echo(json.dumps({"holds": holds, "comparisons": compared, "streaming": streaming}))
     else:
+        if plan.streaming is not None:
+            click.echo(placement(plan.streaming))
         click.echo("\n".join(_table(comparisons)))
     if not holds:
         raise click.exceptions.Exit(DOES_NOT_HOLD)

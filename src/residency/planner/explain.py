@@ -16,12 +16,12 @@ def explain(plan: Plan) -> str:
         f" · {plan.device.name if plan.device else 'RAM'} budget {binary_bytes(plan.budget_bytes)}",
         f"weights {mib(memory.weights)} · KV cache {mib(memory.kv_cache)} · activations {mib(memory.activations)}"
         f" · runtime {mib(memory.runtime)} · free {mib(plan.free_bytes)}",
-        f"forecast {speed(plan.forecast.decode_tokens_per_second)} tokens/s, {_arithmetic(plan)}",
+        f"forecast {speed(plan.forecast.decode_tokens_per_second)} tokens/s, {arithmetic(plan)}",
     ]
     if plan.streaming is not None:
-        lines.insert(2, _placement(plan.streaming))
+        lines.insert(2, placement(plan.streaming))
     if plan.paging is not None:
-        lines.insert(2, _slots(plan.paging))
+        lines.insert(2, slots(plan.paging))
     if plan.device and plan.device.streamed_layers:
         num, pinned = plan.device.streamed_layers, mib(plan.device.pinned_bytes)
         lines.append(f"the last {num} layers, {pinned}, stay in RAM and arrive in each step")
@@ -38,21 +38,24 @@ def speed(tokens_per_second: float) -> str:
     return f"{tokens_per_second:.{decimals}f}"
 
 
-def _placement(streaming: Streaming) -> str:
+def placement(streaming: Streaming) -> str:
+    """What stays and what streams."""
     return (
         f"of the weights {mib(streaming.resident_bytes)} stay, {mib(streaming.streamed_bytes)} stream from the disk "
         f"each step, through {streaming.slots} buffers of {mib(streaming.slot_bytes)}"
     )
 
 
-def _slots(paging: Paging) -> str:
+def slots(paging: Paging) -> str:
+    """Where experts are."""
     return (
         f"{paging.slots} of {paging.num_experts} experts are in memory, {mib(paging.slot_bytes)} each; the others are "
         f"read from the disk when a token is sent to them, at {rate(paging.disk_bytes_per_second)}"
     )
 
 
-def _arithmetic(plan: Plan) -> str:
+def arithmetic(plan: Plan) -> str:
+    """What bounds decoding, and what is divided by what."""
     forecast, streaming, paging = plan.forecast, plan.streaming, plan.paging
     if paging is not None and forecast.bound == "disk":
         missing_bytes = round((1 - paging.hit_rate) * paging.token_bytes)

@@ -50,6 +50,15 @@ class Streaming:
         """All that the weights take of the memory."""
         return self.resident_bytes + self.buffer_bytes
 
+    def to_data(self) -> dict[str, int]:
+        """Where the bytes are, as JSON values."""
+        return {
+            "resident_bytes": self.resident_bytes,
+            "streamed_bytes": self.streamed_bytes,
+            "buffer_bytes": self.buffer_bytes,
+            "buffers": self.slots,
+        }
+
     @property
     def disk_seconds(self) -> float:
         """How long reading one step's bytes takes at least."""
