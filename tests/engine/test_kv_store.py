@@ -5,7 +5,9 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -122,9 +124,10 @@ def test_a_folder_that_cannot_be_made_is_refused(plan: Plan, tmp_path: Path) -> 
         KvStore(plan, space_of(tmp_path / "file"))
 
 
-def test_another_plan_s_pages_are_in_another_file(plan: Plan, path: Path, folder: Path) -> None:
+@pytest.mark.parametrize("changes", [{"kv_format": "F32"}, {"model_fingerprint": "other"}, {"prompts_in_tiles": True}])
+def test_another_plan_s_pages_are_in_another_file(plan: Plan, folder: Path, changes: dict[str, Any]) -> None:
     kept_page(plan, folder)
-    with KvStore(plan_of(path, kv_format="F32"), space_of(folder)) as other:
+    with KvStore(replace(plan, **changes), space_of(folder)) as other:
         assert other.kept.num_kept == 0
 
 

@@ -173,12 +173,14 @@ class KvStore:
 def _identity(plan: Plan) -> str:
     """A digest of all that a page's bytes depend on, beside its tokens."""
     groups = [(group.layers, group.window_tokens, group.page_bytes) for group in plan.kv_groups]
+    device = plan.device and (plan.device.name, plan.device.activation_type, plan.device.random_weights)
     parts = [
         __version__,
         plan.model_fingerprint,
         to_data(plan.kv_format),
         plan.page_tokens,
         plan.prompts_in_tiles,
+        device,
         groups,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
