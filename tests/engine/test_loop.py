@@ -14,7 +14,9 @@ from residency.models.specs import model_spec
 from residency.spec import open_checkpoint
 from residency.spec.layout import read_bytes_per_token
 from support.engines import plan_of
+from support.gguf_files import write_gguf
 from support.loops import NOBODY, loop_on
+from support.models import small_model
 
 GREEDY = Sampling()
 
@@ -123,6 +125,16 @@ def test_a_refused_request_leaves_no_work(path: Path) -> None:
 
 
 def test_a_step_of_one_token_reads_the_weights_and_its_keys_and_values(path: Path) -> None:
+    spec = model_spec(open_checkpoint(path))
+    with loop_of(path) as loop:
+        loop.submit([1], options(1))
+        loop.step()
+        token_bytes = sum(layer.state().bytes_per_token for layer in spec.layers)
+        assert loop.read_bytes == read_bytes_per_token(spec) + token_bytes
+
+
+def test_of_a_mixture_a_token_s_step_reads_the_experts_that_it_is_sent_to(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "mixture.gguf", small_model("mixtral"), "Q4_K")
     spec = model_spec(open_checkpoint(path))
     with loop_of(path) as loop:
         loop.submit([1], options(1))

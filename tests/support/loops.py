@@ -13,7 +13,7 @@ from residency.models.specs import model_spec
 from residency.planner import Plan
 from residency.scheduler import Admission
 from residency.spec import open_checkpoint
-from residency.spec.layout import read_bytes_per_token
+from residency.spec.layout import unrouted_read_bytes
 from residency.store.weights import Weights, ensure_store
 
 NOBODY: frozenset[int] = frozenset()
@@ -37,7 +37,7 @@ def loop_on(
             plan,
             executor,
             eos_ids=eos_ids,
-            weight_read_bytes=read_bytes_per_token(spec),
+            weight_read_bytes=unrouted_read_bytes(spec),
             admission=admission,
             swap=swap,
             store=store,

@@ -24,7 +24,7 @@ from residency.ledger import Ledger, MemoryClass
 from residency.planner.plan import MemoryBytes, Plan
 from residency.scheduler import Admission
 from residency.spec.checkpoint import Checkpoint
-from residency.spec.layout import read_bytes_per_token
+from residency.spec.layout import unrouted_read_bytes
 from residency.spec.model import ModelSpec
 from residency.store.paging import PagingCounts
 from residency.store.weights import Weights, ensure_store
@@ -96,7 +96,7 @@ class Engine:
             self.plan,
             self._executor,
             eos_ids=self.tokenizer.eos_ids,
-            weight_read_bytes=read_bytes_per_token(self._spec),
+            weight_read_bytes=unrouted_read_bytes(self._spec),
             admission=admission,
             swap=swap,
             store=store,

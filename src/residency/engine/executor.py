@@ -26,6 +26,7 @@ from residency.models.layers import Parts
 from residency.models.registry import forward_of
 from residency.planner.plan import Plan
 from residency.scheduler import Batch
+from residency.spec.layout import stored_copy_bytes
 from residency.spec.model import ModelSpec
 from residency.store.arena import Arena
 from residency.store.weights import Weights
@@ -56,6 +57,10 @@ class Executor(Protocol):
     @property
     def most_logits(self) -> int:
         """Rows of logits that there are at one time."""
+
+    @property
+    def routed_bytes(self) -> int:
+        """Bytes of the experts that the last step's tokens were sent to."""
 
     def compute(
         self, batch: Batch, pages: KvPages, tokens: npt.NDArray[np.int64], *, every_logit: bool = False
@@ -106,8 +111,10 @@ class CpuExecutor:
             self._experts = {i: weights.experts(i) for i, layer in enumerate(spec.layers) if layer.experts}
             if routes is not None:
                 self._experts = {index: replace(each, given=routes[index]) for index, each in self._experts.items()}
+            self._experts_used = buffers.get("experts_used", np.zeros((len(spec.layers), 0), np.int32))
+            self._expert_bytes = np.array([sum(map(stored_copy_bytes, layer.experts)) for layer in spec.layers])
             if weights.pager is not None:
-                weights.pager.watch(buffers["experts_used"])
+                weights.pager.watch(self._experts_used)
             parts = Parts(
                 spec=spec,
                 weights=weights,
@@ -162,6 +169,11 @@ class CpuExecutor:
     def most_logits(self) -> int:
         """Rows of logits that there are at one time."""
         return len(self._logits)
+
+    @property
+    def routed_bytes(self) -> int:
+        """Bytes of the experts that the last step's tokens were sent to."""
+        return int((self._experts_used > 0).sum(axis=1) @ self._expert_bytes)
 
     def more_logits(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
         """The logits (rows, vocabulary) of further tokens of the last step, by their place in it, at most

@@ -357,8 +357,10 @@ class Loop:
         )
 
     def _read_bytes(self, batch: Batch) -> int:
-        """Bytes that a step reads: the weights once, and each entry's keys and values as far as its windows reach."""
-        total = self._weight_read_bytes
+        """Bytes that a step reads: the weights once, of experts those that its tokens were sent to, and each entry's
+        keys and values as far as its windows reach.
+        """
+        total = self._weight_read_bytes + self._executor.routed_bytes
         for entry in batch.entries:
             for group in self._plan.kv_groups:
                 seen_tokens = entry.start_token + entry.num_tokens

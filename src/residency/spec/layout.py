@@ -64,9 +64,14 @@ def store_layout(model: ModelSpec) -> StoreLayout:
 
 
 def stored_bytes(tensor: TensorSpec) -> int:
-    """Bytes of a resident tensor in the store, all copies: matrices in whole tiles, vectors as float32."""
+    """Bytes of a resident tensor in the store, all copies."""
+    return tensor.copies * stored_copy_bytes(tensor)
+
+
+def stored_copy_bytes(tensor: TensorSpec) -> int:
+    """Bytes of one copy in the store: matrices in whole tiles, vectors as float32."""
     if len(tensor.shape) == 2:
-        return tensor.copies * tiled_bytes(tensor.format, *tensor.shape)
+        return tiled_bytes(tensor.format, *tensor.shape)
     return F32.bytes_of(tensor.shape)
 
 
@@ -79,15 +84,16 @@ def read_bytes_per_token(model: ModelSpec) -> int:
     """Weights that decoding one token reads: everything resident, of experts those that it is sent to, and one row of
     an untied embedding. A tied embedding counts once, as the head.
     """
-    embedding_bytes = model.embedding.format.bytes_of(model.embedding.shape[1:])
     experts = sum(round(layer.routed_share * sum(map(stored_bytes, layer.experts))) for layer in model.layers)
-    return unrouted_bytes(model) + experts + (0 if model.tied else embedding_bytes)
+    return unrouted_read_bytes(model) + experts
 
 
-def unrouted_bytes(model: ModelSpec) -> int:
-    """Bytes of what every step reads whole: all that is resident but experts."""
+def unrouted_read_bytes(model: ModelSpec) -> int:
+    """Weights that a step reads wherever its tokens are sent: all but experts, and a row of an untied embedding."""
     beside = (tensor for tensor in model.beside_layers if model.tied or tensor is not model.embedding)
-    return sum(map(stored_bytes, (*beside, *(tensor for layer in model.layers for tensor in _unrouted(layer)))))
+    row_bytes = 0 if model.tied else model.embedding.format.bytes_of(model.embedding.shape[1:])
+    held = (*beside, *(tensor for layer in model.layers for tensor in _unrouted(layer)))
+    return row_bytes + sum(map(stored_bytes, held))
 
 
 def _unrouted(layer: LayerSpec) -> tuple[TensorSpec, ...]:
@@ -99,7 +105,7 @@ def _placed(placed: dict[str, StoreEntry], tensors: Iterable[TensorSpec], start:
     end = start
     for tensor in tensors:
         offset = _aligned(end, TENSOR_ALIGNMENT)
-        num_bytes = stored_bytes(tensor) // tensor.copies
+        num_bytes = stored_copy_bytes(tensor)
         placed[tensor.name] = StoreEntry(name=tensor.name, offset=offset, num_bytes=num_bytes)
         end = offset + num_bytes
     return end

@@ -14,7 +14,7 @@ from residency.engine.loop import Loop
 from residency.engine.planning import open_planned
 from residency.planner.cost import ModelCost
 from residency.planner.plan import Plan
-from residency.spec.layout import read_bytes_per_token
+from residency.spec.layout import unrouted_read_bytes
 from residency.spec.model import ModelSpec
 from residency.spec.state import KV_FORMATS
 from residency.store.weights import Weights, ensure_store
@@ -61,7 +61,7 @@ def opened(
         Weights(spec, folder, plan.streaming, plan.paging) as weights,
         CpuExecutor(plan, spec, weights, routes=routes, compiling=stage("compiling kernels")) as executor,
     ):
-        loop = Loop(plan, executor, eos_ids=frozenset(), weight_read_bytes=read_bytes_per_token(spec))
+        loop = Loop(plan, executor, eos_ids=frozenset(), weight_read_bytes=unrouted_read_bytes(spec))
         yield Opened(
             plan=plan, spec=spec, weights=weights, executor=executor, loop=loop, random=np.random.default_rng(0)
         )

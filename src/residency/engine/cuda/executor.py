@@ -125,6 +125,11 @@ class CudaExecutor:
         """Rows of logits that there are at one time."""
         return int(self._arena.tensors["logits"].shape[0])
 
+    @property
+    def routed_bytes(self) -> int:
+        """None: models that run here have no experts."""
+        return 0
+
     def more_logits(self, rows: Sequence[int]) -> "DeviceLogits":
         """As CpuExecutor.more_logits."""
         self._inputs.write_logit_rows(rows)
