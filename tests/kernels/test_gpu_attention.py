@@ -195,7 +195,7 @@ def test_pages_hold_rounded_values_and_scales(number_format: str) -> None:
     rng = np.random.default_rng()
     q, k, v = (rng.standard_normal((4, heads, HEAD_DIM)).astype(np.float32) for heads in (HEADS, KV_HEADS, KV_HEADS))
     if number_format != "INT8":
-        k, v = (torch.from_numpy(x).to(torch.float8_e4m3fn).float().numpy() for x in (k, v))
+        k, v = (torch.from_numpy(x).to(torch.float8_e4m3fn).float().numpy() + np.float32(0) for x in (k, v))  # no -0
     angles = np.concatenate([np.ones((1, HEAD_DIM // 2)), np.zeros((1, HEAD_DIM // 2))], axis=1).astype(np.float32)
     _, pages = rotated_and_stored(number_format, q, k, v, angles, np.zeros(4, np.int64), None)
     theirs = written(number_format, SLOTS[:3], k[:3], v[:3])

@@ -13,10 +13,11 @@ from residency.kernels.matmul import linear
 from residency.kernels.norm import reference as norm_reference
 from residency.kernels.norm import rms_norm, rms_norm_add
 from residency.kernels.recorder import Rows
+from residency.planner.device_buffers import splits
 from support.device import Floats, matrix_of, plain_matrix, planes_matrix, poisoned, step_of, tensor, values_of
 from support.planes import random_planes, unpack_planes
 
-ROWS, COLUMNS = 38, 512  # the last tile of rows is not whole
+ROWS, COLUMNS = 22, 512  # the last tile of rows is not whole
 MANY_SPLITS = 64  # multiprocessors: so many programs share a tile's columns
 LAYOUTS = {**PLANE_LAYOUTS, "int4 of 128": int4_groups(128), "int8 of 64": int8_groups(64)}
 
@@ -27,14 +28,14 @@ def product(
     """A product on the device with random codes and scales in every plane, and the definition's."""
     rng = np.random.default_rng()
     layout = LAYOUTS[name]
-    planes = random_planes(layout, ROWS, COLUMNS, rng)
-    tokens = len(x_TC)
+    tokens, columns = x_TC.shape
+    planes = random_planes(layout, ROWS, columns, rng)
     out = poisoned(tokens, ROWS) if before is None else tensor(before)
     step = step_of(
-        tokens=tokens, matmul_partials=poisoned(8 * tokens * ROWS), matmul_slab=poisoned(20 * COLUMNS), hidden=out
+        tokens=tokens, matmul_partials=poisoned(8 * tokens * ROWS), matmul_slab=poisoned(20 * columns), hidden=out
     )
     step.multiprocessors = MANY_SPLITS
-    matrix = planes_matrix(layout, planes, ROWS, COLUMNS)
+    matrix = planes_matrix(layout, planes, ROWS, columns)
     added = None if bias is None else tensor(bias)
     linear(step, Rows(tensor(x_TC)), matrix, out, bias=added, accumulate=before is not None)  # type: ignore[arg-type]
     expected = x_TC.astype(np.float64) @ unpack_planes(layout, planes).T.astype(np.float64)
@@ -52,8 +53,7 @@ def random_rows(tokens: int, columns: int = COLUMNS) -> Floats:
     return np.random.default_rng().standard_normal((tokens, columns)).astype(np.float32)
 
 
-@pytest.mark.parametrize("tokens", [1, 3])
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(("name", "tokens"), [*((name, 2) for name in LAYOUTS), ("Q4_K", 1), ("Q6_K", 8)])
 def test_a_product_of_few_rows_is_that_of_the_definition(name: str, tokens: int) -> None:
     assert_near(*product(name, random_rows(tokens)))
 
@@ -63,7 +63,12 @@ def test_a_product_in_tiles_is_that_of_the_definition(name: str) -> None:
     assert_near(*product(name, random_rows(17)))
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+def test_programs_that_share_columns_add_up_to_the_definition_s_product() -> None:
+    assert splits(MANY_SPLITS, rows=ROWS, columns=3 * COLUMNS, tokens=17) == 3
+    assert_near(*product("Q5_K", random_rows(17, 3 * COLUMNS)))
+
+
+@pytest.mark.parametrize("name", ["Q4_1", "Q5_K", "Q6_K", "int8 of 64"])
 def test_a_product_in_slabs_is_that_of_the_definition(name: str) -> None:
     assert_near(*product(name, random_rows(257)))
 

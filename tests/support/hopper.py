@@ -19,6 +19,7 @@ from triton.runtime.jit import JITFunction
 from residency.formats.planes import PLANE_LAYOUTS, PlaneLayout, int4_groups
 from residency.kernels.attention import attention
 from residency.kernels.device import DeviceMatrix, DeviceStep, StepShape, on_device
+from residency.kernels.embed import embed
 from residency.kernels.gate import gated
 from residency.kernels.matmul import linear
 from residency.kernels.norm import rms_norm
@@ -75,12 +76,15 @@ def _step(tokens: int, **buffers: Any) -> DeviceStep:
     return DeviceStep(buffers, shape, multiprocessors=MULTIPROCESSORS)
 
 
-def _product(layout: PlaneLayout, tokens: int) -> None:
+def _matrix(layout: PlaneLayout) -> Any:
     shapes = layout.shapes(HIDDEN, HIDDEN)
     planes = {name: torch.empty(plane.shape, dtype=DTYPES[plane.dtype]) for name, plane in shapes.items()}
-    matrix: Any = DeviceMatrix(rows=HIDDEN, columns=HIDDEN, layout=layout, planes=planes)
+    return DeviceMatrix(rows=HIDDEN, columns=HIDDEN, layout=layout, planes=planes)
+
+
+def _product(layout: PlaneLayout, tokens: int) -> None:
     buffers = {"matmul_partials": torch.empty(1), "matmul_slab": _rows(1, HIDDEN * HIDDEN)[0]}
-    linear(_step(tokens, **buffers), Rows(_rows(tokens)), matrix, _rows(tokens))
+    linear(_step(tokens, **buffers), Rows(_rows(tokens)), _matrix(layout), _rows(tokens))
 
 
 def _attention(kv_format: Any, value_bytes: int) -> None:
@@ -105,7 +109,8 @@ def _attention(kv_format: Any, value_bytes: int) -> None:
 
 
 def _rest() -> None:
-    step = _step(8, normed=_rows(8))
+    step = _step(8, normed=_rows(8), token_ids=torch.zeros(8, dtype=torch.int64))
+    embed(step, _matrix(PLANE_LAYOUTS["Q6_K"]), 1.0, _rows(8))
     rms_norm(step, _rows(8), torch.empty(HIDDEN), 1e-5, into="normed")  # type: ignore[arg-type]
     gated(step, _rows(8), _rows(8), "silu", HIDDEN, "")
     on_device("sample").draw(_rows(8, 128256), torch.empty(8, 5), torch.empty(8, dtype=torch.int64))

@@ -52,8 +52,9 @@ class CudaExecutor:
 
     def _take_memory(self, planned: DevicePlan, loading: Progress | None) -> None:
         if self._device == "cuda":
-            share = min(1.0, self._plan.budget_bytes / torch.cuda.mem_get_info()[1])
-            torch.cuda.set_per_process_memory_fraction(share)
+            # runtime is the driver's and the library's, all else PyTorch's, which takes no byte more than this
+            allocated = self._plan.budget_bytes - self._plan.memory.runtime
+            torch.cuda.set_per_process_memory_fraction(min(1.0, allocated / torch.cuda.mem_get_info()[1]))
         quant = None if planned.random_weights is None else QUANTS[planned.random_weights]
         layout = device_layout(self._spec, planned.activation_type, quant, num_streamed=planned.streamed_layers)
         self._weights = DeviceWeights(self._spec, layout, planned.activation_type, self._device)
