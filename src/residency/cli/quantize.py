@@ -63,7 +63,7 @@ class Asked:
             raise UsageError("say what weights become, by --to FORMAT or by --target-size SIZE.")
         if self.number_format in BLOCKS:
             self._refuse_integers(self.number_format)
-            return self._blocks({t.name: t.format for t in requantized(spec, self.number_format).tensors})
+            return self.blocks({t.name: t.format for t in requantized(spec, self.number_format).tensors})
         bits = INTEGERS[self.number_format]
         scheme = IntegerScheme(
             bits=bits,
@@ -96,9 +96,10 @@ class Asked:
         choices = scanned(spec, embedded(spec, scan_ST), lambda done, total: progress("scanning", done, total))
         fixed = {t.name: t.format for t in requantized(spec, "q4_k_m").tensors if t.name not in choices}
         rest_bytes = gguf_bytes_beside(checkpoint, spec, fixed)
-        return self._blocks(fixed | assigned(choices, self.target_size - rest_bytes))
+        return self.blocks(fixed | assigned(choices, self.target_size - rest_bytes))
 
-    def _blocks(self, formats: dict[str, Format]) -> tuple[Method, Target]:
+    def blocks(self, formats: dict[str, Format]) -> tuple[Method, Target]:
+        """GGUF's blocks in these formats."""
         blocks = Blocks(formats=formats, needs_inputs=self.calibrated)
         return blocks, GgufTarget(label=self.number_format or "mixed", formats=formats)
 
@@ -203,20 +204,18 @@ def command(
         forward_of(spec)
         tokenizer = load_tokenizer(checkpoint)
         asked = Asked(calibrated=calibration is not None, **options)
-        if asked.target_size is None:
-            method, target = asked.method_and_target(spec)
-        else:
+        mixes = asked.target_size is not None
+        method, target = asked.blocks({}) if mixes else asked.method_and_target(spec)
+        judged_ST = _judged(tokenizer, text, chunks, max_kl)
+        sizes = {
+            "judged": len(judged_ST),
+            "sample_tokens": sample_tokens,
+            "scanned_tokens": SCANNED_SAMPLES * SCANNED_TOKENS if mixes else 0,
+        }
+        num_samples = samples_that_fit(spec, method, wanted=samples or USUAL_SAMPLES, budget_bytes=memory, **sizes)
+        if mixes:
             scan_ST = _calibration(tokenizer, calibration, SCANNED_SAMPLES, SCANNED_TOKENS, progress)
             method, target = asked.mixed(checkpoint, spec, scan_ST, progress)
-        judged_ST = _judged(tokenizer, text, chunks, max_kl)
-        num_samples = samples_that_fit(
-            spec,
-            method,
-            wanted=samples or USUAL_SAMPLES,
-            budget_bytes=memory,
-            judged=len(judged_ST),
-            sample_tokens=sample_tokens,
-        )
         job = Job(
             checkpoint=checkpoint,
             spec=spec,
@@ -229,7 +228,7 @@ def command(
         evaluation = _quantized(job, max_kl, progress)
     if evaluation is not None and text is not None and (label := asked.plan_label) is not None:
         keep_loss(spec, MeasuredLoss(label=label, part=evaluation.rise, tokens=evaluation.tokens, text=text.name))
-    forecast = forecast_bytes(spec, method, samples=num_samples, judged=len(judged_ST), sample_tokens=sample_tokens)
+    forecast = forecast_bytes(spec, method, samples=num_samples, **sizes)
     report = _report(job, evaluation, forecast)
     click.echo(json.dumps(report, ensure_ascii=False) if as_json else "\n".join(_told(job, evaluation, forecast)))
 

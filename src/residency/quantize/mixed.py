@@ -53,13 +53,15 @@ def scanned(spec: ModelSpec, x_STC: Floats, progress: Progress) -> dict[str, tup
         layer = Layer(layer_spec, spec.norm_epsilon, tensors)
         advance(layer, as_samples[: len(errors) * len(x_STC)])
         for part in MATRICES:
-            energy_C = gathered(tensors[part].shape[1], inputs_of(layer, part, x_STC), with_gram=False).energy_C
-            rounded = {each.name: encoded(each, tensors[part], energy_C).values_RC for each in _formats(tensors[part])}
-            changed = tensors | {part: rounded[_scanned_name(tensors[part].shape[1])]}
-            streams_MSTC[len(errors)] = x_STC
-            advance(replace(layer, tensors=changed), streams_MSTC[len(errors)])
-            name = layer_spec.tensor(part).name
-            errors[name] = {each: _error(tensors[part], values, energy_C) for each, values in rounded.items()}
+            matrix_RC, place, name = tensors[part], len(errors), layer_spec.tensor(part).name
+            energy_C = gathered(matrix_RC.shape[1], inputs_of(layer, part, x_STC), with_gram=False).energy_C
+            errors[name] = {}
+            for each in _formats(matrix_RC):
+                rounded_RC = encoded(each, matrix_RC, energy_C).values_RC
+                errors[name][each.name] = _error(matrix_RC, rounded_RC, energy_C)
+                if each.name == _scanned_name(matrix_RC.shape[1]):
+                    streams_MSTC[place] = x_STC
+                    advance(replace(layer, tensors=tensors | {part: rounded_RC}), streams_MSTC[place])
         advance(layer, x_STC)
     norm_C = read_values(spec.final_norm)
     there_STC = rms_norm(x_STC, norm_C, spec.norm_epsilon)
