@@ -46,3 +46,9 @@ def test_what_is_no_number_is_refused(residency: Residency, model_path: Path) ->
 
 def test_a_profile_draws_nothing(residency: Residency, model_path: Path, tmp_path: Path) -> None:
     assert residency("bench", model_path, "--profile", "--svg", tmp_path / "x.svg").exit_code == 2
+
+
+def test_a_sweep_refuses_a_budget_of_its_own(residency: Residency, model_path: Path) -> None:
+    done = residency("bench", str(model_path), "--sweep-memory", "--memory", "400MiB")
+    assert done.returncode == 2
+    assert "--sweep-memory chooses budgets and prompts itself" in done.stderr
