@@ -28,7 +28,7 @@ from residency.planner.plan import Plan
 from residency.records import to_data
 from residency.scheduler import SwapCost
 
-MOST_SLOTS = 1 << 14  # whose digests are remembered
+MOST_SLOTS = 1 << 14  # of all groups, whose digests are remembered
 SLOT_RECORD_BYTES = 320  # of each
 _BEGIN = b"residency KV pages 1\n"
 _BLOCK_BYTES = 4096  # of the file's head; slots begin at whole ones
@@ -71,7 +71,7 @@ class KvStore:
         for num_bytes in self._page_bytes:
             self._offsets.append(self._offsets[-1] + _whole_blocks(_RECORD.size + num_bytes))
         self._slot_bytes = self._offsets.pop() - _BLOCK_BYTES
-        self.num_slots = min(MOST_SLOTS, (space.num_bytes - _BLOCK_BYTES) // self._slot_bytes)
+        self.num_slots = min(MOST_SLOTS // len(self._page_bytes), (space.num_bytes - _BLOCK_BYTES) // self._slot_bytes)
         if self.num_slots < 1:
             raise UsageError(f"a KV store has at least {_BLOCK_BYTES + self._slot_bytes} bytes; give it more.")
         head = _BEGIN + _identity(plan).encode() + b"\n"
