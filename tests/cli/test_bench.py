@@ -49,6 +49,5 @@ def test_a_profile_draws_nothing(residency: Residency, model_path: Path, tmp_pat
 
 
 def test_a_sweep_refuses_a_budget_of_its_own(residency: Residency, model_path: Path) -> None:
-    done = residency("bench", str(model_path), "--sweep-memory", "--memory", "400MiB")
-    assert done.returncode == 2
-    assert "--sweep-memory chooses budgets and prompts itself" in done.stderr
+    result = residency("bench", model_path, "--sweep-memory", "--memory", "400MiB")
+    assert result.exit_code == 2 and "--sweep-memory chooses budgets and prompts itself" in result.stderr
