@@ -16,6 +16,7 @@ from residency.store.weights import ensure_store
 from support.engines import engine_logits, plan_of
 from support.gguf_files import write_gguf
 from support.models import small_model
+from support.packed_folders import Kind, write_packed
 from support.streams import streaming_plan
 
 TOKENS = np.random.default_rng(3).integers(0, 320, 50)
@@ -39,6 +40,13 @@ def in_memory_and_streamed(path: Path, resident_part: float, threads: int = 2) -
 def test_logits_are_those_of_weights_in_memory(architecture: str, resident_part: float, tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", small_model(architecture), "Q4_0")
     whole, streamed = in_memory_and_streamed(path, resident_part)
+    np.testing.assert_array_equal(streamed, whole)
+
+
+def test_what_puts_columns_in_order_streams_too(tmp_path: Path) -> None:
+    """GPTQ's act-order: the order of a matrix' columns comes with it."""
+    write_packed(tmp_path / "packed", small_model("qwen2"), Kind(layout="gptq", shuffled=True))
+    whole, streamed = in_memory_and_streamed(tmp_path / "packed", 0.0)
     np.testing.assert_array_equal(streamed, whole)
 
 
