@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from residency.errors import BudgetError, ContextError, FileError
+from residency.errors import BudgetError, ContextError, FileError, UnsupportedError
 from residency.models.specs import model_spec
 from residency.planner.check import check_plan
-from residency.planner.on_device import DeviceRequest, decode_batches
+from residency.planner.on_device import DeviceRequest, decode_batches, plan_on_device
 from residency.planner.plan import Plan
 from residency.spec import open_checkpoint
-from support.device_plans import device_plan_of
+from residency.spec.model import MoeSpec
+from support.device_plans import device_plan_of, some_device
 from support.gguf_files import write_gguf
 from support.models import small_model
 
@@ -35,6 +36,22 @@ def test_what_is_too_large_is_refused_with_what_would_fit(path: Path) -> None:
 def test_a_budget_above_the_device_s_memory_is_refused(path: Path) -> None:
     with pytest.raises(BudgetError, match="more than the memory of a test's GPU"):
         device_plan_of(path, DeviceRequest(budget_bytes=2 << 30))
+
+
+def test_a_mixture_of_experts_is_refused_by_name(path: Path) -> None:
+    spec = model_spec(open_checkpoint(path))
+    experts = MoeSpec(num_experts=4, experts_per_token=2, intermediate=64, activation="silu")
+    mixture = replace(spec, layers=tuple(replace(layer, mlp=experts) for layer in spec.layers))
+    with pytest.raises(UnsupportedError, match=r"is a mixture of experts.* --device cpu"):
+        plan_on_device(
+            mixture,
+            DeviceRequest(),
+            device=some_device(),
+            multiprocessors=4,
+            runtime_bytes=0,
+            model_path=path,
+            fingerprint="",
+        )
 
 
 def test_a_context_that_the_model_has_not_is_refused(path: Path) -> None:

@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from residency.errors import BudgetError, ContextError, UsageError
+from residency.errors import BudgetError, ContextError, UnsupportedError, UsageError
 from residency.formats.planes import PlaneLayout, int4_groups, int8_groups
 from residency.hardware import Device
 from residency.ledger.kv import pages_of_a_sequence
 from residency.planner.device_buffers import device_buffers
 from residency.planner.plan import PAGE_TOKENS, Buffer, DevicePlan, KvGroup, MemoryBytes, Plan, SpeedForecast
 from residency.spec.device_layout import SLOTS, DeviceLayout, device_layout
-from residency.spec.model import ModelSpec
+from residency.spec.model import ModelSpec, MoeSpec
 from residency.spec.state import AnyKvName, KvFormat, kv_format_named
 from residency.units import binary_bytes, enough_mib
 
@@ -203,6 +203,10 @@ def _streaming(needs: _Needs, budget: int, context: int, chunk: int, ram_bytes: 
 
 
 def _check(model: ModelSpec, asked: DeviceRequest) -> None:
+    if any(isinstance(layer.mlp, MoeSpec) for layer in model.layers):
+        raise UnsupportedError(
+            f"{model.name} is a mixture of experts, which a CUDA device does not compute yet; run it with --device cpu."
+        )
     numbers = {
         "context": asked.context_tokens,
         "sequences": asked.max_sequences,
