@@ -106,9 +106,14 @@ def test_a_budget_is_kept_or_refused(residency: Residency, source: Path, out: Pa
 
 def test_layouts_without_a_place_for_short_groups_say_so(residency: Residency, tmp_path: Path, out: Path) -> None:
     source = write_folder(tmp_path / "odd", small_model("llama", num_layers=1, intermediate=320))
-    result = residency("quantize", source, "-o", out, "--to", "int4")
+    result = residency("quantize", source, "-o", out, "--to", "int4", "--layout", "compressed-tensors")
     assert result.exit_code == 2 and "--group 64" in result.stderr
-    report(residency, source, out, "--to", "int4", "--layout", "gptq")
+
+
+def test_short_groups_are_written_in_gptqs_layout(residency: Residency, tmp_path: Path, out: Path) -> None:
+    source = write_folder(tmp_path / "odd", small_model("llama", num_layers=1, intermediate=320))
+    report(residency, source, out, "--to", "int4", "--method", "awq", *QUICK)
+    assert json.loads((out / "config.json").read_text())["quantization_config"]["quant_method"] == "gptq"
 
 
 def test_calibrated_methods_have_a_text_of_their_own(residency: Residency, source: Path, out: Path) -> None:

@@ -19,7 +19,7 @@ from residency.formats import Format
 from residency.models.registry import forward_of
 from residency.models.specs import model_spec
 from residency.planner.quality import MeasuredLoss, keep_loss
-from residency.quantize.folder import FolderTarget
+from residency.quantize.folder import FolderTarget, matrix_columns
 from residency.quantize.gguf_file import Blocks, GgufTarget, gguf_bytes_beside
 from residency.quantize.gptq import DAMPING
 from residency.quantize.grids import IntegerScheme
@@ -71,7 +71,8 @@ class Asked:
             symmetric=bits == 8 if self.symmetric is None else self.symmetric,
         )
         name = self.method or ("gptq" if self.calibrated else "rtn")
-        target = FolderTarget(layout=Layout(name=self.layout or usual_layout(name, scheme), scheme=scheme))
+        layout = self.layout or usual_layout(name, scheme, matrix_columns(spec))
+        target = FolderTarget(layout=Layout(name=layout, scheme=scheme))
         if name == "gptq":
             return Gptq(scheme=scheme, damping=self.damping), target
         return Awq(scheme=scheme) if name == "awq" else Rtn(scheme=scheme), target
@@ -133,7 +134,7 @@ class Asked:
 @click.option(
     "--layout",
     type=click.Choice(["gptq", "awq", "compressed-tensors"]),
-    help="Whose files to write (default: the method's; compressed-tensors for rtn).",
+    help="Whose files to write (default: the method's, compressed-tensors for rtn; gptq for short groups).",
 )
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, metavar="OUT", help="The new folder, or GGUF file."

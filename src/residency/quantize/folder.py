@@ -51,7 +51,7 @@ class FolderTarget:
     def _refuse_short_groups(self, spec: ModelSpec) -> None:
         """Of the layouts, GPTQ's alone has a place for a last group of fewer columns."""
         group = self.layout.scheme.group
-        columns = {tensor.shape[1] for layer in spec.layers for tensor in layer.tensors if len(tensor.shape) == 2}
+        columns = matrix_columns(spec)
         short = [each for each in sorted(columns) if group is not None and each % group]
         if short and self.layout.name != "gptq":
             raise UsageError(
@@ -108,6 +108,11 @@ class FolderTarget:
         yield norm.name, [in_half(norm.name, _as_held(spec, norm, read_values(norm)))]
         if spec.head is not None:
             yield spec.head.name, _rows_in_half(spec.head)
+
+
+def matrix_columns(spec: ModelSpec) -> set[int]:
+    """The widths of the matrices that are quantized."""
+    return {tensor.shape[1] for layer in spec.layers for tensor in layer.tensors if len(tensor.shape) == 2}
 
 
 def _rows_in_half(tensor: TensorSpec) -> Iterator[npt.NDArray[np.float16]]:

@@ -4,6 +4,7 @@ The shapes are those of residency.formats.schemes. Shape suffixes: R rows, C col
 N and V: whatever is packed together along the last axis.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -88,12 +89,16 @@ class Layout:
         }
 
 
-def usual_layout(method: str, scheme: IntegerScheme) -> LayoutName:
-    """The layout in which the method's files are published."""
+def usual_layout(method: str, scheme: IntegerScheme, columns: Iterable[int]) -> LayoutName:
+    """The layout in which the method's files are published, for matrices of so many columns.
+
+    GPTQ's for three bits, which straddle words, and where the last group is shorter: others have no place for it.
+    """
+    short = scheme.group is not None and any(each % scheme.group for each in columns)
+    if method == "gptq" or scheme.bits == 3 or short:
+        return "gptq"
     if method == "awq" and scheme.bits == 4 and not scheme.symmetric and scheme.group is not None:
         return "awq"
-    if method == "gptq" or scheme.bits == 3:  # three bits straddle words, which not every reader of the third expects
-        return "gptq"
     return "compressed-tensors"
 
 
