@@ -10,6 +10,8 @@ from residency.formats import FORMATS, pack_rows
 from residency.formats.tiles import tile_rows
 from residency.kernels.library import Library, kernel_folder
 from residency.kernels.matmul import Matrix, linear, reference
+from residency.spec.state import KvName
+from support.attending import attended, case, decode
 from support.steps import Runner, Step
 
 INTEGER_FORMATS = ["Q2_K", "Q3_K", "Q4_1", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "MXFP4"]  # codes of each kind
@@ -47,4 +49,21 @@ def test_products_on_another_processor_are_those_of_the_definition(
         run(step, 2)
         expected = reference.linear(x_TC, FORMATS[name], rows_RB)
         np.testing.assert_allclose(out_TR, expected, rtol=1e-4, atol=1e-4)
+    run.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number_format", ["INT8", "INT4"])
+def test_attention_to_codes_on_another_processor_is_that_of_the_definition(
+    number_format: KvName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "avx2" not in flags():
+        pytest.skip("this processor has no avx2")
+    monkeypatch.setenv("RESIDENCY_CPU", "x86-64-v3")
+    kernel_folder.cache_clear()
+    library = Library([f"attention.attend_{number_format}", "attention.combine", "step.run", "step.serve"])
+    kernel_folder.cache_clear()
+    run = Runner(library)
+    made = case(3, 2, 64, *decode(150, 20), number_format=number_format)
+    np.testing.assert_allclose(attended(run, made, 2, splits=2).values, made.expected_TX, rtol=0, atol=3e-4)
     run.close()
