@@ -41,10 +41,12 @@ _function = njit(error_model="numpy", nogil=True)
 _CODES_TILE, _PRODUCT_STRIDE = 1024, 256
 
 # What cpu_codes keeps after the rows' queries and weighted values: scales and starts of queries and of weights (a start
-# is what a row's two sums begin with, so that what was added to the other codes falls out); values' scales; each row's
-# sum of exponentials, largest weight and sum of codes, in 16 lanes; codes of weights, then of queries; then tiles.
+# is what a row's two sums begin with, so that what was added to the other codes falls out); values' scales; where four
+# pages' values and the next four's keys are; each row's sum of exponentials, largest weight and sum of codes, in 16
+# lanes; codes of weights, then of queries; then tiles.
 QUERY_SCALES, QUERY_STARTS, WEIGHT_SCALES, WEIGHT_STARTS, VALUE_SCALES = 0, 64, 128, 192, 256
-TOTALS, TOPS, CODE_SUMS, WEIGHT_CODES, QUERY_CODES = (512 + 1024 * i for i in range(5))
+VALUES_AT, LATER_KEYS_AT = 512, 544
+TOTALS, TOPS, CODE_SUMS, WEIGHT_CODES, QUERY_CODES = (576 + 1024 * i for i in range(5))
 
 
 @_device

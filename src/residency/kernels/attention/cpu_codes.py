@@ -10,12 +10,14 @@ from numba import njit
 
 from residency.kernels.attention.cpu_code_tiles import (
     CODE_SUMS,
+    LATER_KEYS_AT,
     QUERY_CODES,
     QUERY_SCALES,
     QUERY_STARTS,
     TOPS,
     TOTALS,
     VALUE_SCALES,
+    VALUES_AT,
     WEIGHT_CODES,
     WEIGHT_SCALES,
     WEIGHT_STARTS,
@@ -33,7 +35,7 @@ from residency.kernels.attention.cpu_rows import (
     TILE_PAGES,
     mask,
 )
-from residency.kernels.attention.cpu_tiles import MASKED, PAGE_TOKENS, TILE_VALUES, configure, exp_below
+from residency.kernels.attention.cpu_tiles import MASKED, PAGE_TOKENS, TILE_VALUES, configure, exp_below, weighted
 from residency.kernels.simd.blocks import HAS_TILES, exp_f32
 from residency.kernels.simd.codes import bits_f32, join_terms, splats_i32
 from residency.kernels.simd.language import (
@@ -52,6 +54,7 @@ from residency.kernels.simd.language import (
     load_f32,
     load_f32x16,
     load_i32,
+    load_i64,
     load_rows_f32,
     load_u8x64,
     low_nibbles,
@@ -69,6 +72,7 @@ from residency.kernels.simd.language import (
     store_f32x16,
     store_i8x16,
     store_i32,
+    store_i64,
     sub_f32,
     sum_each,
     sum_f32,
@@ -122,9 +126,18 @@ def _encode_queries(rows, scratch, head_dim, offset):
         store_i32(starts + 4, -offset * int(sum_f32(total)))
 
 
+@_device
+def _prefetch_part(places, head_bytes, part, parts):
+    """A part of what four places hold starts on its way: in parts, as only so many lines can be on theirs."""
+    for i in range(TILE_PAGES):
+        at = load_i64(places + 8 * i)
+        for line in range(head_bytes * part // parts, head_bytes * (part + 1) // parts, 64):
+            prefetch(at + line)
+
+
 @_function
-def _encode_weights(rows, scratch, head_dim, offset):
-    """Scores of four pages to exponentials under the running maximum, and these, times their values' scales, to codes.
+def _exponentials(rows, scratch, head_dim, head_bytes):
+    """Scores of four pages to exponentials under the running maximum, times their values' scales.
 
     Statistics are vectors: a lane is a row. Lanes of rows that there are not hold anything.
     """
@@ -138,24 +151,32 @@ def _encode_weights(rows, scratch, head_dim, offset):
     store_f32x16(scratch + MAXIMA, maximum)
     store_f32x16(scratch + FACTORS, factor)
     for row in range(rows):
+        _prefetch_part(_place(scratch, head_dim, VALUES_AT), head_bytes, row, rows)
         at = scores + SCORE_STRIDE * row
         top = splat_f32(load_f32(scratch + MAXIMA + 4 * row))
         total, largest = splat_f32(0.0), splat_f32(0.0)
         for i in range(0, 64 * TILE_PAGES, 64):
             e = _exp(sub_f32(load_f32x16(at + i), top))
-            weight = mul_f32(e, load_f32x16(scales + i))
+            weight = weighted(e, scales + i)
             total, largest = add_f32(total, e), max_f32(largest, weight)
             store_f32x16(at + i, weight)
         store_f32x16(totals + 64 * row, total)
         store_f32x16(tops + 64 * row, largest)
     total = sum_each(load_rows_f32(16, totals, 64))
     store_f32x16(scratch + SUMS, fma(load_f32x16(scratch + SUMS), factor, total))
+
+
+@_function
+def _encode_weights(rows, scratch, head_dim, head_bytes, offset):
+    """What _exponentials leaves, rounded to 16 bits, each row by its largest."""
+    scores, tops = scratch + SCORES, _place(scratch, head_dim, TOPS)
     largest = max_f32(largest_each(load_rows_f32(16, tops, 64)), splat_f32(LEAST))
     inverses, factors = tops, _place(scratch, head_dim, WEIGHT_SCALES)
     store_f32x16(factors, mul_f32(largest, splat_f32(1.0 / LARGEST)))
     store_f32x16(inverses, mul_f32(reciprocal(largest), splat_f32(LARGEST)))
     sums, codes = _place(scratch, head_dim, CODE_SUMS), _place(scratch, head_dim, WEIGHT_CODES)
     for row in range(rows):
+        _prefetch_part(_place(scratch, head_dim, LATER_KEYS_AT), head_bytes, row, rows)
         at, inverse = scores + SCORE_STRIDE * row, splat_f32(load_f32(inverses + 4 * row))
         place, total = codes + 2 * TILE_TOKENS * row, splat_f32(0.0)
         for i in range(0, TILE_TOKENS, 16):
@@ -253,9 +274,8 @@ def attend_codes_by(rows, value_bits):
                 page = pages + page_bytes * load_i32(table + 4 * min(tile + i, last_page - 1))
                 later = pages + page_bytes * load_i32(table + 4 * min(tile + TILE_PAGES + i, last_page - 1))
                 prefetch(later + scale_offset)
-                for line in range(0, head_bytes, 64):
-                    prefetch(page + value_offset + line)
-                    prefetch(later + key_offset + line)
+                store_i64(_place(scratch, head_dim, VALUES_AT) + 8 * i, page + value_offset)
+                store_i64(_place(scratch, head_dim, LATER_KEYS_AT) + 8 * i, later + key_offset)
                 if i < tile_pages:
                     store_f32x16(value_scales + 64 * i, load_f16x16(page + scale_offset + 32))
                     if not in_tiles:
@@ -272,7 +292,8 @@ def attend_codes_by(rows, value_bits):
             for row in range(rows):
                 for i in range(tile_pages, TILE_PAGES):
                     store_f32x16(scratch + SCORES + SCORE_STRIDE * row + 64 * i, splat_f32(MASKED))
-            _encode_weights(rows, scratch, head_dim, offset)
+            _exponentials(rows, scratch, head_dim, head_bytes)
+            _encode_weights(rows, scratch, head_dim, head_bytes, offset)
             if in_tiles:
                 multiply_values(
                     rows, scratch, _place(scratch, head_dim, 0), table, pages, page_bytes, value_offset, head_dim,
