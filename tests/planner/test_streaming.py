@@ -46,6 +46,14 @@ def test_what_stays_and_the_buffers_take_the_room_but_less_than_a_span(room_byte
     assert room_bytes - 100 < placed(TEN, room_bytes).memory_bytes <= room_bytes
 
 
+@pytest.mark.parametrize("room_bytes", range(300, 900, 50))
+def test_of_spans_that_differ_as_much_stays_as_fits(room_bytes: int) -> None:
+    uneven = replace(TEN, span_bytes=(100, 40) * 5)
+    made = placed(uneven, room_bytes)
+    smallest = min(made.span_bytes[span] for span in made.streamed[:-1]) if len(made.streamed) > 1 else 100
+    assert room_bytes - smallest < made.memory_bytes <= room_bytes
+
+
 def test_what_streams_lies_evenly_among_what_stays() -> None:
     assert placed(TEN, room_bytes=200 + 500).streamed == (1, 3, 5, 7, 9)
 

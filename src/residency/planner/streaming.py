@@ -116,7 +116,17 @@ def best_streaming(least: Streaming, *, room_bytes: int, resident_seconds: float
 def placed(every: Streaming, room_bytes: int) -> Streaming:
     """As many spans as fit into `room_bytes` beside the buffers stay; all stream where none does."""
     fewer = (replace(every, streamed=each) for each in _evenly_spread(len(every.span_bytes)))
-    return next((each for each in fewer if each.memory_bytes <= room_bytes), every)
+    return _filled(next((each for each in fewer if each.memory_bytes <= room_bytes), every), room_bytes)
+
+
+def _filled(spread: Streaming, room_bytes: int) -> Streaming:
+    """With those that still fit, the largest first: spans differ in size, and so does what is left."""
+    left_bytes, kept = room_bytes - spread.memory_bytes, set()
+    for span in sorted(spread.streamed[:-1], key=lambda each: spread.span_bytes[each], reverse=True):
+        if spread.span_bytes[span] <= left_bytes:
+            left_bytes -= spread.span_bytes[span]
+            kept.add(span)
+    return replace(spread, streamed=tuple(span for span in spread.streamed if span not in kept))
 
 
 def streamed_seconds(resident_seconds: float, streaming: Streaming | None) -> float:
