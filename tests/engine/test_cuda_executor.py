@@ -11,6 +11,7 @@ import pytest
 from residency.engine.generation import GenerationOptions
 from residency.engine.loop import Loop
 from residency.engine.sampler import Sampling
+from residency.errors import UsageError
 from residency.formats import F32, Q8_0, Format, pack_rows, unpack_rows
 from residency.planner.on_device import DeviceRequest
 from support.device_plans import device_plan_of, executor_of
@@ -61,6 +62,12 @@ def test_a_quantized_model_gives_the_tokens_of_the_values_that_it_stands_for(tmp
     paths = [write_gguf(tmp_path / f"{name}.gguf", model, name, weights=rounded) for name in (Q8_0.name, F32.name)]
     quantized, plain = (device_answers(path, EXACT, greedy()) for path in paths)
     assert quantized == plain
+
+
+def test_a_device_s_plan_is_not_computed_on_the_processor(tmp_path: Path) -> None:
+    path = model_at(tmp_path, "llama")
+    with pytest.raises(UsageError, match="the plan is for a test's GPU"), loop_on(path, device_plan_of(path, EXACT)):
+        pass
 
 
 def test_padding_a_step_changes_no_token(tmp_path: Path) -> None:

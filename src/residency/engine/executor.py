@@ -86,7 +86,14 @@ class CpuExecutor:
         routes: npt.NDArray[np.int32] | None = None,
         compiling: Progress | None = None,
     ) -> None:
-        """`routes` (layers, tokens, experts of a token), where there are any, say where each step sends its tokens."""
+        """`routes` (layers, tokens, experts of a token), where there are any, say where each step sends its tokens.
+
+        UsageError for a plan of another device.
+        """
+        if plan.device is not None:
+            raise UsageError(
+                f"this is computed on the processor, and the plan is for {plan.device.name}; plan it anew."
+            )
         self._plan = plan
         self._weights = weights
         with ExitStack() as opened:
