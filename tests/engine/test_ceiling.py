@@ -1,13 +1,14 @@
 """A process that runs away past its budget fails by itself."""
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from residency.engine.ceiling import UNTOUCHED_BYTES
+from residency.engine.ceiling import UNTOUCHED_BYTES, held_to_budget
 from residency.planner import Plan
 from support.engines import plan_of
 from support.gguf_files import write_gguf
@@ -17,12 +18,11 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import numpy as np
-from residency.engine.ceiling import hold_to_budget
+from residency.engine.ceiling import held_to_budget
 from residency.engine.engine import Engine
 from residency.planner import Plan
 plan = Plan.from_json(Path(sys.argv[1]).read_text())
-with Engine.open(plan) as engine:
-    hold_to_budget(plan)
+with Engine.open(plan) as engine, held_to_budget(plan):
     held = np.ones(int(sys.argv[2]), np.uint8)
     print(engine.generate([5, 6, 7], max_tokens=20).completion_tokens)
 """
@@ -47,6 +47,13 @@ def running_with(plan: Plan, more_bytes: int, tmp_path: Path) -> "subprocess.Com
 
 def test_a_run_within_its_budget_is_left_alone(plan: Plan, tmp_path: Path) -> None:
     assert running_with(plan, 0, tmp_path).stdout == "20\n"
+
+
+def test_the_limit_ends_with_the_model(plan: Plan) -> None:
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with held_to_budget(plan):
+        pass
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
 def test_what_goes_past_the_budget_is_a_memory_error(plan: Plan, tmp_path: Path) -> None:

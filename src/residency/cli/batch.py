@@ -18,7 +18,7 @@ from residency.cli.serve import (
     require_server,
     serving_plan,
 )
-from residency.engine.ceiling import hold_to_budget
+from residency.engine.ceiling import held_to_budget
 from residency.engine.engine import Engine
 from residency.engine.service import Service
 from residency.errors import UsageError
@@ -79,8 +79,8 @@ def command(
             Engine.open(plan, progress=progress) as engine,
             Service(engine, queue_limit=_MOST_QUEUED, admission=admission) as service,
             Model.of(engine, names=(name_of(model), *names)) as served,
+            held_to_budget(plan),
         ):
-            hold_to_budget(plan)
             batch = Batch(
                 desk=Desk(service, served, Unobserved()),
                 results=kept,

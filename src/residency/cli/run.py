@@ -11,7 +11,7 @@ from residency.cli.planned import planned, save_plan
 from residency.cli.prepare import prepare_first
 from residency.cli.progress import Progress
 from residency.cli.prompts import conversation, prompt_of, read_prompt
-from residency.engine.ceiling import hold_to_budget
+from residency.engine.ceiling import held_to_budget
 from residency.engine.engine import Engine
 from residency.engine.report import Report
 from residency.engine.sampler import Sampling
@@ -88,9 +88,8 @@ def command(
             save_plan(plan, plan_out)
         if not (as_json or quiet):
             click.echo(explain(plan))
-        with Engine.open(plan, progress=progress) as engine:
+        with Engine.open(plan, progress=progress) as engine, held_to_budget(plan):
             progress.close()
-            hold_to_budget(plan)
             if text is None:
                 report = conversation(engine, system=system, max_tokens=max_tokens, sampling=sampling)
                 if report is not None and not quiet:

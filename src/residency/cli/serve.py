@@ -13,7 +13,7 @@ from residency.cli.planned import is_plan_file, planned, save_plan
 from residency.cli.prepare import prepare_first
 from residency.cli.progress import Progress
 from residency.engine.calibrate import this_machine
-from residency.engine.ceiling import hold_to_budget
+from residency.engine.ceiling import held_to_budget
 from residency.engine.engine import Engine
 from residency.engine.kv_store import MOST_SLOTS, KvStoreSpace
 from residency.engine.service import Service
@@ -139,7 +139,6 @@ def command(
         ):
             progress.close()
             served.prepare_grammars()
-            hold_to_budget(plan, untouched_bytes=_UNTOUCHED_BYTES)
             app = App(
                 service,
                 served,
@@ -153,7 +152,8 @@ def command(
                 known = f" · {service.metrics().loop.kept_pages} pages kept" if store is not None else ""
                 sequences = f"{plan.max_sequences} sequences"
                 click.echo(f"serves {names[0]} at {address} · {sequences} · admission {admission}{known}")
-            serve(app, service, bound, drain_seconds=drain)
+            with held_to_budget(plan, untouched_bytes=_UNTOUCHED_BYTES):
+                serve(app, service, bound, drain_seconds=drain)
 
 
 def require_server() -> None:

@@ -1,6 +1,8 @@
 """The operating system's own limit, as a net below the budget: what runs away fails alone, not the whole machine."""
 
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from residency.planner.plan import Plan
@@ -9,8 +11,9 @@ from residency.planner.plan import Plan
 UNTOUCHED_BYTES = 64 * 1024**2
 
 
-def hold_to_budget(plan: Plan, *, untouched_bytes: int = UNTOUCHED_BYTES) -> None:
-    """Let the process map no more private memory than its budget leaves, from now on; call it when a model is open.
+@contextmanager
+def held_to_budget(plan: Plan, *, untouched_bytes: int = UNTOUCHED_BYTES) -> Iterator[None]:
+    """Let the process map no more private memory than its budget leaves; enter it when a model is open.
 
     Pages, buffers and weights are there already: they are mappings that are shared or read alone, which this limit
     (RLIMIT_DATA) does not count, and the plan has counted them to the byte. What goes past it is a MemoryError. Nothing
@@ -18,12 +21,17 @@ def hold_to_budget(plan: Plan, *, untouched_bytes: int = UNTOUCHED_BYTES) -> Non
     """
     mapped_bytes = _status_bytes("VmData")
     if mapped_bytes is None:
+        yield
         return
     arenas_bytes = plan.memory.peak - plan.memory.runtime
     left_bytes = max(0, plan.budget_bytes - arenas_bytes - (_status_bytes("RssAnon") or 0))
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = mapped_bytes + left_bytes + untouched_bytes
     resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def _status_bytes(name: str) -> int | None:

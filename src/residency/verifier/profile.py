@@ -14,6 +14,7 @@ from residency.ledger import KvPages
 from residency.ledger.groups import PageGroup
 from residency.planner.cost import AttentionCost, ModelCost, compute_rates, step_workload
 from residency.scheduler import Batch, BatchEntry, Request, Scheduler
+from residency.spec.state import KV_FORMATS
 from residency.verifier.opened import Opened
 
 PROFILE_REPEATS = 15
@@ -196,7 +197,7 @@ def _of_values(read_bytes: int, *, operations_per_byte: int) -> Work:
 
 
 def _attend(words: Words, variant: str, entries: Iterable[BatchEntry]) -> Work:
-    value_bytes = format_named(variant.removeprefix("attend_")).block_bytes
+    kv = KV_FORMATS[variant.removeprefix("attend_")]
     head_dim = int(words["head_dim"])
     layer = ModelCost(
         num_layers=1,
@@ -206,7 +207,7 @@ def _attend(words: Words, variant: str, entries: Iterable[BatchEntry]) -> Work:
                 num_layers=1,
                 window_tokens=int(words["window"]),
                 operations_per_pair=4 * int(words["heads"]) * head_dim,
-                bytes_per_token=2 * value_bytes * int(words["kv_heads"]) * head_dim,
+                bytes_per_token=2 * int(words["kv_heads"]) * kv.head_bytes(head_dim),
             ),
         ),
     )

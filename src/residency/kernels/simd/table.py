@@ -18,7 +18,9 @@ class KernelTable(dict[str, Made], Generic[Made]):
         self._made = made
 
     def __missing__(self, variant: str) -> Made:
-        prefix, _, rest = variant.rpartition("INT")
+        prefix, integers, rest = variant.rpartition("INT")
+        if not integers:
+            raise KeyError(variant)
         fmt = format_named(f"INT{rest}")
         assert isinstance(fmt, GroupedFormat)
         return self._made(prefix.removesuffix("_"), fmt)
