@@ -74,6 +74,7 @@ def test_the_engines_perplexity_is_that_of_a_plain_forward_pass(checkpoint: Chec
         memory="300MiB",
         context=CHUNK_TOKENS,
         machine=unmeasured_machine(),
+        kv_format="F16",
         chunk_tokens=STEP_TOKENS,
         logit_rows=STEP_TOKENS,
     )
