@@ -1,7 +1,7 @@
 """What the decoder-only architectures share: from a configuration and tensors to a ModelSpec."""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -183,6 +183,35 @@ def build_layer(
         tensors.append(take("post_feedforward_layernorm.weight", hidden, rearrange=norm))
     mlp = MlpSpec(intermediate=extents.intermediate, activation=activation) if mixture is None else mixture.spec
     return LayerSpec(attention=attention, mlp=mlp, tensors=tuple(finder.with_orders(tensors)))
+
+
+def qwen_decoder(
+    checkpoint: Checkpoint,
+    config: Configuration,
+    *,
+    bias: bool = False,
+    qk_norm: bool = False,
+    mixture_of: Callable[[int], Mixture | None] = lambda layer: None,
+) -> ModelSpec:
+    """What Qwen's generations share; `mixture_of` says which layers are mixtures of experts."""
+    check_activation(config, "hidden_act", "silu", {"silu", "swish"})
+    extents = dimensions(config)
+    finder = TensorFinder(checkpoint)
+    rope = global_rope(checkpoint, config, extents)
+    layers = []
+    for layer, window_tokens in enumerate(optional_windows(config, extents)):
+        attention = AttentionSpec(
+            num_heads=extents.num_heads,
+            num_kv_heads=extents.num_kv_heads,
+            head_dim=extents.head_dim,
+            scale=extents.head_dim**-0.5,
+            rope=rope,
+            window_tokens=window_tokens,
+            bias=bias,
+            qk_norm=qk_norm,
+        )
+        layers.append(build_layer(finder, extents, layer, attention, mixture=mixture_of(layer)))
+    return build_model(checkpoint, config, extents, finder, layers)
 
 
 def check_activation(config: Configuration, key: str, default: str, expected: set[str]) -> None:
