@@ -1,6 +1,7 @@
 """Memory cgroups, for tests that hold a process to its budget."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,17 @@ def memory_cgroup(limit_bytes: int) -> Iterator[Path]:
         _limit(group, limit_bytes)
         yield group
     finally:
-        group.rmdir()
+        _remove(group)
+
+
+def _remove(group: Path) -> None:
+    """Processes that were killed take a moment to leave."""
+    for _ in range(100):
+        try:
+            return group.rmdir()
+        except OSError:
+            time.sleep(0.1)
+    group.rmdir()
 
 
 def _limit(group: Path, limit_bytes: int) -> None:

@@ -29,6 +29,7 @@ from residency.scheduler import Batch
 from residency.spec.layout import stored_copy_bytes
 from residency.spec.model import ModelSpec
 from residency.store.arena import Arena
+from residency.store.faults import HANDLER
 from residency.store.weights import Weights
 
 DRIVERS = ("step.run", "step.serve")
@@ -133,7 +134,8 @@ class CpuExecutor:
                 embed(step, weights.head, spec.embedding_scale, buffers["hidden"])
             forward_of(spec)(step, parts)
             self._kernels = step.kernels
-            self._library = Library([*step.kernels, *DRIVERS, *STREAM_KERNELS], compiling)
+            self._library = Library([*step.kernels, *DRIVERS, *STREAM_KERNELS, HANDLER], compiling)
+            weights.watch()
             self._steps = (
                 ResidentSteps(step, self._library)
                 if residents is None
@@ -165,7 +167,7 @@ class CpuExecutor:
         """Run one step on the batch's `tokens`, entry after entry.
 
         Returns the logits (rows, vocabulary) of the entries that need them, in order, or with `every_logit` of all
-        tokens; a view that the next step overwrites. StoreError where weights stream and the disk fails.
+        tokens; a view that the next step overwrites. StoreError where weights cannot be read.
         """
         self._start(tokens)
         rows = self._inputs.write(batch, pages, every_logit=every_logit)
@@ -245,6 +247,7 @@ class CpuExecutor:
             pager.begin()
         self._workers.run(self._steps.begin(only_logits=only_logits))
         self._steps.end()
+        self._weights.check()
         if pager is not None:
             pager.end()
 

@@ -12,6 +12,12 @@ BLOCK_BYTES = 2 * 1024**2  # of one read; several are in flight
 _RETRY_SECONDS = (0.01, 0.1)  # a disk may fail once and work again
 
 
+def file_identity(descriptor: int) -> tuple[int, int, int]:
+    """What changes when an open file does: its number, bytes and time."""
+    status = os.fstat(descriptor)
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 class DirectFile:
     """A file that is read in whole pages into memory that begins on one. Threads may read side by side.
 
@@ -32,7 +38,7 @@ class DirectFile:
         except OSError:
             self._reader = os.dup(self._file)
         self.is_direct = hasattr(os, "O_DIRECT") and self._takes_direct_reads()
-        self._identity = self._identity_now()
+        self._identity = file_identity(self._file)
 
     def __enter__(self) -> "DirectFile":
         return self
@@ -53,7 +59,7 @@ class DirectFile:
         while done < len(into):
             block = into[done : done + BLOCK_BYTES]
             done += self._read_block(block, offset + done)
-        if self._identity_now() != self._identity:
+        if file_identity(self._file) != self._identity:
             raise StoreError(f"{self._path} was changed while the model ran; start again.")
 
     def _read_block(self, block: memoryview, offset: int) -> int:
@@ -81,7 +87,3 @@ class DirectFile:
                 return os.preadv(self._reader, [page], 0) > 0
             except OSError:
                 return False
-
-    def _identity_now(self) -> tuple[int, int, int]:
-        status = os.fstat(self._file)
-        return status.st_ino, status.st_size, status.st_mtime_ns

@@ -21,6 +21,8 @@ from residency.planner.streaming import Streaming
 from residency.spec.layout import store_layout
 from residency.spec.model import ModelSpec, MoeSpec
 from residency.store.convert import STORE_VERSION, Progress, convert
+from residency.store.direct import file_identity
+from residency.store.faults import Watch
 from residency.store.paging import ExpertPager
 from residency.store.residents import Residents
 
@@ -89,6 +91,8 @@ class Weights:
         if length != self._layout.total_bytes:
             self._file.close()
             raise StoreError(f"the store {folder} is {self._layout.total_bytes - length} bytes short; delete it.")
+        self._path, self._identity = folder / "weights", file_identity(self._file.fileno())
+        self._watch: Watch | None = None
         self.residents: Residents | None = None
         self.pager: ExpertPager | None = None
         self.num_bytes = self._layout.resident_bytes if paging is None else self._layout.experts_offset  # of the map
@@ -118,7 +122,7 @@ class Weights:
 
     def close(self) -> None:
         """Give the map back once no view of it is left, and close the file."""
-        for part in (self.residents, self.pager):
+        for part in (self.residents, self.pager, self._watch):
             if part is not None:
                 part.close()
         del self._bytes
@@ -127,6 +131,22 @@ class Weights:
         except BufferError:
             pass  # a matrix is still referred to; the map goes with it
         self._file.close()
+
+    def watch(self) -> None:
+        """Let a step that cannot read the map end as any other: `check` then tells. Links the kernel faults.HANDLER."""
+        if self.residents is None:
+            self._watch = Watch(self.address, self.num_bytes)
+
+    def check(self) -> None:
+        """StoreError where the mapped store is not what it was, or could not be read: what was computed since is worth
+        nothing.
+        """
+        if self._watch is None:
+            return
+        if file_identity(self._file.fileno()) != self._identity:
+            raise StoreError(f"{self._path} was changed while the model ran; start again.")
+        if self._watch.faults:
+            raise StoreError(f"the disk failed to read {self._path}; check it, or move the cache folder.")
 
     @property
     def in_memory(self) -> tuple[tuple[int, int], ...]:

@@ -84,7 +84,7 @@ class Image:
             self._copy(obj, placed)
         for obj, placed in zip(parsed, placements, strict=True):
             self._relocate(obj, placed)
-        self._make_executable()
+        _make_executable(self._base, len(self._memory))
         self.addresses = [
             self._base + placed[symbol.section] + symbol.value
             for obj, placed, entry in zip(parsed, placements, entries, strict=True)
@@ -142,12 +142,33 @@ class Image:
             self._external[name] = self._slot(_STUB + struct.pack("<Q", address))
         return self._external[name]
 
-    def _make_executable(self) -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        protect = libc.mprotect
-        protect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-        if protect(self._base, len(self._memory), mmap.PROT_READ | mmap.PROT_EXEC):
-            raise StoreError("this system forbids executable memory (mprotect failed), which compiled kernels need.")
+
+class SignalEntry:
+    """What sigaction may be given: code that calls a linked driver with the signal's description and a word."""
+
+    def __init__(self, driver: int, word: int) -> None:
+        """`driver` takes Numba's two places first, and must never be unlinked."""
+        self._unused = (ctypes.c_int64 * 8)()
+        places = struct.pack("<Q", ctypes.addressof(self._unused))
+        code = (
+            b"\x48\x89\xf2"  # mov rdx, rsi: the description, which comes second
+            + (b"\x48\xb9" + struct.pack("<Q", word))  # mov rcx, word
+            + (b"\x48\xbf" + places)  # mov rdi, places
+            + b"\x48\x89\xfe"  # mov rsi, rdi
+            + (b"\x48\xb8" + struct.pack("<Q", driver))  # mov rax, driver
+            + b"\xff\xe0"  # jmp rax
+        )
+        self._memory = mmap.mmap(-1, mmap.PAGESIZE)
+        self._memory[: len(code)] = code
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        _make_executable(self.address, mmap.PAGESIZE)
+
+
+def _make_executable(address: int, num_bytes: int) -> None:
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    protect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    if protect(address, num_bytes, mmap.PROT_READ | mmap.PROT_EXEC):
+        raise StoreError("this system forbids executable memory (mprotect failed), which compiled kernels need.")
 
 
 def _place(objects: list[_Object]) -> tuple[list[dict[int, int]], int]:

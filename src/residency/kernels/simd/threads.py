@@ -1,10 +1,10 @@
-"""What threads that meet need beside vectors: atomic counters, waiting, and waking somebody outside."""
+"""What native code needs beside vectors: atomic counters, waiting, waking somebody outside, and answering faults."""
 
 from llvmlite import ir
 from numba import types
 
 from residency.kernels.simd.target import has
-from residency.kernels.simd.vectors import I32, I64, address, call, operation, pointer
+from residency.kernels.simd.vectors import I8, I32, I64, Builder, Value, address, call, operation, pointer
 
 atomic_add = operation(
     types.int64(address, types.int64), lambda b, p, v: b.atomic_rmw("add", pointer(b, p, I64), v, "acq_rel")
@@ -21,4 +21,21 @@ ring = operation(  # add 1 to an event counter (eventfd), which wakes whoever wa
     types.void(address),
     lambda b, descriptor: call("eventfd_write", I32, I32, I64)(b, b.trunc(descriptor, I32), ir.Constant(I64, 1)),
 )
+_BYTE = I8.as_pointer()
+_READ_ALONE, _PRIVATE_FIXED_ANONYMOUS = 1, 0x32  # of mmap
+
+
+def _map_zeros(b: Builder, start: Value, num_bytes: Value) -> Value:
+    place = b.inttoptr(start, _BYTE)
+    how = [ir.Constant(I32, each) for each in (_READ_ALONE, _PRIVATE_FIXED_ANONYMOUS, -1)]
+    return call("mmap", _BYTE, _BYTE, I64, I32, I32, I32, I64)(b, place, num_bytes, *how, ir.Constant(I64, 0))
+
+
+def _restore_handler(b: Builder, signal: Value, action: Value) -> Value:
+    nowhere = ir.Constant(_BYTE, None)
+    return call("sigaction", I32, I32, _BYTE, _BYTE)(b, b.trunc(signal, I32), b.inttoptr(action, _BYTE), nowhere)
+
+
+map_zeros = operation(types.void(address, types.int64), _map_zeros)  # over what is mapped there, whole pages
+restore_handler = operation(types.void(types.int64, address), _restore_handler)  # of a signal: a struct sigaction
 cycle_count = operation(types.int64(), call("llvm.readcyclecounter", I64))  # at a constant rate on x86-64

@@ -6,10 +6,20 @@ from numba.extending import intrinsic
 
 from residency.kernels.recorder import MOST_KERNELS
 from residency.kernels.simd.language import load_i64, store_i64
-from residency.kernels.simd.threads import atomic_add, atomic_load, cycle_count, pause, ring, sleep_shortly
+from residency.kernels.simd.threads import (
+    atomic_add,
+    atomic_load,
+    cycle_count,
+    map_zeros,
+    pause,
+    restore_handler,
+    ring,
+    sleep_shortly,
+)
 
 SPINS_BEFORE_SLEEP = 8000  # longer than threads wait for each other, unless one has lost its processor
 PATIENCE_CYCLES = 1_500_000  # about half a millisecond: how much later than others a thread may be done
+SIGBUS = 7
 _I64 = ir.IntType(64)
 
 
@@ -133,7 +143,26 @@ def stamp(at, thread, threads):
         store_i64(at, cycle_count())
 
 
+def fault(info, board):
+    """Answer SIGBUS, of which `info` (siginfo_t) tells where: from that page on, zeros take the place of the map.
+
+    `board`: 256 bytes with the handler that there was before, which faults elsewhere go back to; then of each map, up
+    to a zero, where it begins and ends, and how many faults there were. See store/faults.py.
+    """
+    place = load_i64(info + 16)
+    entry = board + 256
+    while load_i64(entry) != 0:
+        if load_i64(entry) <= place < load_i64(entry + 8):
+            atomic_add(entry + 16, 1)
+            page = place & -4096
+            map_zeros(page, load_i64(entry + 8) - page)
+            return
+        entry += 24
+    restore_handler(SIGBUS, board)
+
+
 run.is_driver = True
 serve.is_driver = True
+fault.is_driver = True
 
-KERNELS = {"run": run, "serve": serve, "stamp": stamp, "arrive": arrive, "release": release}
+KERNELS = {"run": run, "serve": serve, "stamp": stamp, "arrive": arrive, "release": release, "fault": fault}
