@@ -1,8 +1,8 @@
 """Worker threads that replay a recorded step: they live in native code between steps and sleep when there are none.
 
-A thread whose processor somebody else keeps busy makes all others wait for it, some milliseconds at a time. When that
-happens the step goes on with the caller's thread alone, and so do the next steps; all threads are tried again after a
-while, ever longer while it keeps happening.
+A thread whose processor somebody else keeps busy makes all others wait for it, some milliseconds at a time. Where
+that costs more than the thread brings, the step goes on with the caller's thread alone, and so do the next steps; all
+threads are tried again after a while, ever longer while it keeps happening.
 """
 
 import threading
@@ -17,10 +17,11 @@ from residency.kernels.recorder import MOST_KERNELS, Program, address_of
 
 _GENERATION, _PROGRAM, _NUM_KERNELS, _STOP = range(4)
 _SEEN_WORD = 32  # of each thread, a cache line apart
-_LATE_WORD, _ALONE_WORD = 16, 24  # of the meeting: see kernels/step/cpu.py
+_LOST_WORD, _ALONE_WORD, _TOGETHER_WORD = 16, 24, 32  # of the meeting: see kernels/step/cpu.py
 _SPINS = 20_000  # about a millisecond of waiting for the next step before a thread sleeps
+_LATE_SHARE = 0.25  # of a step that waiting for late threads may take
 _SHORTEST_RETREAT_SECONDS = 0.1
-_LONGEST_RETREAT_SECONDS = 5.0
+_LONGEST_RETREAT_SECONDS = 1.0
 
 
 class Workers:
@@ -31,7 +32,7 @@ class Workers:
         self._run = library.driver("step.run", 6)
         self._serve = library.driver("step.serve", 6)
         self._control = np.zeros(_SEEN_WORD + 8 * (threads + 1), np.int64)
-        self._meeting = np.zeros(32, np.int64)
+        self._meeting = np.zeros(_TOGETHER_WORD + 8, np.int64)
         self._retreat_until = 0.0
         self._late: deque[bool] = deque(maxlen=4)
         self._retreat_seconds = _SHORTEST_RETREAT_SECONDS
@@ -71,14 +72,16 @@ class Workers:
                 self._control[_GENERATION] += 1
                 self._wake.notify_all()
         generation = int(self._control[_GENERATION])
-        self._meeting[_LATE_WORD] = 0
+        self._meeting[_LOST_WORD] = 0
         self._run(program.address, len(program.table), address_of(self._meeting), generation, 0, active)
         if active > 1:
-            self._judge(went_on_alone=int(self._meeting[_ALONE_WORD]) // MOST_KERNELS == generation)
+            went_on_alone = int(self._meeting[_ALONE_WORD]) // MOST_KERNELS == generation
+            lost = int(self._meeting[_LOST_WORD]) // (active - 1)
+            self._judge(was_late=went_on_alone or lost > _LATE_SHARE * int(self._meeting[_TOGETHER_WORD]))
 
-    def _judge(self, *, went_on_alone: bool) -> None:
+    def _judge(self, *, was_late: bool) -> None:
         """Retreat to one thread where the others were late in two of four steps, for twice as long as the last time."""
-        self._late.append(went_on_alone)
+        self._late.append(was_late)
         if sum(self._late) >= 2:
             self._late.clear()
             self._retreat_until = time.perf_counter() + self._retreat_seconds

@@ -18,7 +18,7 @@ from residency.kernels.simd.threads import (
 )
 
 SPINS_BEFORE_SLEEP = 8000  # longer than threads wait for each other, unless one has lost its processor
-PATIENCE_CYCLES = 1_500_000  # about half a millisecond: how much later than others a thread may be done
+PATIENCE_CYCLES = 60_000  # some 20 microseconds: how much later than others a thread may be done unnoticed
 SIGBUS = 7
 _I64 = ir.IntType(64)
 
@@ -38,20 +38,18 @@ def call_kernel(typingctx, function, words, thread, threads):
 
 
 @njit(error_model="numpy")
-def barrier(meeting, threads, patience):
+def barrier(meeting, threads):
     """Wait until all threads are here: spinning at first, then asleep.
 
     Sleeping, and not sched_yield, which Linux' scheduler (EEVDF) takes as a wish to run much later.
 
-    `meeting`: an arrival count; 64 bytes on, a generation; 128 bytes on, whether some thread has waited here for more
-    than its `patience` in cycles.
+    `meeting`: an arrival count; 64 bytes on, a generation.
     """
     generation = atomic_load(meeting + 64)
     if atomic_add(meeting, 1) == threads - 1:
         atomic_add(meeting, -threads)
         atomic_add(meeting + 64, 1)
         return
-    arrived = cycle_count()
     spins = 0
     while atomic_load(meeting + 64) == generation:
         spins += 1
@@ -59,35 +57,49 @@ def barrier(meeting, threads, patience):
             pause()
         else:
             sleep_shortly()
-            if cycle_count() - arrived > patience:
-                store_i64(meeting + 128, 1)
+
+
+@njit(error_model="numpy")
+def _pays_alone(lost, elapsed, threads):
+    """Whether one thread would have been as quick, where `threads` have waited for late ones for `lost` cycles each."""
+    return lost * threads > (threads - 1) * elapsed
 
 
 @njit(error_model="numpy")
 def _replay(program, num_kernels, meeting, generation, thread, threads):
-    """Walk the program. Where a thread was too late, thread 0 tells all so and goes on alone.
+    """Walk the program. Where late threads have cost more than they bring, thread 0 tells all so and goes on alone.
 
-    Too late is later by more than the others have worked since the last meeting, which is about the same work. Thread 0
-    may be the late one: alone, it soon has a processor to itself.
+    Late is later by more than the others have worked since the last meeting, which is about the same work. Thread 0
+    may be the late one: alone, it soon has a processor to itself. A step is taken to last as long as the one before,
+    so that one late meeting early in a long step does not end what is still worth it.
 
-    `meeting`, 192 bytes on: after which kernel of which step it last did. It is written before that kernel's meeting
-    and read after every meeting. It says which, and is never set back, because threads may read it early,
-    before they have done the kernel, and late, when the step is over.
+    `meeting`, 128 bytes on: the cycles that all threads have waited for late ones in this step. 192 bytes on: after
+    which kernel of which step thread 0 goes on alone. It is written before that kernel's meeting and read after every
+    meeting. It says which, and is never set back, because threads may read it early, before they have done the kernel,
+    and late, when the step is over. 256 bytes on: cycles of the last step that all threads ended together.
     """
-    started = cycle_count()
+    began = started = cycle_count()
+    expected = load_i64(meeting + 256)
+    together = threads
     for i in range(num_kernels):
         at = program + 24 * i
         call_kernel(load_i64(at), load_i64(at + 8), thread, threads)
         if load_i64(at + 16) != 0 and threads > 1:
-            if thread == 0 and load_i64(meeting + 128) != 0:
+            arrived = cycle_count()
+            lost = atomic_load(meeting + 128) // (threads - 1)
+            if thread == 0 and _pays_alone(lost, max(arrived - began, expected), threads):
                 store_i64(meeting + 192, generation * MOST_KERNELS + i)
-            barrier(meeting, threads, cycle_count() - started + PATIENCE_CYCLES)
-            started = cycle_count()
+            barrier(meeting, threads)
+            worked, started = arrived - started, cycle_count()
+            if started - arrived > worked + PATIENCE_CYCLES:
+                atomic_add(meeting + 128, started - arrived)
             alone_after = load_i64(meeting + 192) - generation * MOST_KERNELS
             if 0 <= alone_after <= i:
                 if thread != 0:
                     return
                 threads = 1
+    if thread == 0 and threads == together:
+        store_i64(meeting + 256, cycle_count() - began)
 
 
 def run(program, num_kernels, meeting, generation, thread, threads):
