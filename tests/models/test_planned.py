@@ -153,6 +153,39 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "starcoder2": ("starcoder2", SMALL),
+    "olmo": ("olmo", {**SMALL, "pad_token_id": 0}),
+    "apertus": ("apertus", {**SMALL, "pad_token_id": 0}),
+    "vaultgemma": ("vaultgemma", {**SMALL, "head_dim": 24}),
+    "afmoe": ("afmoe", {**SMALL, **EXPERTS, "num_experts": 4, "head_dim": 24, "num_shared_experts": 2}),
+    "exaone_moe": (
+        "exaone_moe",
+        {**SMALL, **EXPERTS, "num_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+    ),
+    "hunyuan_v1_moe": ("hunyuan_v1_moe", {**SMALL, "num_experts": 4, "moe_topk": 2, "head_dim": 24}),
+    "flex_olmo": ("flex_olmo", {**SMALL, "num_experts": 4, "num_experts_per_tok": 2, "pad_token_id": 0}),
+    "dbrx": (
+        "dbrx",
+        {
+            "d_model": 64,
+            "n_heads": 4,
+            "n_layers": 2,
+            "vocab_size": 96,
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 500000.0},
+            "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+        },
+    ),
+    "gpt_neo": (
+        "gpt_neo",
+        {
+            "hidden_size": 64,
+            "num_layers": 4,
+            "num_heads": 4,
+            "vocab_size": 96,
+            "attention_types": [[["global", "local"], 2]],
+        },
+    ),
+    "codegen": ("codegen", {"n_embd": 64, "n_head": 4, "n_layer": 3, "vocab_size": 96, "rotary_dim": 8}),
+    "recurrent_gemma": ("recurrent_gemma", {**SMALL, "num_key_value_heads": 1, "lru_width": 96}),
     "gpt_oss": ("gpt_oss", {**SMALL, "num_local_experts": 4, "head_dim": 24}),
     "deepseek_v2": (
         "deepseek_v2",
@@ -310,6 +343,16 @@ MULTIMODAL |= {
         {**SMALL, "model_type": "llama"},
         {**VISION, "model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14},
     ),
+    "mllama": (
+        {**SMALL, "num_hidden_layers": 4, "cross_attention_layers": [1, 3], "pad_token_id": 0},
+        {
+            **{key: value for key, value in VISION.items() if key != "num_attention_heads"},
+            "attention_heads": 2,
+            "num_global_layers": 1,
+            "image_size": 28,
+            "vision_output_dim": 192,
+        },
+    ),
     "qwen2_vl": (SMALL, {**QWEN, "embed_dim": 32, "hidden_size": 64}),
     "qwen2_5_vl": (SMALL, {**QWEN, "hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 48}),
     "qwen3_vl": (
@@ -410,9 +453,9 @@ def test_a_key_that_costs_no_memory_is_passed_over(key: str, value: Any) -> None
     assert with_key.weight_bytes == without.weight_bytes
 
 
-def test_an_unknown_architecture_is_named_beside_the_known() -> None:
-    with pytest.raises(UnsupportedError, match=r"'brand_new' is not known; known are llama"):
-        planned_spec("model", "config.json", config(model_type="brand_new"))
+def test_an_unknown_architecture_is_named_beside_the_nearest() -> None:
+    with pytest.raises(UnsupportedError, match=r"'qwen9_moe' is not known; the nearest that are: qwen3_moe"):
+        planned_spec("model", "config.json", config(model_type="qwen9_moe"))
 
 
 def test_an_architecture_without_kernels_is_planned_and_not_run(tmp_path: Path) -> None:

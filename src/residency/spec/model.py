@@ -21,7 +21,7 @@ Role = Literal["embedding", "position", "head", "matrix", "expert", "router", "n
 # heads (of which each rank has at least one), or the padded vocabulary. "replicated": every rank holds all of it.
 Split = Literal["replicated", "rows", "columns", "kv_heads", "vocabulary"]
 
-Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2"]
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "relu2", "xielu"]
 
 
 class Rearrange(Enum):
@@ -173,9 +173,11 @@ class LatentAttentionSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RecurrentSpec:
-    """A layer whose memory does not grow: a state-space model, a linear attention, a short convolution."""
+    """A layer whose memory does not grow: a state-space model, a linear attention, a short convolution, attention to a
+    picture.
+    """
 
-    kind: Literal["mamba", "mamba2", "rwkv", "delta", "linear", "convolution"]
+    kind: Literal["mamba", "mamba2", "rwkv", "delta", "linear", "convolution", "cross"]
     recent_values: int  # inputs kept for the short convolution or the token shift
     state_values: int  # the recurrent state proper
     recent_format: Format

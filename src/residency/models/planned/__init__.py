@@ -3,13 +3,26 @@
 An architecture is one function from a configuration to a Draft, in the module of its family.
 """
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from residency.errors import FileError, UnsupportedError
 from residency.models.configuration import Configuration
-from residency.models.planned import classic, deepseek, dense, gemma3n, gemma4, hybrid, linear, recurrent, sparse
+from residency.models.planned import (
+    classic,
+    deepseek,
+    dense,
+    elsewhere,
+    gemma3n,
+    gemma4,
+    hybrid,
+    linear,
+    mllama,
+    recurrent,
+    sparse,
+)
 from residency.models.planned.keys import refuse_unknown_structure
 from residency.models.planned.parts import Draft
 from residency.models.planned.quantized import Requantize, quantization
@@ -41,6 +54,11 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "granite": dense.llama,
     "helium": dense.llama,
     "arcee": dense.arcee,
+    "olmo": dense.olmo,
+    "apertus": dense.apertus,
+    "vaultgemma": dense.vaultgemma,
+    "internlm3": dense.internlm3,
+    "mllama_text_model": mllama.mllama,
     "cwm": dense.cwm,
     "ernie4_5": dense.ernie4_5,
     "glm": dense.glm,
@@ -72,6 +90,9 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "minicpm3": deepseek.minicpm3,
     "dots1": deepseek.glm4_moe,
     "glm4_moe": deepseek.glm4_moe,
+    "exaone_moe": deepseek.exaone_moe,
+    "afmoe": deepseek.afmoe,
+    "deepseek": deepseek.deepseek_moe,
     "granitemoe": sparse.granitemoe,
     "granitemoeshared": sparse.granitemoe,
     "phimoe": sparse.phimoe,
@@ -79,6 +100,9 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "ernie4_5_moe": sparse.ernie4_5_moe,
     "llama4_text": sparse.llama4,
     "olmoe": sparse.olmoe,
+    "flex_olmo": sparse.flex_olmo,
+    "dbrx": sparse.dbrx,
+    "hunyuan_v1_moe": sparse.hunyuan_v1_moe,
     "gpt2": classic.gpt2,
     "gpt_neox": classic.gpt_neox,
     "falcon": classic.falcon,
@@ -86,8 +110,19 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "bloom": classic.bloom,
     "mpt": classic.mpt,
     "gptj": classic.gptj,
+    "codegen": classic.codegen,
+    "gpt_neo": classic.gpt_neo,
     "gpt_bigcode": classic.gpt_bigcode,
     "phi": classic.phi,
+    "baichuan": elsewhere.baichuan,
+    "chatglm": elsewhere.chatglm,
+    "exaone": elsewhere.exaone,
+    "internlm": elsewhere.internlm,
+    "internlm2": elsewhere.internlm2,
+    "minicpm": elsewhere.minicpm,
+    "orion": elsewhere.internlm,
+    "qwen": elsewhere.qwen,
+    "xverse": elsewhere.internlm,
     "mamba": recurrent.mamba,
     "falcon_mamba": recurrent.mamba,
     "mamba2": recurrent.mamba2,
@@ -105,6 +140,7 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "qwen3_5_text": linear.qwen3_5,
     "qwen3_5_moe_text": linear.qwen3_5,
     "minimax": linear.minimax,
+    "recurrent_gemma": linear.recurrent_gemma,
     "nemotron_h": hybrid.nemotron_h,
 }
 
@@ -133,6 +169,7 @@ MULTIMODAL: Mapping[str, Multimodal] = {
     "llava": Multimodal(text="llama", tower=llava),
     "llava_next": Multimodal(text="llama", tower=llava),
     "kimi_vl": Multimodal(text="deepseek_v3", tower=moonvit),
+    "mllama": Multimodal(text="mllama_text_model", tower=mllama.mllama_vision),
     "qwen2_vl": Multimodal(text="qwen2", tower=qwen2_vl, renamed=("", "")),
     "qwen2_5_vl": Multimodal(text="qwen2", tower=qwen2_5_vl, renamed=("", "")),
     "qwen3_vl": Multimodal(text="qwen3", tower=qwen3_vl, renamed=_INSIDE),
@@ -172,8 +209,7 @@ def planned_spec(name: str, source: str, values: Mapping[str, Any]) -> ModelSpec
     if multimodal and outer.has("text_config"):
         inner = _text_configuration(outer, (text_type, f"{model_type}_text"))
     if text_type not in ARCHITECTURES:
-        known = ", ".join((*ARCHITECTURES, *MULTIMODAL))
-        raise UnsupportedError(f"the architecture {model_type[:80]!r} is not known; known are {known}.")
+        raise _unknown(model_type)
     inner = inner.with_defaults(**DEFAULTS.get(text_type, {}))
     draft = ARCHITECTURES[text_type](inner)
     if multimodal and outer.has("vision_config"):
@@ -185,6 +221,14 @@ def planned_spec(name: str, source: str, values: Mapping[str, Any]) -> ModelSpec
     if inner is not outer:
         refuse_unknown_structure(outer)
     return _model(name, model_type, inner, draft, format_of)
+
+
+def _unknown(model_type: str) -> UnsupportedError:
+    near = difflib.get_close_matches(model_type, sorted({*ARCHITECTURES, *MULTIMODAL}), n=3)
+    nearest = f"; the nearest that are: {', '.join(near)}" if near else ""
+    return UnsupportedError(
+        f"the architecture {model_type[:80]!r} is not known{nearest}; a GGUF file of any architecture can be planned."
+    )
 
 
 def _dtype(*configurations: Configuration) -> str:

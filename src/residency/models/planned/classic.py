@@ -228,6 +228,67 @@ def gptj(c: Configuration) -> Draft:
     return whole(c, layers, embedding="transformer.wte", norm="transformer.ln_f", norm_bias=True, head_bias=True)
 
 
+def codegen(c: Configuration) -> Draft:
+    """CodeGen (arXiv 2203.13474): GPT-J with queries, keys and values in one matrix."""
+    hidden, num_heads = c.integer("n_embd"), c.integer("n_head")
+    c = c.with_defaults(hidden_size=hidden, num_hidden_layers=c.integer("n_layer"), num_attention_heads=num_heads)
+    heads = heads_of(c)
+    intermediate = c.integer("n_inner", 4 * hidden)
+    activation = activation_of(c, "activation_function", "gelu_new")
+
+    def fill(b: Block, number: int) -> None:
+        b.attention = heads.attention()
+        b.norm("ln_1", hidden, bias=True)
+        b.matrix("attn.qkv_proj", 3 * hidden, hidden)
+        b.matrix("attn.out_proj", hidden, hidden, "columns")
+        plain_mlp(b, hidden, intermediate, activation, names=("mlp.fc_in", "mlp.fc_out"), bias=True)
+
+    layers = blocks(c, fill, prefix="transformer.h.")
+    return whole(c, layers, embedding="transformer.wte", norm="transformer.ln_f", norm_bias=True, head_bias=True)
+
+
+def gpt_neo(c: Configuration) -> Draft:
+    """GPT-Neo: every other layer sees a window, biases but on queries, keys and values."""
+    hidden, count = c.integer("hidden_size"), c.integer("num_layers")
+    c = c.with_defaults(num_hidden_layers=count, num_attention_heads=c.integer("num_heads"))
+    heads = heads_of(c)
+    intermediate, window = c.integer("intermediate_size", 4 * hidden), c.integer("window_size", 256)
+    activation = activation_of(c, "activation_function", "gelu_new")
+    kinds = _gpt_neo_kinds(c, count)
+
+    def fill(b: Block, number: int) -> None:
+        b.attention = heads.attention(window if kinds[number] == "local" else None)
+        b.norm("ln_1", hidden, bias=True)
+        for name in ("q_proj", "k_proj", "v_proj"):
+            b.matrix(f"attn.attention.{name}", hidden, hidden)
+        b.matrix("attn.attention.out_proj", hidden, hidden, "columns", bias=True)
+        b.norm("ln_2", hidden, bias=True)
+        plain_mlp(b, hidden, intermediate, activation, names=("mlp.c_fc", "mlp.c_proj"), bias=True)
+
+    around = Tensors(prefix="transformer.", format=number_format(c))
+    around.add("wpe.weight", c.integer("max_position_embeddings"), hidden, role="position")
+    return whole(
+        c,
+        blocks(c, fill, prefix="transformer.h."),
+        embedding="transformer.wte",
+        norm="transformer.ln_f",
+        norm_bias=True,
+        tied=True,
+        extra=around.found,
+    )
+
+
+def _gpt_neo_kinds(c: Configuration, count: int) -> list[str]:
+    """Each layer's kind of attention: attention_layers, or attention_types, which is [[[kind, ...], times], ...]."""
+    c.has("attention_types")
+    if not c.has("attention_layers"):
+        return ["local" if number % 2 else "global" for number in range(count)]
+    kinds = c.texts("attention_layers", count)
+    if not {"global", "local"} >= set(kinds):
+        raise c.unsupported("attention_layers")
+    return kinds
+
+
 def gpt_bigcode(c: Configuration) -> Draft:
     """StarCoder and SantaCoder (arXiv 2305.06161): GPT-2 with one key-value head."""
     hidden, num_heads = c.integer("n_embd"), c.integer("n_head")

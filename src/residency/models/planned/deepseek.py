@@ -93,6 +93,69 @@ def glm4_moe(c: Configuration) -> Draft:
     return _with_next_token_layer(c, fill)
 
 
+def exaone_moe(c: Configuration) -> Draft:
+    """K-EXAONE: EXAONE 4's windows, DeepSeek-V3's experts."""
+    heads = heads_of(c)
+    moe = _routed_and_shared(c, "num_experts", "num_shared_experts", shared=1)
+    is_dense, intermediate = _dense_layers(c, first=0), c.integer("intermediate_size")
+    pattern = 0 if c.says("sliding_window_pattern", "LLLG") else c.integer("sliding_window_pattern", 4, least=0)
+    every = pattern or 4
+    sliding = windows(c, slides=lambda number: (number + 1) % every != 0, default_tokens=4096)
+
+    def fill(b: Block, number: int) -> None:
+        b.norm("input_layernorm", heads.hidden)
+        grouped_attention(b, heads, window_tokens=sliding[number], qk_norm=True)
+        b.norm("post_attention_layernorm", heads.hidden)
+        if is_dense[number]:
+            gated_mlp(b, heads.hidden, intermediate, moe.activation)
+        else:
+            experts(b, heads.hidden, moe, shared="shared_experts")
+            b.add("mlp.e_score_correction_bias", moe.num_experts, role="router", format=F32)
+
+    return whole(c, blocks(c, fill))
+
+
+def afmoe(c: Configuration) -> Draft:
+    """Arcee's Trinity: gated attention in windows, norms before and after both parts, DeepSeek-V3's experts."""
+    heads = heads_of(c, head_dim=128)
+    moe = _routed_and_shared(c, "num_experts", "num_shared_experts", shared=1)
+    first_dense, intermediate = c.integer("num_dense_layers", 1, least=0), c.integer("intermediate_size")
+    every = c.integer("global_attn_every_n_layers", 4)
+    sliding = windows(c, slides=lambda number: (number + 1) % every != 0, default_tokens=1024)
+    names = ("input_layernorm", "post_attention_layernorm", "pre_mlp_layernorm", "post_mlp_layernorm")
+
+    def fill(b: Block, number: int) -> None:
+        for name in names:
+            b.norm(name, heads.hidden)
+        grouped_attention(b, heads, window_tokens=sliding[number], qk_norm=True)
+        b.matrix("self_attn.gate_proj", heads.q_rows, heads.hidden)
+        if number < first_dense:
+            gated_mlp(b, heads.hidden, intermediate, moe.activation)
+        else:
+            experts(b, heads.hidden, moe, router="router.gate", shared="shared_experts")
+            b.add("mlp.expert_bias", moe.num_experts, role="router", format=F32)
+
+    return whole(c, blocks(c, fill))
+
+
+def deepseek_moe(c: Configuration) -> Draft:
+    """DeepSeekMoE (arXiv 2401.06066) and the dense DeepSeek: grouped-query attention, and experts or none."""
+    heads, bias = heads_of(c), c.flag("attention_bias", False)
+    moe = _routed_and_shared(c) if c.has("n_routed_experts") else None
+    is_dense, intermediate = _dense_layers(c, first=0), c.integer("intermediate_size")
+
+    def fill(b: Block, number: int) -> None:
+        b.norm("input_layernorm", heads.hidden)
+        grouped_attention(b, heads, bias=bias, out_bias=bias)
+        b.norm("post_attention_layernorm", heads.hidden)
+        if moe is None or is_dense[number]:
+            gated_mlp(b, heads.hidden, intermediate, activation_of(c))
+        else:
+            experts(b, heads.hidden, moe, shared="shared_experts")
+
+    return whole(c, blocks(c, fill))
+
+
 def _dense_layers(c: Configuration, *, first: int) -> list[bool]:
     """Whether each layer, and the one that drafts, has one network in the place of experts: the `first`, unless the
     configuration says otherwise.
@@ -140,14 +203,17 @@ def _latent_attention(b: Block, hidden: int, spec: LatentAttentionSpec, *, bias:
     b.matrix("self_attn.o_proj", hidden, spec.num_heads * spec.value_dim, "columns", bias=bias)
 
 
-def _routed_and_shared(c: Configuration) -> MoeSpec:
-    """DeepSeek's experts: those that tokens are sent to, and those that every token meets."""
+def _routed_and_shared(
+    c: Configuration, routed_key: str = "n_routed_experts", shared_key: str = "n_shared_experts", *, shared: int = 0
+) -> MoeSpec:
+    """DeepSeek's experts: those that tokens are sent to, and those that every token meets, `shared` if unsaid."""
+    intermediate = c.integer("moe_intermediate_size")
     return MoeSpec(
-        num_experts=c.integer("n_routed_experts"),
+        num_experts=c.integer(routed_key),
         experts_per_token=c.integer("num_experts_per_tok"),
-        intermediate=c.integer("moe_intermediate_size"),
+        intermediate=intermediate,
         activation=activation_of(c),
-        shared_intermediate=c.integer("n_shared_experts", 0, least=0) * c.integer("moe_intermediate_size"),
+        shared_intermediate=c.integer(shared_key, shared, least=0) * intermediate,
     )
 
 

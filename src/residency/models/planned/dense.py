@@ -1,6 +1,7 @@
 """Decoders whose layers are grouped-query attention and one gated feed-forward network: Llama and its relatives."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from residency.models.configuration import Configuration
 from residency.models.planned.parts import (
@@ -45,42 +46,83 @@ def blocks(c: Configuration, fill: Fill, *, prefix: str = "model.layers.") -> li
 def llama(c: Configuration) -> Draft:
     """Llama, Mistral, SmolLM, Granite: norms before attention and before the feed-forward network."""
     bias, mlp_bias = c.flag("attention_bias", False), c.flag("mlp_bias", False)
-    return _decoder(c, [None] * len(layer_numbers(c)), bias=bias, out_bias=bias, mlp_bias=mlp_bias)
+    return decoder(c, [None] * len(layer_numbers(c)), bias=bias, out_bias=bias, mlp_bias=mlp_bias)
 
 
 def mistral(c: Configuration) -> Draft:
     """Mistral: every layer slides where config.json has a window; 4096 where it is silent."""
-    return _decoder(c, windows(c, slides=lambda number: True, default_tokens=4096))
+    return decoder(c, windows(c, slides=lambda number: True, default_tokens=4096))
 
 
 def smollm3(c: Configuration) -> Draft:
     """SmolLM3: Llama that leaves out the rotation in some layers."""
     bias = c.flag("attention_bias", False)
-    return _decoder(c, optional_windows(c), bias=bias, out_bias=bias, tied=True)
+    return decoder(c, optional_windows(c), bias=bias, out_bias=bias, tied=True)
 
 
 def ministral(c: Configuration) -> Draft:
     """Ministral: Mistral with heads of their own width."""
-    return _decoder(c, windows(c, slides=lambda number: True), head_dim=128)
+    return decoder(c, windows(c, slides=lambda number: True), head_dim=128)
+
+
+def olmo(c: Configuration) -> Draft:
+    """OLMo: layer norms without weights."""
+    bias = c.flag("attention_bias", False)
+    none = [None] * len(layer_numbers(c))
+    draft = decoder(c, none, norms=("", "", "", ""), bias=bias, out_bias=bias)
+    draft.final_norm = replace(draft.final_norm, copies=0)
+    return draft
+
+
+def apertus(c: Configuration) -> Draft:
+    """Apertus: norms on the heads of queries and keys, and an activation with weights of its own, xIELU."""
+    bias = c.flag("attention_bias", False)
+    norms = ("attention_layernorm", "", "feedforward_layernorm", "")
+    for key, expected in (("qk_norm", True), ("post_norm", False), ("mlp_bias", False)):
+        if c.flag(key, expected) is not expected:
+            raise c.unsupported(key)
+    none = [None] * len(layer_numbers(c))
+    draft = decoder(c, none, norms=norms, bias=bias, out_bias=bias, gated=False, qk_norm=True)
+    for b in draft.layers:
+        for name in ("alpha_p", "alpha_n"):
+            b.add(f"mlp.act_fn.{name}", 1)
+        for name in ("beta", "eps"):
+            b.add(f"mlp.act_fn.{name}")
+    return draft
+
+
+def vaultgemma(c: Configuration) -> Draft:
+    """VaultGemma: Gemma 2 without norms after its parts."""
+    bias = c.flag("attention_bias", False)
+    sliding = windows(c, slides=lambda number: number % 2 == 0, default_tokens=4096)
+    norms = ("input_layernorm", "", "pre_feedforward_layernorm", "")
+    return decoder(c, sliding, norms=norms, bias=bias, out_bias=bias, head_dim=256, tied=True)
+
+
+def internlm3(c: Configuration) -> Draft:
+    """InternLM3: Llama whose biases are told apart."""
+    bias, out_bias = c.flag("qkv_bias", False), c.flag("bias", False)
+    none = [None] * len(layer_numbers(c))
+    return decoder(c, none, bias=bias, out_bias=out_bias, mlp_bias=out_bias, head_dim=128)
 
 
 def cwm(c: Configuration) -> Draft:
     """Code World Model: every fourth layer sees the whole context."""
-    return _decoder(c, windows(c, slides=lambda number: number % 4 != 0, default_tokens=8192), head_dim=128)
+    return decoder(c, windows(c, slides=lambda number: number % 4 != 0, default_tokens=8192), head_dim=128)
 
 
 def ernie4_5(c: Configuration) -> Draft:
     """ERNIE 4.5: Llama with heads of their own width, the head tied."""
     bias = c.flag("use_bias", False)
     none = [None] * len(layer_numbers(c))
-    return _decoder(c, none, bias=bias, out_bias=bias, mlp_bias=bias, head_dim=128, tied=True)
+    return decoder(c, none, bias=bias, out_bias=bias, mlp_bias=bias, head_dim=128, tied=True)
 
 
 def arcee(c: Configuration) -> Draft:
     """Arcee: Llama whose feed-forward network squares a ReLU and has no gate."""
     bias, mlp_bias = c.flag("attention_bias", False), c.flag("mlp_bias", False)
     none = [None] * len(layer_numbers(c))
-    return _decoder(c, none, bias=bias, out_bias=bias, mlp_bias=mlp_bias, gated=False)
+    return decoder(c, none, bias=bias, out_bias=bias, mlp_bias=mlp_bias, gated=False)
 
 
 def nemotron(c: Configuration) -> Draft:
@@ -88,7 +130,7 @@ def nemotron(c: Configuration) -> Draft:
     bias, mlp_bias = c.flag("attention_bias", False), c.flag("mlp_bias", False)
     none = [None] * len(layer_numbers(c))
     c = c.with_defaults(hidden_act="relu2")
-    return _decoder(c, none, bias=bias, out_bias=bias, mlp_bias=mlp_bias, gated=False, norm_bias=True)
+    return decoder(c, none, bias=bias, out_bias=bias, mlp_bias=mlp_bias, gated=False, norm_bias=True)
 
 
 def stablelm(c: Configuration) -> Draft:
@@ -97,7 +139,7 @@ def stablelm(c: Configuration) -> Draft:
         if c.flag(key, False):
             raise c.unsupported(key)
     none = [None] * len(layer_numbers(c))
-    return _decoder(c, none, bias=c.flag("use_qkv_bias", False), norm_bias=True)
+    return decoder(c, none, bias=c.flag("use_qkv_bias", False), norm_bias=True)
 
 
 def hunyuan_v1_dense(c: Configuration) -> Draft:
@@ -105,25 +147,25 @@ def hunyuan_v1_dense(c: Configuration) -> Draft:
     bias = c.flag("attention_bias", False)
     none = [None] * len(layer_numbers(c))
     names = ("query_layernorm", "key_layernorm")
-    return _decoder(c, none, bias=bias, out_bias=bias, qk_norm=c.flag("use_qk_norm", True), head_norms=names)
+    return decoder(c, none, bias=bias, out_bias=bias, qk_norm=c.flag("use_qk_norm", True), head_norms=names)
 
 
 def qwen2(c: Configuration) -> Draft:
     """Qwen2 and Qwen2.5: biases on queries, keys and values."""
-    return _decoder(c, optional_windows(c), bias=True)
+    return decoder(c, optional_windows(c), bias=True)
 
 
 def qwen3(c: Configuration) -> Draft:
     """Qwen3: norms on the heads of queries and keys."""
     bias = c.flag("attention_bias", False)
-    return _decoder(c, optional_windows(c), bias=bias, out_bias=bias, qk_norm=True, head_dim=128)
+    return decoder(c, optional_windows(c), bias=bias, out_bias=bias, qk_norm=True, head_dim=128)
 
 
 def gemma(c: Configuration) -> Draft:
     """Gemma: heads of their own width, the head tied."""
     bias = c.flag("attention_bias", False)
     none = [None] * len(layer_numbers(c))
-    return _decoder(c, none, bias=bias, out_bias=bias, head_dim=256, tied=True)
+    return decoder(c, none, bias=bias, out_bias=bias, head_dim=256, tied=True)
 
 
 def gemma2(c: Configuration) -> Draft:
@@ -132,7 +174,7 @@ def gemma2(c: Configuration) -> Draft:
     sliding = windows(c, slides=lambda number: number % 2 == 0, default_tokens=4096)
     if c.has("sliding_window_size") and not c.says("sliding_window_size", c.integer("sliding_window", 4096)):
         raise c.unsupported("sliding_window_size")
-    return _decoder(c, sliding, norms=AROUND, bias=bias, out_bias=bias, head_dim=256, tied=True)
+    return decoder(c, sliding, norms=AROUND, bias=bias, out_bias=bias, head_dim=256, tied=True)
 
 
 def gemma3(c: Configuration) -> Draft:
@@ -140,7 +182,7 @@ def gemma3(c: Configuration) -> Draft:
     pattern = c.integer("sliding_window_pattern", c.integer("_sliding_window_pattern", 6))
     sliding = windows(c, slides=lambda number: (number + 1) % pattern != 0, default_tokens=4096)
     bias = c.flag("attention_bias", False)
-    return _decoder(c, sliding, norms=AROUND, bias=bias, out_bias=bias, qk_norm=True, head_dim=256, tied=True)
+    return decoder(c, sliding, norms=AROUND, bias=bias, out_bias=bias, qk_norm=True, head_dim=256, tied=True)
 
 
 def phi3(c: Configuration) -> Draft:
@@ -204,7 +246,7 @@ def exaone4(c: Configuration) -> Draft:
     pattern = 0 if c.says("sliding_window_pattern", "LLLG") else c.integer("sliding_window_pattern", 0, least=0)
     every = pattern or 4
     sliding = windows(c, slides=lambda number: (number + 1) % every != 0)
-    return _decoder(c, sliding, norms=AFTER, qk_norm=True)
+    return decoder(c, sliding, norms=AFTER, qk_norm=True)
 
 
 def cohere(c: Configuration) -> Draft:
@@ -213,19 +255,19 @@ def cohere(c: Configuration) -> Draft:
         raise c.unsupported("use_qk_norm")
     bias = c.flag("attention_bias", False)
     none = [None] * len(layer_numbers(c))
-    return _decoder(c, none, norms=PARALLEL, bias=bias, out_bias=bias, tied=True)
+    return decoder(c, none, norms=PARALLEL, bias=bias, out_bias=bias, tied=True)
 
 
 def cohere2(c: Configuration) -> Draft:
     """Command A and R7B: every fourth layer sees the whole context."""
     bias, pattern = c.flag("attention_bias", False), c.integer("sliding_window_pattern", 4)
     sliding = windows(c, slides=lambda number: (number + 1) % pattern != 0, default_tokens=4096)
-    return _decoder(c, sliding, norms=PARALLEL, bias=bias, out_bias=bias, tied=True)
+    return decoder(c, sliding, norms=PARALLEL, bias=bias, out_bias=bias, tied=True)
 
 
 def seed_oss(c: Configuration) -> Draft:
     """Seed-OSS: biases on queries, keys and values."""
-    return _decoder(
+    return decoder(
         c,
         [None] * len(layer_numbers(c)),
         bias=c.flag("attention_bias", True),
@@ -252,10 +294,10 @@ def starcoder2(c: Configuration) -> Draft:
 
 def _olmo(c: Configuration, sliding: Sequence[int | None]) -> Draft:
     bias = c.flag("attention_bias", False)
-    return _decoder(c, sliding, norms=AFTER, bias=bias, out_bias=bias, qk_norm=True, whole_norms=True)
+    return decoder(c, sliding, norms=AFTER, bias=bias, out_bias=bias, qk_norm=True, whole_norms=True)
 
 
-def _decoder(
+def decoder(
     c: Configuration,
     sliding: Sequence[int | None],
     *,

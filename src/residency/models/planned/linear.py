@@ -163,6 +163,53 @@ def minimax(c: Configuration) -> Draft:
     return whole(c, blocks(c, fill))
 
 
+def recurrent_gemma(c: Configuration) -> Draft:
+    """RecurrentGemma, Griffin (arXiv 2402.19427): gated linear recurrences, in every third layer a window."""
+    heads = heads_of(c, num_kv_heads=c.integer("num_key_value_heads", c.integer("num_attention_heads")))
+    hidden, width, window = heads.hidden, c.integer("lru_width", heads.hidden), c.integer("attention_window_size", 2048)
+    intermediate, bias = c.integer("intermediate_size") // 2, c.flag("attention_bias", False)
+    key = "block_types" if c.has("block_types") else "_block_types"  # as it was published
+    kernel, turn = (
+        c.integer("conv1d_width", 4),
+        c.strings(key) if c.has(key) else ["recurrent", "recurrent", "attention"],
+    )
+    if not turn or not {"recurrent", "attention"} >= set(turn):
+        raise c.unsupported(key)
+
+    def fill(b: Block, number: int) -> None:
+        b.norm("temporal_pre_norm", hidden)
+        if turn[number % len(turn)] == "attention":
+            grouped_attention(b, heads, window_tokens=window, bias=bias, out_bias=True, prefix="temporal_block.")
+        else:
+            _gated_recurrence(b, hidden, width, kernel=kernel, num_heads=heads.num_heads)
+        b.norm("channel_pre_norm", hidden)
+        gated_mlp(b, hidden, intermediate, "gelu_tanh", prefix="mlp_block.", bias=True)
+
+    c.has("hidden_activation")
+    return whole(c, blocks(c, fill), norm="model.final_norm", tied=True)
+
+
+def _gated_recurrence(b: Block, hidden: int, width: int, *, kernel: int, num_heads: int) -> None:
+    """RG-LRU behind a short convolution: `width` numbers of state in float32, gates as a square for each head."""
+    b.mixer = RecurrentSpec(
+        kind="linear",
+        recent_values=width * (kernel - 1),
+        state_values=width,
+        recent_format=b.format,
+        state_format=F32,
+    )
+    for name in ("linear_y", "linear_x"):
+        b.matrix(f"temporal_block.{name}", width, hidden, bias=True)
+    b.matrix("temporal_block.linear_out", hidden, width, "columns", bias=True)
+    b.add("temporal_block.conv_1d.weight", width, 1, kernel, split="rows")
+    b.add("temporal_block.conv_1d.bias", width, role="bias", split="rows")
+    b.add("temporal_block.rg_lru.recurrent_param", width, split="rows")
+    head = width // num_heads
+    for name in ("input_gate", "recurrent_gate"):
+        b.add(f"temporal_block.rg_lru.{name}_weight", num_heads, head, head, split="rows")
+        b.add(f"temporal_block.rg_lru.{name}_bias", num_heads, head, role="bias", split="rows")
+
+
 def _lightning_attention(b: Block, heads: Heads, block: int) -> None:
     """Lightning attention (arXiv 2401.04658), with the decays of a block, which the published files hold too."""
     b.mixer = RecurrentSpec(

@@ -26,6 +26,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
     "relu": "relu",
     "relu2": "relu2",
+    "xielu": "xielu",
 }
 DTYPES = {"float32": F32, "float16": F16, "bfloat16": BF16}
 

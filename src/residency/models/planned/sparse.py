@@ -193,21 +193,79 @@ def llama4(c: Configuration) -> Draft:
 
 def olmoe(c: Configuration) -> Draft:
     """OLMoE: many small experts, norms over all queries and all keys."""
-    heads, bias = heads_of(c), c.flag("attention_bias", False)
+    return _olmoe(c, norms=("input_layernorm", "post_attention_layernorm"), num_experts=64)
+
+
+def flex_olmo(c: Configuration) -> Draft:
+    """FlexOlmo: OLMoE with norms after attention and after the experts."""
+    return _olmoe(c, norms=("post_attention_layernorm", "post_feedforward_layernorm"), num_experts=7)
+
+
+def dbrx(c: Configuration) -> Draft:
+    """DBRX: layer norms without biases, queries, keys and values in one matrix, experts in stacks."""
+    hidden = c.integer("d_model")
+    count, num_heads = c.integer("n_layers"), c.integer("n_heads")
+    c = c.with_defaults(hidden_size=hidden, num_hidden_layers=count, num_attention_heads=num_heads)
+    attention, network = c.section("attn_config"), c.section("ffn_config")
+    heads = heads_of(c, num_kv_heads=attention.integer("kv_n_heads", 1))
+    c.has("num_key_value_heads")  # said again by newer versions
     moe = MoeSpec(
-        num_experts=c.integer("num_experts", c.integer("num_local_experts", 64)),
-        experts_per_token=c.integer("num_experts_per_tok", 8),
-        intermediate=c.integer("intermediate_size"),
-        activation=activation_of(c),
+        num_experts=network.integer("moe_num_experts", 4),
+        experts_per_token=network.integer("moe_top_k", 1),
+        intermediate=network.integer("ffn_hidden_size", 3584),
+        activation=activation_of(network.section("ffn_act_fn"), "name"),
     )
 
     def fill(b: Block, number: int) -> None:
+        b.attention = heads.attention()
+        b.norm("norm_attn_norm.norm_1", hidden)
+        b.matrix("norm_attn_norm.attn.Wqkv", heads.q_rows + 2 * heads.kv_rows, hidden)
+        b.matrix("norm_attn_norm.attn.out_proj", hidden, heads.q_rows, "columns")
+        b.norm("norm_attn_norm.norm_2", hidden)
+        b.mlp = moe
+        b.matrix("ffn.router.layer", moe.num_experts, hidden, "replicated", role="router")
+        for name in ("w1", "v1", "w2"):
+            rows = moe.num_experts * moe.intermediate
+            b.add(f"ffn.experts.mlp.{name}", rows, hidden, role="expert", split="rows")
+
+    layers = blocks(c, fill, prefix="transformer.blocks.")
+    return whole(c, layers, embedding="transformer.wte", norm="transformer.norm_f")
+
+
+def hunyuan_v1_moe(c: Configuration) -> Draft:
+    """Hunyuan-A13B: norms on the heads of queries and keys, and a network beside the experts."""
+    heads, bias = heads_of(c), c.flag("attention_bias", False)
+    intermediate = _same_in_all_layers(c, "intermediate_size", c.integer("intermediate_size"))
+    each = _same_in_all_layers(c, "moe_intermediate_size", intermediate)
+    moe = MoeSpec(
+        num_experts=c.integer("num_experts"),
+        experts_per_token=_same_in_all_layers(c, "moe_topk", 1),
+        intermediate=each,
+        activation=activation_of(c),
+        shared_intermediate=each * _same_in_all_layers(c, "num_shared_expert", 1),
+    )
+    if not c.flag("use_mixed_mlp_moe", True) or c.flag("use_cla", False) or c.flag("use_mla", False):
+        raise c.unsupported("use_mixed_mlp_moe")
+    qk_norm = c.flag("use_qk_norm", True)
+
+    def fill(b: Block, number: int) -> None:
         b.norm("input_layernorm", heads.hidden)
-        grouped_attention(b, heads, bias=bias, out_bias=bias, qk_norm=True, whole_norms=True)
+        names = ("query_layernorm", "key_layernorm")
+        grouped_attention(b, heads, bias=bias, out_bias=bias, qk_norm=qk_norm, norms=names)
         b.norm("post_attention_layernorm", heads.hidden)
-        experts(b, heads.hidden, moe)
+        experts(b, heads.hidden, moe, router="gate.wg", shared="shared_mlp")
 
     return whole(c, blocks(c, fill))
+
+
+def _same_in_all_layers(c: Configuration, key: str, default: int) -> int:
+    """A number that may be written as a list of one for each layer. UnsupportedError if these differ."""
+    if not c.is_list(key):
+        return c.integer(key, default)
+    values = set(c.integers(key))
+    if len(values) != 1:
+        raise c.unsupported(key)
+    return values.pop()
 
 
 def granitemoe(c: Configuration) -> Draft:
@@ -270,5 +328,23 @@ def _qwen_moe(c: Configuration, *, shared: int, bias: bool, qk_norm: bool = Fals
         experts(b, heads.hidden, moe, shared="shared_expert")
         if shared:
             b.matrix("mlp.shared_expert_gate", 1, heads.hidden, "replicated", role="router")
+
+    return whole(c, blocks(c, fill))
+
+
+def _olmoe(c: Configuration, *, norms: tuple[str, str], num_experts: int) -> Draft:
+    heads, bias = heads_of(c), c.flag("attention_bias", False)
+    moe = MoeSpec(
+        num_experts=c.integer("num_experts", c.integer("num_local_experts", num_experts)),
+        experts_per_token=c.integer("num_experts_per_tok", 8),
+        intermediate=c.integer("intermediate_size"),
+        activation=activation_of(c),
+    )
+
+    def fill(b: Block, number: int) -> None:
+        for name in norms:
+            b.norm(name, heads.hidden)
+        grouped_attention(b, heads, bias=bias, out_bias=bias, qk_norm=True, whole_norms=True)
+        experts(b, heads.hidden, moe)
 
     return whole(c, blocks(c, fill))

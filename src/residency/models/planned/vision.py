@@ -27,7 +27,7 @@ def _siglip_encoder(c: Configuration) -> list[TensorSpec]:
     positions = (v.integer("image_size", 896) // patch) ** 2
     around.add("embeddings.position_embedding.weight", positions, width, role="vision")
     layers = _clip_layers(around, v.integer("num_hidden_layers", 27), width, intermediate)
-    _with_bias(around, "post_layernorm", (width,), 1)
+    with_bias(around, "post_layernorm", (width,), 1)
     if v.flag("vision_use_head", True):
         _attention_pooling(around, width, intermediate)
     return [*around.found, *layers.found]
@@ -36,11 +36,11 @@ def _siglip_encoder(c: Configuration) -> list[TensorSpec]:
 def _clip_layers(around: Tensors, copies: int, width: int, intermediate: int) -> Tensors:
     layers = Tensors(prefix=f"{around.prefix}encoder.layers.{{}}.", format=around.format)
     for name in ("layer_norm1", "layer_norm2"):
-        _with_bias(layers, name, (width,), copies)
+        with_bias(layers, name, (width,), copies)
     for name in ("k_proj", "v_proj", "q_proj", "out_proj"):
-        _with_bias(layers, f"self_attn.{name}", (width, width), copies)
-    _with_bias(layers, "mlp.fc1", (intermediate, width), copies)
-    _with_bias(layers, "mlp.fc2", (width, intermediate), copies)
+        with_bias(layers, f"self_attn.{name}", (width, width), copies)
+    with_bias(layers, "mlp.fc1", (intermediate, width), copies)
+    with_bias(layers, "mlp.fc2", (width, intermediate), copies)
     return layers
 
 
@@ -56,10 +56,10 @@ def _attention_pooling(around: Tensors, width: int, intermediate: int) -> None:
     around.add("head.probe", 1, 1, width, role="vision")
     around.add("head.attention.in_proj_weight", 3 * width, width, role="vision")
     around.add("head.attention.in_proj_bias", 3 * width, role="vision")
-    _with_bias(around, "head.attention.out_proj", (width, width), 1)
-    _with_bias(around, "head.layernorm", (width,), 1)
-    _with_bias(around, "head.mlp.fc1", (intermediate, width), 1)
-    _with_bias(around, "head.mlp.fc2", (width, intermediate), 1)
+    with_bias(around, "head.attention.out_proj", (width, width), 1)
+    with_bias(around, "head.layernorm", (width,), 1)
+    with_bias(around, "head.mlp.fc1", (intermediate, width), 1)
+    with_bias(around, "head.mlp.fc2", (width, intermediate), 1)
 
 
 def pixtral(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
@@ -103,17 +103,17 @@ def llama4_vision(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
     around.add("positional_embedding_vlm", patches + 1, width, role="vision")
     around.add("patch_embedding.linear.weight", width, channels * patch**2, role="vision")
     for name in ("layernorm_pre", "layernorm_post"):
-        _with_bias(around, name, (width,), 1)
+        with_bias(around, name, (width,), 1)
     around.add("vision_adapter.mlp.fc1.weight", between, intermediate, role="vision")
     around.add("vision_adapter.mlp.fc2.weight", after, between, role="vision")
     copies = v.integer("num_hidden_layers", 34)
     layers = Tensors(prefix="vision_model.model.layers.{}.", format=around.format)
     for name in ("input_layernorm", "post_attention_layernorm"):
-        _with_bias(layers, name, (width,), copies)
+        with_bias(layers, name, (width,), copies)
     for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-        _with_bias(layers, f"self_attn.{name}", (width, width), copies)
-    _with_bias(layers, "mlp.fc1", (intermediate, width), copies)
-    _with_bias(layers, "mlp.fc2", (width, intermediate), copies)
+        with_bias(layers, f"self_attn.{name}", (width, width), copies)
+    with_bias(layers, "mlp.fc1", (intermediate, width), copies)
+    with_bias(layers, "mlp.fc2", (width, intermediate), copies)
     projector = Tensors(prefix="multi_modal_projector.", format=around.format)
     projector.add("linear_1.weight", hidden, v.integer("vision_output_dim", 4096), role="vision")
     return (*around.found, *layers.found, *projector.found)
@@ -147,7 +147,7 @@ def _clip_encoder(c: Configuration) -> list[TensorSpec]:
     positions = (v.integer("image_size", 336) // patch) ** 2 + 1
     around.add("embeddings.position_embedding.weight", positions, width, role="vision")
     for name in ("pre_layrnorm", "post_layernorm"):
-        _with_bias(around, name, (width,), 1)
+        with_bias(around, name, (width,), 1)
     layers = _clip_layers(around, v.integer("num_hidden_layers", 24), width, intermediate)
     return [*around.found, *layers.found]
 
@@ -165,15 +165,15 @@ def moonvit(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
     copies = v.integer("num_hidden_layers", 27)
     layers = Tensors(prefix="vision_tower.encoder.blocks.{}.", format=around.format)
     for name in ("norm0", "norm1"):
-        _with_bias(layers, name, (width,), copies)
+        with_bias(layers, name, (width,), copies)
     for name, shape in (("wqkv", (3 * width, width)), ("wo", (width, width))):
-        _with_bias(layers, name, shape, copies)
-    _with_bias(layers, "mlp.fc0", (intermediate, width), copies)
-    _with_bias(layers, "mlp.fc1", (width, intermediate), copies)
-    _with_bias(around, "encoder.final_layernorm", (width,), 1)
+        with_bias(layers, name, shape, copies)
+    with_bias(layers, "mlp.fc0", (intermediate, width), copies)
+    with_bias(layers, "mlp.fc1", (width, intermediate), copies)
+    with_bias(around, "encoder.final_layernorm", (width,), 1)
     projector = Tensors(prefix="multi_modal_projector.", format=around.format)
     high, wide = v.integers("merge_kernel_size") or (2, 2)
-    _with_bias(projector, "pre_norm", (width,), 1)
+    with_bias(projector, "pre_norm", (width,), 1)
     merged = high * wide * width
     for name, rows in (("linear_1", merged), ("linear_2", hidden)):  # not split: vLLM keeps them whole on each rank
         projector.add(f"{name}.weight", rows, merged, role="vision")
@@ -187,9 +187,9 @@ def qwen2_vl(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
     width = v.integer("embed_dim", 1280)
     intermediate, copies = v.integer("mlp_ratio", 4) * width, _depth(v)
     around, layers = _qwen_encoder(c, v, width, copies, prefix="visual.", norm_bias=True)
-    _with_bias(layers, "mlp.fc1", (intermediate, width), copies)
-    _with_bias(layers, "mlp.fc2", (width, intermediate), copies)
-    _with_bias(around, "merger.ln_q", (width,), 1)
+    with_bias(layers, "mlp.fc1", (intermediate, width), copies)
+    with_bias(layers, "mlp.fc2", (width, intermediate), copies)
+    with_bias(around, "merger.ln_q", (width,), 1)
     _qwen_merger(around, v, width, hidden, names=("merger.mlp.0", "merger.mlp.2"))
     return (*around.found, *layers.found)
 
@@ -204,7 +204,7 @@ def qwen2_5_vl(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
         ("up", (intermediate, width)),
         ("down", (width, intermediate)),
     ):
-        _with_bias(layers, f"mlp.{name}_proj", shape, copies)
+        with_bias(layers, f"mlp.{name}_proj", shape, copies)
     around.add("merger.ln_q.weight", width, role="vision")
     _qwen_merger(around, v, width, hidden, names=("merger.mlp.0", "merger.mlp.2"))
     return (*around.found, *layers.found)
@@ -215,16 +215,16 @@ def qwen3_vl(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
     v = c.section("vision_config")
     width, intermediate, copies = v.integer("hidden_size", 1152), v.integer("intermediate_size", 4304), _depth(v, 27)
     around, layers = _qwen_encoder(c, v, width, copies, prefix="model.visual.", norm_bias=True)
-    _with_bias(layers, "mlp.linear_fc1", (intermediate, width), copies)
-    _with_bias(layers, "mlp.linear_fc2", (width, intermediate), copies)
+    with_bias(layers, "mlp.linear_fc1", (intermediate, width), copies)
+    with_bias(layers, "mlp.linear_fc2", (width, intermediate), copies)
     around.add("patch_embed.proj.bias", width, role="vision")
     around.add("pos_embed.weight", v.integer("num_position_embeddings", 2304), width, role="vision")
-    _with_bias(around, "merger.norm", (width,), 1)
+    with_bias(around, "merger.norm", (width,), 1)
     _qwen_merger(around, v, width, hidden, names=("merger.linear_fc1", "merger.linear_fc2"))
     deep = len(v.integers("deepstack_visual_indexes"))
     for number in range(deep):
         merger = f"deepstack_merger_list.{number}"
-        _with_bias(around, f"{merger}.norm", (width * _merged(v),), 1)
+        with_bias(around, f"{merger}.norm", (width * _merged(v),), 1)
         _qwen_merger(around, v, width, hidden, names=(f"{merger}.linear_fc1", f"{merger}.linear_fc2"))
     return (*around.found, *layers.found)
 
@@ -242,15 +242,15 @@ def _qwen_encoder(
         layers.add(f"{name}.weight", width, role="vision", copies=copies)
         if norm_bias:
             layers.add(f"{name}.bias", width, role="vision", copies=copies)
-    _with_bias(layers, "attn.qkv", (3 * width, width), copies)
-    _with_bias(layers, "attn.proj", (width, width), copies)
+    with_bias(layers, "attn.qkv", (3 * width, width), copies)
+    with_bias(layers, "attn.proj", (width, width), copies)
     return around, layers
 
 
 def _qwen_merger(around: Tensors, v: Configuration, width: int, hidden: int, *, names: tuple[str, str]) -> None:
     merged = width * _merged(v)
-    _with_bias(around, names[0], (merged, merged), 1)
-    _with_bias(around, names[1], (hidden, merged), 1)
+    with_bias(around, names[0], (merged, merged), 1)
+    with_bias(around, names[1], (hidden, merged), 1)
 
 
 def _depth(v: Configuration, default: int = 32) -> int:
@@ -262,7 +262,8 @@ def _merged(v: Configuration) -> int:
     return v.integer("spatial_merge_size", 2) ** 2
 
 
-def _with_bias(tensors: Tensors, name: str, shape: tuple[int, ...], copies: int) -> None:
+def with_bias(tensors: Tensors, name: str, shape: tuple[int, ...], copies: int) -> None:
+    """A vision tower's tensor and its bias, in `copies`."""
     split: Split = "rows" if len(shape) > 1 else "replicated"
     tensors.add(f"{name}.weight", *shape, role="vision", split=split, copies=copies)
     tensors.add(f"{name}.bias", shape[0], role="vision", copies=copies)
