@@ -4,8 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from residency.formats import FORMATS, pack_rows, unpack_rows
-from residency.formats.planes import PLANE_LAYOUTS, to_planes
+from residency.formats import BF16, F32, FORMATS, GroupedFormat, grouped, pack_rows, unpack_rows
+from residency.formats.planes import PLANE_LAYOUTS, plane_layout, to_planes
 from support.planes import unpack_planes
 
 Bytes = npt.NDArray[np.uint8]
@@ -41,3 +41,32 @@ def test_planes_have_the_shapes_that_are_planned(name: str) -> None:
     planes = to_planes(FORMATS[name], rows_of(name))
     shapes = PLANE_LAYOUTS[name].shapes(6, 768)
     assert {k: (p.shape, p.dtype.name) for k, p in planes.items()} == {k: (s.shape, s.dtype) for k, s in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    "fmt",
+    [
+        grouped(bits=4, group=128),
+        grouped(bits=8, group=32, scales=F32),
+        grouped(bits=4, group=64, has_zero=True),
+        grouped(bits=8, group=128, has_zero=True, scales=F32),
+    ],
+    ids=lambda fmt: fmt.name,
+)
+def test_planes_of_integers_in_groups_stand_for_their_values(fmt: GroupedFormat) -> None:
+    rows_RB = pack_rows(fmt, np.random.default_rng().standard_normal((6, 768)).astype(np.float32))
+    layout, planes = plane_layout(fmt), to_planes(fmt, rows_RB)
+    assert layout is not None
+    np.testing.assert_allclose(unpack_planes(layout, planes), unpack_rows(fmt, rows_RB), rtol=1e-6, atol=1e-6)
+    assert sum(plane.nbytes for plane in planes.values()) == rows_RB.nbytes
+
+
+def test_scales_in_bfloat16_are_kept_as_their_bits() -> None:
+    fmt = grouped(bits=4, group=32, scales=BF16)
+    rows_RB = pack_rows(fmt, np.random.default_rng().standard_normal((2, 64)).astype(np.float32))
+    kept = to_planes(fmt, rows_RB)["scales"]
+    np.testing.assert_array_equal(kept.view(np.uint8).ravel(), rows_RB.reshape(2, 2, -1)[:, :, -2:].ravel())
+
+
+def test_integers_of_three_bits_lie_in_no_planes() -> None:
+    assert plane_layout(grouped(bits=3, group=128)) is None

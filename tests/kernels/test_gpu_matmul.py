@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from residency.formats import FORMATS, pack_rows, unpack_rows
-from residency.formats.planes import PLANE_LAYOUTS, int4_groups, int8_groups
+from residency.formats import F32, FORMATS, grouped, pack_rows, unpack_rows
+from residency.formats.planes import PLANE_LAYOUTS, plane_layout
 from residency.kernels.embed import embed
 from residency.kernels.gate import gated
 from residency.kernels.gate import reference as gate_reference
@@ -19,7 +19,13 @@ from support.planes import random_planes, unpack_planes
 
 ROWS, COLUMNS = 22, 512  # the last tile of rows is not whole
 MANY_SPLITS = 64  # multiprocessors: so many programs share a tile's columns
-LAYOUTS = {**PLANE_LAYOUTS, "int4 of 128": int4_groups(128), "int8 of 64": int8_groups(64)}
+GROUPED = (
+    grouped(bits=4, group=128),
+    grouped(bits=8, group=64),
+    grouped(bits=4, group=32, has_zero=True),
+    grouped(bits=8, group=128, has_zero=True, scales=F32),
+)
+LAYOUTS = {**PLANE_LAYOUTS, **{each.name: layout for each in GROUPED if (layout := plane_layout(each))}}
 
 
 def product(
@@ -68,7 +74,7 @@ def test_programs_that_share_columns_add_up_to_the_definition_s_product() -> Non
     assert_near(*product("Q5_K", random_rows(17, 3 * COLUMNS)))
 
 
-@pytest.mark.parametrize("name", ["Q4_1", "Q5_K", "Q6_K", "int8 of 64"])
+@pytest.mark.parametrize("name", ["Q4_1", "Q5_K", "Q6_K", "INT8_G64", "INT4_G32_ZP"])
 def test_a_product_in_slabs_is_that_of_the_definition(name: str) -> None:
     assert_near(*product(name, random_rows(257)))
 

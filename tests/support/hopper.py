@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from residency.formats.planes import PLANE_LAYOUTS, PlaneLayout, int4_groups
+from residency.formats.planes import PLANE_LAYOUTS, PlaneLayout
 from residency.kernels.attention import attention
 from residency.kernels.device import DeviceMatrix, DeviceStep, StepShape, on_device
 from residency.kernels.embed import embed
@@ -28,6 +28,7 @@ from residency.kernels.rotary import LayerPages, rotate_and_store
 from residency.spec.model import AttentionSpec
 from residency.store.device import DTYPES
 
+INT4 = PlaneLayout(code_bits=4, group_columns=128, zero=8, scales="half")
 MULTIPROCESSORS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM = 132, 4096, 32, 8, 128
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 INSTRUCTIONS = ("HGMMA", "HMMA", "LDG.E.128", "LDL", "STL")
@@ -57,7 +58,7 @@ def main() -> None:
         )
 
     JITFunction.__getitem__ = launched
-    for layout in (PLANE_LAYOUTS["Q4_K"], PLANE_LAYOUTS["Q6_K"], PLANE_LAYOUTS["Q8_0"], int4_groups(128)):
+    for layout in (PLANE_LAYOUTS["Q4_K"], PLANE_LAYOUTS["Q6_K"], PLANE_LAYOUTS["Q8_0"], INT4):
         for tokens in (1, 8, 64, 300):
             _product(layout, tokens)
     for kv_format, value_bytes in (("BF16", 2), ("INT8", 1), ("FP8", 1)):

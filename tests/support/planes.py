@@ -20,6 +20,8 @@ def unpack_planes(layout: PlaneLayout, planes: Mapping[str, Array]) -> Floats:
     scales = planes["scales"]
     if layout.scales == "half":
         values = scales[:, groups].astype(np.float32) * (codes - layout.zero)
+    elif layout.scales == "zero":
+        values = scales[:, groups].astype(np.float32) * (codes - planes["zeros"][:, groups].astype(np.float32))
     elif layout.scales == "half-minimum":
         values = scales[:, groups, 0].astype(np.float32) * codes + scales[:, groups, 1].astype(np.float32)
     else:
@@ -41,8 +43,8 @@ def random_planes(layout: PlaneLayout, rows: int, columns: int, rng: np.random.G
 
 
 def _random(plane: PlaneShape, rng: np.random.Generator) -> Array:
-    if plane.dtype == "float16":
-        return (rng.standard_normal(plane.shape) * 0.1).astype(np.float16)
+    if plane.dtype in ("float16", "float32"):
+        return (rng.standard_normal(plane.shape) * 0.1).astype(plane.dtype)
     return rng.integers(0, 256, plane.num_bytes, dtype=np.uint8).view(plane.dtype).reshape(plane.shape)
 
 

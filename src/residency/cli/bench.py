@@ -2,29 +2,35 @@
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from residency.cli.bench_places import Place, place_of
 from residency.cli.expert_paging import expert_paging
-from residency.cli.options import json_option, memory_bytes, model_argument
+from residency.cli.options import (
+    DeviceName,
+    PlanOptions,
+    device_option,
+    json_option,
+    memory_bytes,
+    model_argument,
+    random_weights_option,
+)
 from residency.cli.planned import fetched, measured_machine
 from residency.cli.progress import Progress
 from residency.cli.sweep import sweep_lines
 from residency.cli.sweep import sweep_memory as swept
 from residency.cli.tables import columns
-from residency.engine.planning import plan_rows
 from residency.errors import UsageError
 from residency.hardware import Machine
-from residency.models.specs import model_spec
+from residency.models.made_up import RandomWeights
 from residency.planner import Plan
-from residency.planner.explain import speed
-from residency.spec.layout import read_bytes_per_token
-from residency.spec.opening import open_checkpoint
+from residency.planner.explain import MEANINGLESS, speed
+from residency.spec.model import ModelSpec
 from residency.units import decimal_bytes, operations_rate, rate, seconds
-from residency.verifier.bench import Asked, Limits, Speed, bench_data, limits_of, measure
+from residency.verifier.bench import Asked, Limits, Speed, bench_data, measure
 from residency.verifier.opened import opened
 from residency.verifier.profile import StepProfile, profile_decode, profile_prefill
 from residency.verifier.roofline import Point, Roofline, roofline_svg, write_png
@@ -74,6 +80,8 @@ def numbers(least: int) -> Callable[[click.Context, click.Parameter, str | None]
 )
 @click.option("--threads", type=int, metavar="N", help="Threads to compute with (default: all allowed).")
 @click.option("--memory", callback=memory_bytes, metavar="SIZE", help="Budget of the whole process, such as 400MiB.")
+@device_option
+@random_weights_option
 @click.option("--sweep-memory", is_flag=True, help="Speed and peak in ever more memory, down to the least, instead.")
 @click.option("--profile", is_flag=True, help="Show one step of decode and one of prefill by operator instead.")
 @click.option("--svg", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Draw the roofline.")
@@ -94,6 +102,8 @@ def command(
     repeat: int,
     threads: int | None,
     memory: int | None,
+    device: DeviceName | None,
+    random_weights: RandomWeights | None,
     sweep_memory: bool,
     profile: bool,
     svg: Path | None,
@@ -113,7 +123,10 @@ def command(
       residency bench model.gguf --profile --context 4096
       residency bench model.gguf --sweep-memory --svg sweep.svg
       residency bench mixture.gguf --memory 3GiB --expert-trace routes.npy
+      residency bench meta-llama/Llama-2-7b-hf --device cuda --random-weights int4
     """
+    if device == "cuda" and (profile or sweep_memory or expert_trace):
+        raise UsageError("--profile, --sweep-memory and --expert-trace are of the processor; leave --device away.")
     if expert_trace is not None:
         expert_paging(model, expert_trace, memory=memory, threads=threads, as_json=as_json)
         return
@@ -124,25 +137,26 @@ def command(
             raise UsageError("--sweep-memory chooses budgets and prompts itself; give --threads, --svg or --png alone.")
         _sweep(model, threads, svg, png, as_json)
         return
+    options = PlanOptions(memory_bytes=memory, threads=threads, device=device, random_weights=random_weights)
     with Progress() as progress:
-        path = fetched(model, progress)
-        machine = measured_machine(progress)
-        plan_for = partial(_plan, path, memory=memory, threads=threads, machine=machine)
+        place = place_of(model, options, progress)
         if profile:
-            steps = _profiles(plan_for, machine, progress, context=context, prompt=prompt)
+            steps = _profiles(place, progress, context=context, prompt=prompt)
             _print_profiles(steps, as_json)
             return
-        asked = _asked(path, prompt, context, batch, decode_tokens, repeat)
-        plan = plan_for(asked.batched_tokens if asked.sequences else asked.longest_tokens, 1)
-        progress.say("the read loop, alone")
-        limits = limits_of(machine, weight_bytes=_weight_bytes(path), threads=plan.threads)
-        speeds = measure(asked, plan_for, machine, say=progress.say, progress=progress)
-    picture = roofline_svg(_roofline(limits, speeds), f"{plan.model_name}, {plan.threads} threads, {machine.processor}")
+        asked = _asked(place.spec, prompt, context, batch, decode_tokens, repeat)
+        plan = place.plan_for(asked.batched_tokens if asked.sequences else asked.longest_tokens, 1)
+        if plan.is_made_up:
+            progress.say(MEANINGLESS)
+        progress.say("the limits, alone")
+        limits = place.limits(plan)
+        speeds = measure(asked, place.plan_for, place.machine, say=progress.say, progress=progress)
+    picture = roofline_svg(_roofline(limits, speeds), " · ".join(_heading(plan, place)))
     _draw(picture, svg, png)
     if as_json:
-        click.echo(json.dumps(bench_data(plan, machine, limits, speeds), ensure_ascii=False))
+        click.echo(json.dumps(bench_data(plan, place.machine, limits, speeds), ensure_ascii=False))
     else:
-        click.echo("\n".join(_lines(plan, machine, limits, speeds)))
+        click.echo("\n".join(_lines(plan, place, limits, speeds)))
 
 
 def _sweep(model: str, threads: int | None, svg: Path | None, png: Path | None, as_json: bool) -> None:
@@ -164,20 +178,8 @@ def _draw(picture: str, svg: Path | None, png: Path | None) -> None:
         write_png(picture, png)
 
 
-def _plan(
-    path: Path, context_tokens: int, sequences: int, *, memory: int | None, threads: int | None, machine: Machine
-) -> Plan:
-    return plan_rows(
-        path, memory=memory, context=context_tokens, max_sequences=sequences, threads=threads, machine=machine
-    )
-
-
-def _weight_bytes(path: Path) -> int:
-    return read_bytes_per_token(model_spec(open_checkpoint(path)))
-
-
 def _asked(
-    path: Path,
+    spec: ModelSpec,
     prompt: tuple[int, ...] | None,
     context: tuple[int, ...] | None,
     batch: tuple[int, ...] | None,
@@ -187,7 +189,7 @@ def _asked(
     """What was given; where nothing was, the usual as far as the model's context reaches."""
     if prompt is None and context is None and batch is None:
         usual = Asked(decode_tokens=decode_tokens, repeats=repeats)
-        return usual.within(model_spec(open_checkpoint(path)).max_context_tokens)
+        return usual.within(spec.max_context_tokens)
     return Asked(
         prompt_tokens=prompt or (),
         context_tokens=context or (),
@@ -198,8 +200,7 @@ def _asked(
 
 
 def _profiles(
-    plan_for: Callable[[int, int], Plan],
-    machine: Machine,
+    place: Place,
     progress: Progress,
     *,
     context: tuple[int, ...] | None,
@@ -209,10 +210,11 @@ def _profiles(
     contexts, prompts = (context or ())[:1], (prompt or ())[:1]
     if not contexts and not prompts:
         contexts, prompts = (_PROFILED_TOKENS[0],), (_PROFILED_TOKENS[1],)
-    plan = plan_for(max(*contexts, *prompts, 1) + 3, 1)
+    assert isinstance(place.machine, Machine), "a device's own profilers show its kernels"
+    plan = place.plan_for(max(*contexts, *prompts, 1) + 3, 1)
     with opened(plan, progress) as model:
-        decodes = [profile_decode(model, machine, context_tokens=each) for each in contexts]
-        return decodes + [profile_prefill(model, machine, prompt_tokens=each) for each in prompts]
+        decodes = [profile_decode(model, place.machine, context_tokens=each) for each in contexts]
+        return decodes + [profile_prefill(model, place.machine, prompt_tokens=each) for each in prompts]
 
 
 def _roofline(limits: Limits, speeds: Sequence[Speed]) -> Roofline:
@@ -241,7 +243,12 @@ def _name(each: Speed) -> str:
     return f"decode after {each.context_tokens}"
 
 
-def _lines(plan: Plan, machine: Machine, limits: Limits, speeds: Sequence[Speed]) -> list[str]:
+def _heading(plan: Plan, place: Place) -> list[str]:
+    threads = [f"{plan.threads} threads"] if plan.device is None else []
+    return [plan.model_name, plan.format_label, *threads, place.name]
+
+
+def _lines(plan: Plan, place: Place, limits: Limits, speeds: Sequence[Speed]) -> list[str]:
     """The table for people."""
     head = ["", "tokens/s", "least to most", "forecast", "bytes a step", "read", "of memory", "of compute"]
     rows = [
@@ -257,11 +264,16 @@ def _lines(plan: Plan, machine: Machine, limits: Limits, speeds: Sequence[Speed]
         ]
         for each in speeds
     ]
+    products = operations_rate(limits.operations_per_second)
+    if plan.device is None:
+        now = f" by the probe, {rate(limits.read_loop_bytes_per_second)} by a read loop now"
+        products += f", {operations_rate(limits.prompt_operations_per_second)} of prompts"
+    else:
+        now = " by copies"
     return [
-        f"{plan.model_name} · {plan.format_label} · {plan.threads} threads · {machine.processor}",
-        f"memory {rate(limits.read_bytes_per_second)} by the probe, {rate(limits.read_loop_bytes_per_second)} by a "
-        f"read loop now · matrix products {operations_rate(limits.operations_per_second)}, "
-        f"{operations_rate(limits.prompt_operations_per_second)} of prompts",
+        " · ".join(_heading(plan, place)),
+        *([MEANINGLESS] if plan.is_made_up else []),
+        f"memory {rate(limits.read_bytes_per_second)}{now} · matrix products {products}",
         "",
         *columns([head, *rows], right=tuple(range(1, len(head)))),
     ]

@@ -13,6 +13,7 @@ from residency.cli.progress import Progress
 from residency.cli.tables import columns
 from residency.errors import FileError, UsageError
 from residency.planner import Plan
+from residency.planner.explain import MEANINGLESS
 from residency.verifier.evaluation import Evaluation, evaluate
 from residency.verifier.perplexity import CHUNK_TOKENS, STEP_TOKENS
 
@@ -95,4 +96,7 @@ def scoring_plan(model: str, asked: PlanOptions, progress: Progress) -> Plan:
     """A plan for a chunk at a time, with keys and values in F16 where nothing else is asked for: weights are judged."""
     if asked.device != "cuda":
         asked = replace(asked, kv_format=asked.kv_format or "F16")
-    return planned(model, asked, progress, chunk_tokens=STEP_TOKENS, logit_rows=STEP_TOKENS)
+    plan = planned(model, asked, progress, chunk_tokens=STEP_TOKENS, logit_rows=STEP_TOKENS)
+    if plan.is_made_up:
+        progress.say(MEANINGLESS)
+    return plan

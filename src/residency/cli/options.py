@@ -8,6 +8,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from residency.errors import UsageError
+from residency.models.made_up import RandomWeights
 from residency.spec.state import AnyKvName
 from residency.store.fetch import CATALOG
 from residency.units import parse_bytes
@@ -36,6 +37,7 @@ class PlanOptions:
     threads: int | None = None
     kv_format: AnyKvName | None = None
     device: DeviceName | None = None
+    random_weights: RandomWeights | None = None
 
     def refuse_any(self, source: str) -> None:
         """UsageError if something is asked for that the plan `source` has decided."""
@@ -45,6 +47,7 @@ class PlanOptions:
             "--threads": self.threads,
             "--kv": self.kv_format,
             "--device": self.device,
+            "--random-weights": self.random_weights,
         }
         for name, value in given.items():
             if value is not None:
@@ -62,8 +65,18 @@ device_option = click.option(
 )
 
 
+random_weights_option = click.option(
+    "--random-weights",
+    type=click.Choice(get_args(RandomWeights)),
+    help="Make weights up instead of reading them, in the model's own formats (source) or in integers; with --device "
+    "cuda. What the model then writes has no meaning.",
+)
+
+
 def plan_options(function: F) -> F:
-    """--memory, --context, --threads, --kv and --device, handed to the command as `asked: PlanOptions`."""
+    """--memory, --context, --threads, --kv, --device and --random-weights, handed to the command as `asked:
+    PlanOptions`.
+    """
 
     def command(
         *arguments: Any,
@@ -72,9 +85,17 @@ def plan_options(function: F) -> F:
         threads: int | None,
         kv: AnyKvName | None,
         device: DeviceName | None,
+        random_weights: RandomWeights | None,
         **others: Any,
     ) -> Any:
-        asked = PlanOptions(memory_bytes=memory, context_tokens=context, threads=threads, kv_format=kv, device=device)
+        asked = PlanOptions(
+            memory_bytes=memory,
+            context_tokens=context,
+            threads=threads,
+            kv_format=kv,
+            device=device,
+            random_weights=random_weights,
+        )
         return function(*arguments, asked=asked, **others)
 
     command.__doc__ = function.__doc__
@@ -82,6 +103,7 @@ def plan_options(function: F) -> F:
     command.__dict__.update(function.__dict__)
     decorated: Any = command
     for decorate in (
+        random_weights_option,
         device_option,
         click.option(
             "--kv",

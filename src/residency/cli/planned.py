@@ -10,8 +10,9 @@ from residency.engine.device import plan_for_device
 from residency.engine.planning import plan_rows, read_plan
 from residency.errors import FileError, UsageError
 from residency.hardware import Machine
+from residency.models.specs import is_known
 from residency.planner import Plan
-from residency.planner.on_device import DeviceRequest, RandomWeights
+from residency.planner.on_device import DeviceRequest
 from residency.store.fetch import pull
 
 
@@ -33,9 +34,12 @@ def planned(
     if is_plan_file(model):
         asked.refuse_any(model)
         return read_plan(Path(model))
-    path = fetched(model, progress)
     if asked.device == "cuda":
-        return device_plan(path, asked, chunk_tokens=chunk_tokens, logit_rows=logit_rows, max_sequences=max_sequences)
+        named = Path(model) if asked.random_weights and is_known(model) else fetched(model, progress)
+        return device_plan(named, asked, chunk_tokens=chunk_tokens, logit_rows=logit_rows, max_sequences=max_sequences)
+    if asked.random_weights is not None:
+        raise UsageError("--random-weights makes weights on a device; give --device cuda too.")
+    path = fetched(model, progress)
     if asked.kv_format == "BF16" or asked.kv_format == "FP8":
         raise UsageError(f"--kv {asked.kv_format} is for --device cuda; give F16, F32, INT8 or INT4.")
     return plan_rows(
@@ -60,9 +64,10 @@ def device_plan(
     chunk_tokens: int | None = None,
     logit_rows: int | None = None,
     max_sequences: int = 1,
-    random_weights: RandomWeights | None = None,
 ) -> Plan:
-    """The plan of a run of the model at `path` on the CUDA device here. UsageError or MachineError where none is."""
+    """The plan of a run of the model at `path`, or of a published one without weights, on the CUDA device here.
+    UsageError or MachineError where there is none.
+    """
     if asked.threads is not None:
         raise UsageError("--threads is of the processor; leave it away with --device cuda.")
     request = DeviceRequest(
@@ -72,7 +77,7 @@ def device_plan(
         chunk_tokens=chunk_tokens,
         logit_rows=logit_rows,
         max_sequences=max_sequences,
-        random_weights=random_weights,
+        random_weights=asked.random_weights,
     )
     return plan_for_device(path, request)
 

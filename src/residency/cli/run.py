@@ -16,7 +16,7 @@ from residency.engine.engine import Engine
 from residency.engine.report import Report
 from residency.engine.sampler import Sampling
 from residency.errors import UsageError
-from residency.planner.explain import explain, speed
+from residency.planner.explain import MEANINGLESS, explain, speed
 from residency.units import mib, seconds
 
 INTERRUPTED = 130
@@ -88,6 +88,8 @@ def command(
             save_plan(plan, plan_out)
         if not (as_json or quiet):
             click.echo(explain(plan))
+        elif plan.is_made_up:
+            progress.say(MEANINGLESS)
         with Engine.open(plan, progress=progress) as engine, held_to_budget(plan):
             progress.close()
             if text is None:

@@ -13,7 +13,7 @@ from residency.cli.prepare import prepare_first
 from residency.cli.progress import Progress
 from residency.cli.tables import columns
 from residency.errors import UsageError
-from residency.planner.explain import placement, speed
+from residency.planner.explain import MEANINGLESS, placement, speed
 from residency.units import mib
 from residency.verifier.forecast import GENERATED_TOKENS, Comparison, Tolerances, compare, run_as_forecast
 from residency.verifier.perplexity import CHUNK_TOKENS, measure_perplexity
@@ -97,6 +97,8 @@ def command(
     tolerances = Tolerances(memory=memory_tolerance / 100, peak=peak_tolerance / 100, speed=speed_tolerance / 100)
     with Progress() as progress:
         plan = planned(model, asked, progress)
+        if plan.is_made_up:
+            progress.say(MEANINGLESS)
         comparisons = compare(run_as_forecast(plan, answer_tokens=answer_tokens, progress=progress), tolerances)
     holds = all(each.holds for each in comparisons)
     if as_json:

@@ -17,9 +17,9 @@ def held_to_budget(plan: Plan, *, untouched_bytes: int = UNTOUCHED_BYTES) -> Ite
 
     Pages, buffers and weights are there already: they are mappings that are shared or read alone, which this limit
     (RLIMIT_DATA) does not count, and the plan has counted them to the byte. What goes past it is a MemoryError. Nothing
-    happens where the system does not say what is mapped.
+    happens where the system does not say what is mapped, or where the budget is of a device's memory.
     """
-    mapped_bytes = _status_bytes("VmData")
+    mapped_bytes = None if plan.device is not None else _status_bytes("VmData")
     if mapped_bytes is None:
         yield
         return

@@ -14,7 +14,9 @@ from residency.engine.stamps import LaunchTime
 from residency.errors import UsageError
 from residency.hardware.host import read_host
 from residency.ledger import KvPages
+from residency.models.made_up import made_up, made_up_spec
 from residency.models.specs import model_spec
+from residency.planner.device_speed import LinkedDevice
 from residency.planner.on_device import DeviceRequest, decode_batches, plan_on_device
 from residency.planner.plan import MemoryBytes, Plan
 from residency.scheduler import Batch
@@ -61,21 +63,36 @@ def this_device(*, renew: bool = False) -> "DeviceFigures":
     return device_figures(renew=renew)
 
 
-def plan_for_device(model: str | Path, asked: DeviceRequest) -> Plan:
-    """The plan of running `model` on the first CUDA device; see plan_on_device for what is refused."""
+def linked_device() -> LinkedDevice:
+    """The first CUDA device, to forecast with; as `this_device` where there is none."""
     figures = this_device()
-    checkpoint = open_checkpoint(resolve(str(model)))
-    graphs = len(decode_batches(asked.max_sequences)) * GRAPH_BYTES
+    return LinkedDevice(device=figures.device(), link_bytes_per_second=figures.pinned_to_device)
+
+
+def plan_for_device(model: str | Path, asked: DeviceRequest) -> Plan:
+    """The plan of running `model` on the first CUDA device; see plan_on_device for what is refused.
+
+    With made-up weights it may be a published model, of which there is no file.
+    """
+    figures = this_device()
+    path = Path(model)
+    if asked.random_weights is None or path.exists():
+        checkpoint = open_checkpoint(resolve(str(model)))
+        spec, path, fingerprint = model_spec(checkpoint), checkpoint.path.absolute(), checkpoint.fingerprint
+        if asked.random_weights is not None:
+            spec = made_up(spec, asked.random_weights)
+    else:
+        spec, fingerprint = made_up_spec(model, asked.random_weights), "made up"
     return plan_on_device(
-        model_spec(checkpoint),
+        spec,
         asked,
         device=figures.device(),
         multiprocessors=figures.multiprocessors,
-        runtime_bytes=figures.runtime_bytes + graphs,
+        runtime_bytes=figures.runtime_bytes + len(decode_batches(asked.max_sequences)) * GRAPH_BYTES,
         ram_bytes=int(read_host().available_bytes * PINNED_PART),
         link_bytes_per_second=figures.pinned_to_device,
-        model_path=checkpoint.path.absolute(),
-        fingerprint=checkpoint.fingerprint,
+        model_path=path,
+        fingerprint=fingerprint,
     )
 
 

@@ -21,10 +21,10 @@ from residency.engine.swap import SwapSpace
 from residency.engine.text import ChatTemplate, StreamDecoder, Tokenizer, load_chat_template, load_tokenizer
 from residency.errors import ContextError, UsageError
 from residency.ledger import Ledger, MemoryClass
+from residency.planner.device_speed import cost_of
 from residency.planner.plan import MemoryBytes, Plan
 from residency.scheduler import Admission
 from residency.spec.checkpoint import Checkpoint
-from residency.spec.layout import unrouted_read_bytes
 from residency.spec.model import ModelSpec
 from residency.store.paging import PagingCounts
 from residency.store.weights import Weights, ensure_store
@@ -96,7 +96,7 @@ class Engine:
             self.plan,
             self._executor,
             eos_ids=self.tokenizer.eos_ids,
-            weight_read_bytes=unrouted_read_bytes(self._spec),
+            weight_read_bytes=cost_of(self.plan, self._spec).unrouted_bytes,
             admission=admission,
             swap=swap,
             store=store,
@@ -125,6 +125,8 @@ class Engine:
     @property
     def expert_counts(self) -> PagingCounts | None:
         """How often experts were in memory when they were needed; None where all of them are."""
+        if self.plan.device is not None:
+            return None
         return None if self._weights.pager is None else self._weights.pager.counts
 
     @property

@@ -7,6 +7,7 @@ from residency.errors import FileError, MachineError
 from residency.hardware import Machine
 from residency.hardware.host import read_host
 from residency.kernels.simd.tiles import has_tiles
+from residency.models.made_up import made_up, made_up_spec
 from residency.models.registry import forward_of
 from residency.models.specs import model_spec
 from residency.planner import Plan, plan_run
@@ -107,8 +108,19 @@ def read_plan(path: Path) -> Plan:
         raise MachineError(
             f"the plan {path} is for {plan.threads} threads and {allowed} are allowed here; make it anew here."
         )
-    open_planned(plan)
+    planned_spec(plan)
     return plan
+
+
+def planned_spec(plan: Plan) -> ModelSpec:
+    """What the plan's model is; of one that is made up from a published configuration there are no files."""
+    made = None if plan.device is None else plan.device.random_weights
+    if made is None or plan.model_path.exists():
+        return open_planned(plan)[1]
+    model = made_up_spec(plan.model_path, made)
+    check_plan(plan, model)
+    forward_of(model)
+    return model
 
 
 def open_planned(plan: Plan) -> tuple[Checkpoint, ModelSpec]:
@@ -121,6 +133,8 @@ def open_planned(plan: Plan) -> tuple[Checkpoint, ModelSpec]:
     if checkpoint.fingerprint != plan.model_fingerprint:
         raise FileError(f"{plan.model_path} has changed since it was planned; make the plan anew.")
     model = model_spec(checkpoint)
+    if plan.device is not None and plan.device.random_weights is not None:
+        model = made_up(model, plan.device.random_weights)
     if plan.prompts_in_tiles and not has_tiles():
         raise FileError("the plan wants tile registers (AMX), which this process may not use; make the plan anew.")
     check_plan(plan, model)

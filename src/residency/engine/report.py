@@ -93,5 +93,6 @@ class Report:
             "bandwidth": self.bandwidth.to_data(),
             "disk": None if self.disk is None else self.disk.to_data(),
             "expert_hit_rate": self.expert_hit_rate,
+            "made_up": self.plan.is_made_up,
             "streaming": None if self.plan.streaming is None else self.plan.streaming.to_data(),
         }

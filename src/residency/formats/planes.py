@@ -9,11 +9,13 @@ row after row, part after part:
              codes: the two bits from 2 j on of the first word are column j's, of the second column 16 + j's)
     scales   for each group of columns, as `PlaneLayout.scales` says
     supers   float16 that multiply the group scales of 256 columns: scale (and minimum)
+    zeros    for each group the byte that is taken off its codes, where a format keeps zero points
 
 Nothing is rounded: planes hold as many bytes as the blocks did. Shape suffixes: R rows, N blocks of a row, V values of
 a block, G groups of a block, W words.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,13 +24,17 @@ import numpy as np
 import numpy.typing as npt
 
 from residency.formats import blocks32, blocks256
-from residency.formats.format import Format
+from residency.formats.format import BF16, F16, F32, Format
+from residency.formats.grouped import GroupedFormat, unpacked_codes
 
 CHUNK_COLUMNS = 32
 
 Bytes = npt.NDArray[np.uint8]
 Array = npt.NDArray[Any]
-Scales = Literal["half", "half-minimum", "six-bit", "byte"]
+Scales = Literal["half", "half-minimum", "six-bit", "byte", "zero"]
+VALUE_BYTES: Mapping[str, int] = {  # of planes' and activations' values
+    **{"uint8": 1, "int8": 1, "float16": 2, "bfloat16": 2, "int32": 4, "float32": 4}
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +43,15 @@ class PlaneLayout:
 
     scales: "half": a float16 a group; "half-minimum": a float16 scale and a float16 that is added; "six-bit": for
     each 8 groups three 32-bit words: the low four bits of the scales, those of the minima, and the high two bits of
-    the scales, then of the minima; the minimum is subtracted; "byte": an int8 a group.
+    the scales, then of the minima; the minimum is subtracted; "byte": an int8 a group; "zero": a scale a group, and
+    the zero point in the plane "zeros".
     """
 
     code_bits: Literal[4, 5, 6, 8]
     group_columns: int
     zero: int
     scales: Scales
+    scale_dtype: Literal["float16", "bfloat16", "float32"] = "float16"  # of "half" and "zero"
 
     @property
     def has_supers(self) -> bool:
@@ -57,19 +65,22 @@ class PlaneLayout:
         if self.code_bits in (5, 6):
             planes["high"] = PlaneShape((rows, chunks * (self.code_bits - 4)), "int32")
         planes["scales"] = {
-            "half": PlaneShape((rows, groups), "float16"),
+            "half": PlaneShape((rows, groups), self.scale_dtype),
+            "zero": PlaneShape((rows, groups), self.scale_dtype),
             "half-minimum": PlaneShape((rows, groups, 2), "float16"),
             "six-bit": PlaneShape((rows, columns // 256, 3), "int32"),
             "byte": PlaneShape((rows, groups), "int8"),
         }[self.scales]
         if self.has_supers:
             planes["supers"] = PlaneShape((rows, columns // 256, 2 if self.scales == "six-bit" else 1), "float16")
+        if self.scales == "zero":
+            planes["zeros"] = PlaneShape((rows, groups), "uint8")
         return planes
 
 
 @dataclass(frozen=True)
 class PlaneShape:
-    """The extents of one plane and its NumPy dtype."""
+    """The extents of one plane and its NumPy dtype, or "bfloat16"."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -77,7 +88,7 @@ class PlaneShape:
     @property
     def num_bytes(self) -> int:
         """Bytes of the plane."""
-        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * VALUE_BYTES[self.dtype]
 
 
 PLANE_LAYOUTS: Mapping[str, PlaneLayout] = {
@@ -92,18 +103,33 @@ PLANE_LAYOUTS: Mapping[str, PlaneLayout] = {
 }
 
 
-def int4_groups(group_columns: int) -> PlaneLayout:
-    """Symmetric four-bit integers with a float16 scale for each group: 4.125 bits a value at 128."""
-    return PlaneLayout(code_bits=4, group_columns=group_columns, zero=8, scales="half")
+_SCALE_DTYPES: Mapping[str, Literal["float16", "bfloat16", "float32"]] = {
+    F16.name: "float16",
+    BF16.name: "bfloat16",
+    F32.name: "float32",
+}
+_SCALE_BITS = {F16.name: "<f2", BF16.name: "<u2", F32.name: "<f4"}  # NumPy has no bfloat16
 
 
-def int8_groups(group_columns: int) -> PlaneLayout:
-    """Symmetric bytes with a float16 scale for each group."""
-    return PlaneLayout(code_bits=8, group_columns=group_columns, zero=128, scales="half")
+def plane_layout(number_format: Format) -> PlaneLayout | None:
+    """How a format of blocks, or of integers in groups, lies in planes; None where it does not."""
+    if not isinstance(number_format, GroupedFormat):
+        return PLANE_LAYOUTS.get(number_format.name)
+    if number_format.bits not in (4, 8):
+        return None
+    return PlaneLayout(
+        code_bits=4 if number_format.bits == 4 else 8,
+        group_columns=number_format.block_values,
+        zero=0 if number_format.has_zero else number_format.middle,
+        scales="zero" if number_format.has_zero else "half",
+        scale_dtype=_SCALE_DTYPES[number_format.scales.name],
+    )
 
 
 def to_planes(number_format: Format, rows_RB: Bytes) -> dict[str, Array]:
-    """Rows in a block format's own layout (rows, row_bytes), as planes by name."""
+    """Rows in a format's own layout (rows, row_bytes), as planes by name; bfloat16 as the bits that it is."""
+    if isinstance(number_format, GroupedFormat):
+        return _grouped_planes(number_format, rows_RB)
     layout = PLANE_LAYOUTS[number_format.name]
     num_rows = len(rows_RB)
     columns = rows_RB.shape[1] // number_format.block_bytes * number_format.block_values
@@ -115,6 +141,18 @@ def to_planes(number_format: Format, rows_RB: Bytes) -> dict[str, Array]:
     planes |= _scale_planes(layout, blocks_RN)
     shapes = layout.shapes(num_rows, columns)
     return {name: np.ascontiguousarray(planes[name]).reshape(plane.shape) for name, plane in shapes.items()}
+
+
+def _grouped_planes(number_format: GroupedFormat, rows_RB: Bytes) -> dict[str, Array]:
+    blocks_RGB = rows_RB.reshape(len(rows_RB), -1, number_format.block_bytes)
+    packed_RGB, scales_RGB = np.split(blocks_RGB, [-number_format.scales.block_bytes], axis=2)
+    codes_RGV = unpacked_codes(packed_RGB[:, :, : number_format.code_bytes], number_format.bits)
+    codes_RC = codes_RGV.reshape(len(rows_RB), -1)
+    planes: dict[str, Array] = {"codes": codes_RC if number_format.bits == 8 else _nibbles(codes_RC)}
+    planes["scales"] = np.ascontiguousarray(scales_RGB).view(_SCALE_BITS[number_format.scales.name])[:, :, 0]
+    if number_format.has_zero:
+        planes["zeros"] = packed_RGB[:, :, -1]
+    return {name: np.ascontiguousarray(plane) for name, plane in planes.items()}
 
 
 _BLOCKS = {

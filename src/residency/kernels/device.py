@@ -24,6 +24,7 @@ class DeviceMatrix:
     columns: int
     layout: PlaneLayout | None  # None: values of the activations' type
     planes: dict[str, Tensor]
+    order: Tensor | None = None  # which of x's columns each one multiplies, where not its own
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from residency.formats import BF16, F16, F32
 from residency.hardware import Machine
 from residency.spec.layout import stored_bytes
 from residency.spec.model import AttentionSpec, LatentAttentionSpec, LayerSpec, ModelSpec, MoeSpec, TensorSpec
 from residency.spec.ranks import rank_tensor_bytes
+from residency.spec.requantize import with_plain
 from residency.spec.state import KV_F16, KvFormat
 
 PROMPT_RATE = "prompt_matrix_operations_per_second"
@@ -167,6 +169,21 @@ class ModelCost:
     def of(model: ModelSpec, *, kv: KvFormat = KV_F16) -> "ModelCost":
         """The cost of `model` in the engine's own layout: each token multiplies and adds once with each value."""
         return _cost(model, kv, 1, lambda tensor, layer: stored_bytes(tensor))
+
+    @property
+    def unrouted_bytes(self) -> int:
+        """Weights that a step reads wherever its tokens are sent."""
+        return sum(each.num_layers * each.read_bytes for each in self.matrices if each.num_experts == 1)
+
+    def routed_bytes(self, tokens: int) -> int:
+        """Of experts, what a step of so many tokens reads that are sent to experts drawn evenly."""
+        return round(sum(each.work(tokens).read_bytes for each in self.matrices if each.num_experts > 1))
+
+    @staticmethod
+    def on_device(model: ModelSpec, *, activation_type: str, kv: KvFormat) -> "ModelCost":
+        """The cost of `model` on an accelerator, which keeps plain matrices in the activations' type."""
+        laid = with_plain(model, {"bfloat16": BF16, "float16": F16, "float32": F32}[activation_type])
+        return _cost(laid, kv, 1, lambda tensor, layer: tensor.num_bytes)
 
     @staticmethod
     def of_rank(model: ModelSpec, *, kv: KvFormat = KV_F16, tensor_parallel: int = 1) -> "ModelCost":

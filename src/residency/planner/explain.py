@@ -5,6 +5,8 @@ from residency.planner.plan import Plan
 from residency.planner.streaming import Streaming
 from residency.units import binary_bytes, decimal_bytes, mib, operations_rate, rate
 
+MEANINGLESS = "the weights are made up, for measuring: what the model writes has no meaning"
+
 
 def explain(plan: Plan) -> str:
     """Three lines (model and budget; bytes by class; speed with its arithmetic), one more where weights stream and
@@ -25,8 +27,8 @@ def explain(plan: Plan) -> str:
     if plan.device and plan.device.streamed_layers:
         num, pinned = plan.device.streamed_layers, mib(plan.device.pinned_bytes)
         lines.append(f"the last {num} layers, {pinned}, stay in RAM and arrive in each step")
-    if plan.device and plan.device.random_weights:
-        lines.append("the weights are made up, for measuring: what the model writes has no meaning")
+    if plan.is_made_up:
+        lines.append(MEANINGLESS)
     if plan.forecast.assumed:
         lines.append(f"{len(plan.forecast.assumed)} of the forecast's figures are assumed, not yet measured here")
     return "plan   " + "\n       ".join(lines)

@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import Literal
 
 from residency.errors import BudgetError, ContextError, UnsupportedError, UsageError
-from residency.formats.planes import PlaneLayout, int4_groups, int8_groups
 from residency.hardware import Device
 from residency.ledger.kv import pages_of_a_sequence
+from residency.planner.cost import ModelCost, Step
 from residency.planner.device_buffers import device_buffers
+from residency.planner.device_speed import LinkedDevice, device_seconds, workload
 from residency.planner.plan import PAGE_TOKENS, Buffer, DevicePlan, KvGroup, MemoryBytes, Plan, SpeedForecast
 from residency.spec.device_layout import SLOTS, DeviceLayout, device_layout
 from residency.spec.model import ModelSpec, MoeSpec
-from residency.spec.state import AnyKvName, KvFormat, kv_format_named
+from residency.spec.state import AnyKvName, kv_format_named
 from residency.units import binary_bytes, enough_mib
 
 DEFAULT_CONTEXT_TOKENS = 2048
 DEFAULT_CHUNK_TOKENS = 2048  # enough rows for the library's products to be bound by arithmetic
 DEVICE_KV_FORMATS = ("BF16", "F16", "F32", "FP8", "INT8")
-RandomWeights = Literal["source", "int8", "int4"]
 _MOST_GRAPHED = 256  # sequences
-QUANTS: dict[str, PlaneLayout | None] = {"source": None, "int8": int8_groups(128), "int4": int4_groups(128)}
+_FORECAST_CONTEXT_TOKENS = 129  # the token itself and those before it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class DeviceRequest:
     budget_bytes: int | None = None
     kv_format: AnyKvName = "BF16"
     activation_type: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    random_weights: RandomWeights | None = None
+    random_weights: Literal["source", "int8", "int4"] | None = None  # how `model` was made up, if it was
 
 
 def plan_on_device(
@@ -73,13 +73,12 @@ def plan_on_device(
     if memory.peak > budget:
         raise _refusal(needs, device, budget, context, chunk)
     layout = needs.layout
-    kv = kv_format_named(asked.kv_format)
     return Plan(
         model_path=model_path,
         model_fingerprint=fingerprint,
         model_name=model.name,
         architecture=model.architecture,
-        format_label=model.format_label if asked.random_weights in (None, "source") else asked.random_weights,
+        format_label=model.format_label,
         budget_bytes=budget,
         context_tokens=context,
         max_sequences=asked.max_sequences,
@@ -90,7 +89,13 @@ def plan_on_device(
         kv_format=asked.kv_format,
         kv_groups=needs.kv_groups(context, chunk),
         memory=memory,
-        forecast=_forecast(model, layout, device, context, kv, link_bytes_per_second),
+        forecast=_forecast(
+            model,
+            ModelCost.on_device(model, activation_type=asked.activation_type, kv=kv_format_named(asked.kv_format)),
+            LinkedDevice(device=device, link_bytes_per_second=link_bytes_per_second),
+            context_tokens=context,
+            streamed_bytes=layout.host_bytes,
+        ),
         device=DevicePlan(
             name=device.name,
             multiprocessors=multiprocessors,
@@ -130,6 +135,11 @@ def fits_device_plan(plan: Plan, planned: DevicePlan, model: ModelSpec) -> bool:
     return usable and batches and needed == (plan.buffers, plan.kv_groups, plan.memory, plan.architecture)
 
 
+def planned_layout(planned: DevicePlan, model: ModelSpec) -> DeviceLayout:
+    """Where a plan's model lies."""
+    return device_layout(model, planned.activation_type, num_streamed=planned.streamed_layers)
+
+
 def decode_batches(max_sequences: int) -> tuple[int, ...]:
     """Sequences of the steps that have a graph: 1, 2, 4, 8, then every eighth, as far as they may be needed."""
     most = min(max_sequences, _MOST_GRAPHED)
@@ -147,8 +157,7 @@ class _Needs:
 
     @property
     def layout(self) -> DeviceLayout:
-        quant = None if self.asked.random_weights is None else QUANTS[self.asked.random_weights]
-        return device_layout(self.model, self.asked.activation_type, quant, num_streamed=self.num_streamed)
+        return device_layout(self.model, self.asked.activation_type, num_streamed=self.num_streamed)
 
     def buffers(self, context_tokens: int, chunk_tokens: int) -> tuple[Buffer, ...]:
         asked = self.asked
@@ -252,31 +261,28 @@ def _changes(needs: _Needs, context: int) -> Sequence[tuple[str, str, _Needs, in
 
 def _forecast(
     model: ModelSpec,
-    layout: DeviceLayout,
-    device: Device,
+    cost: ModelCost,
+    linked: LinkedDevice,
+    *,
     context_tokens: int,
-    kv: KvFormat,
-    link_bytes_per_second: float,
+    streamed_bytes: int,
 ) -> SpeedForecast:
-    """A roofline with what steps lose between kernels (see assumed-device.toml), or the link where layers stream."""
-    read_bytes = (
-        layout.resident_bytes + layout.host_bytes + 128 * sum(state.bytes_per_token for state in model.states(kv))
-    )
-    rate = device.memory_bytes_per_second * device.figure("read_efficiency")
-    overhead = device.figure("step_overhead_seconds") + len(model.layers) * device.figure("layer_overhead_seconds")
-    operations_rate = device.dense_operations_per_second("bf16") * device.figure("matrix_efficiency")
+    """Decoding after 128 tokens, and prompts at the rate of large products."""
+    device = linked.device
+    work = workload(cost, Step(sequences=1, context_tokens=_FORECAST_CONTEXT_TOKENS))
+    time = device_seconds(work, linked, num_layers=cost.num_layers, streamed_bytes=streamed_bytes)
     operations = 2 * model.active_parameters
+    operations_rate = device.dense_operations_per_second("bf16") * device.figure("matrix_efficiency")
     prefill_rate = operations_rate / operations
-    step_seconds = max(read_bytes / rate + overhead, layout.host_bytes / link_bytes_per_second)
     return SpeedForecast(
-        decode_tokens_per_second=1 / step_seconds,
+        decode_tokens_per_second=1 / time.total,
         prefill_tokens_per_second=prefill_rate,
-        time_to_first_token_seconds=max(1, context_tokens // 2) / prefill_rate + overhead,
+        time_to_first_token_seconds=max(1, context_tokens // 2) / prefill_rate + time.overhead,
         bound="memory",
-        read_bytes_per_token=read_bytes,
-        read_bytes_per_second=rate,
+        read_bytes_per_token=work.read_bytes,
+        read_bytes_per_second=device.memory_bytes_per_second * device.figure("read_efficiency"),
         operations_per_token=operations,
         operations_per_second=operations_rate,
-        step_overhead_seconds=overhead,
+        step_overhead_seconds=time.overhead,
         assumed=tuple(sorted(name for name, figure in device.figures.items() if figure.origin == "assumed")),
     )

@@ -119,6 +119,11 @@ class Plan:
     paging: Paging | None = None  # slots for experts, where not all are in memory
 
     @property
+    def is_made_up(self) -> bool:
+        """Whether the weights are made up, so that what the model writes has no meaning."""
+        return self.device is not None and self.device.random_weights is not None
+
+    @property
     def free_bytes(self) -> int:
         """What the budget leaves over."""
         return self.budget_bytes - self.memory.peak

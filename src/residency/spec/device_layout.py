@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from residency.errors import UnsupportedError
-from residency.formats.planes import CHUNK_COLUMNS, PLANE_LAYOUTS, PlaneLayout, PlaneShape
+from residency.formats import I32
+from residency.formats.planes import CHUNK_COLUMNS, PLANE_LAYOUTS, PlaneLayout, PlaneShape, plane_layout
 from residency.spec.model import ModelSpec, TensorSpec
 
 PLANE_ALIGNMENT = 256  # bytes: what a device reads at once, twice
-ACTIVATION_BYTES: Mapping[str, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
-
-
 SLOTS = 2  # of streamed layers: one is computed while the next arrives
 
 
@@ -23,13 +21,23 @@ class DevicePlane:
     dtype: str
     layer: int | None = None
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the plane."""
+        return PlaneShape(self.shape, self.dtype).num_bytes
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceTensor:
-    """A tensor's planes by name; plain values are the plane "codes" alone."""
+    """A tensor's planes by name; plain values are the plane "codes" alone. Experts' rows lie one after another."""
 
     layout: PlaneLayout | None
     planes: Mapping[str, DevicePlane]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all planes."""
+        return sum(plane.num_bytes for plane in self.planes.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,23 +62,20 @@ class DeviceLayout:
         return len(self.streamed_layers) * self.layer_bytes
 
 
-def device_layout(
-    model: ModelSpec, activation_type: str, quant: PlaneLayout | None = None, *, num_streamed: int = 0
-) -> DeviceLayout:
+def device_layout(model: ModelSpec, activation_type: str, *, num_streamed: int = 0) -> DeviceLayout:
     """Where `model` lies, whose plain matrices are kept in `activation_type`, the last `num_streamed` layers in RAM.
 
-    With `quant` all matrices of the layers are laid out so, whatever the checkpoint has, for weights that are made up.
     UnsupportedError for a format that devices do not multiply.
     """
     streamed = tuple(range(len(model.layers) - num_streamed, len(model.layers)))
     layer_of = {tensor.name: index for index in streamed for tensor in model.layers[index].tensors}
     placed, ends = {}, dict.fromkeys((None, *streamed), 0)
     for tensor in model.tensors:
-        layout = quant if quant is not None and tensor.role == "matrix" else _layout(model, tensor)
+        layout = _layout(model, tensor)
         layer, planes = layer_of.get(tensor.name), {}
         for name, plane in _planes(tensor, layout, activation_type).items():
             planes[name] = DevicePlane(offset=ends[layer], shape=plane.shape, dtype=plane.dtype, layer=layer)
-            ends[layer] += -(-_bytes_of(plane) // PLANE_ALIGNMENT) * PLANE_ALIGNMENT
+            ends[layer] += -(-plane.num_bytes // PLANE_ALIGNMENT) * PLANE_ALIGNMENT
         placed[tensor.name] = DeviceTensor(layout=layout, planes=planes)
     return DeviceLayout(
         tensors=placed,
@@ -83,32 +88,25 @@ def device_layout(
 def _layout(model: ModelSpec, tensor: TensorSpec) -> PlaneLayout | None:
     if tensor.format.is_float or len(tensor.shape) == 1:
         return None
-    if tensor.format.name not in PLANE_LAYOUTS:
+    layout = plane_layout(tensor.format)
+    if layout is None:
         raise UnsupportedError(
             f"{model.name} holds {tensor.name} in {tensor.format.name}, which a CUDA device does not multiply yet; "
-            f"run it with --device cpu, or a file in {', '.join(PLANE_LAYOUTS)}."
+            f"run it with --device cpu, or a file in {', '.join(PLANE_LAYOUTS)} or integers of 4 or 8 bits."
         )
-    return PLANE_LAYOUTS[tensor.format.name]
+    return layout
 
 
 def _planes(tensor: TensorSpec, layout: PlaneLayout | None, activation_type: str) -> dict[str, PlaneShape]:
     if len(tensor.shape) == 1:
-        return {"codes": PlaneShape(tensor.shape, "float32")}
+        return {"codes": PlaneShape(tensor.shape, "int32" if tensor.format == I32 else "float32")}
+    rows, columns = tensor.copies * tensor.shape[0], tensor.shape[1]
     if layout is None:
-        return {"codes": PlaneShape(tensor.shape, activation_type)}
+        return {"codes": PlaneShape((rows, columns), activation_type)}
     whole = max(layout.group_columns, 256 if layout.has_supers else CHUNK_COLUMNS)
-    if tensor.shape[1] % whole:
+    if columns % whole:
         raise UnsupportedError(
-            f"{tensor.name} has rows of {tensor.shape[1]} values, which are not whole groups of {whole}; run the model "
+            f"{tensor.name} has rows of {columns} values, which are not whole groups of {whole}; run the model "
             "in another format, or with --device cpu."
         )
-    return layout.shapes(*tensor.shape)
-
-
-def _bytes_of(plane: PlaneShape) -> int:
-    if plane.dtype not in ACTIVATION_BYTES:
-        return plane.num_bytes
-    values = 1
-    for extent in plane.shape:
-        values *= extent
-    return values * ACTIVATION_BYTES[plane.dtype]
+    return layout.shapes(rows, columns)

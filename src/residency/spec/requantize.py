@@ -12,6 +12,8 @@ from dataclasses import replace
 
 from residency.errors import UsageError
 from residency.formats import BF16, COUNTED_FORMATS, F8_E4M3, F16, F32, I8, MXFP4, Format
+from residency.formats import grouped as integers_in_groups
+from residency.formats.grouped import GROUPS
 from residency.formats.schemes import awq, by_channel, by_tile, gptq, grouped_int4, nf4, nvfp4, packed
 from residency.spec.model import ModelSpec, MoeSpec, TensorSpec
 
@@ -75,6 +77,26 @@ def requantized(model: ModelSpec, label: str) -> ModelSpec:
         text = replace(model, others=tuple(tensor for tensor in model.others if tensor.role != "vision"))
         return _mapped(text, _Choice(text, asked).format_of)
     raise UsageError(f"{label[:40]!r} is no format that weights can be planned in; choose one of {', '.join(LABELS)}.")
+
+
+def in_groups(model: ModelSpec, bits: int) -> ModelSpec:
+    """`model` with the matrices of its layers in integers of so many bits, in the largest groups that divide a row."""
+
+    def format_of(tensor: TensorSpec, layer: int | None) -> Format:
+        if layer is None or tensor.role not in ("matrix", "expert") or len(tensor.shape) < 2:
+            return F32 if len(tensor.shape) < 2 else BF16
+        group = next((each for each in GROUPS if tensor.shape[-1] % each == 0), None)
+        return BF16 if group is None else integers_in_groups(bits=bits, group=group)
+
+    return _mapped(model, format_of)
+
+
+def with_plain(model: ModelSpec, plain: Format) -> ModelSpec:
+    """`model` with its plain matrices in `plain` and its vectors in float32; blocks and integers stay."""
+    return _mapped(
+        model,
+        lambda tensor, layer: F32 if len(tensor.shape) < 2 else plain if tensor.format.is_float else tensor.format,
+    )
 
 
 def _mapped(model: ModelSpec, format_of: Callable[[TensorSpec, int | None], Format]) -> ModelSpec:

@@ -1,6 +1,7 @@
 """Memory of an accelerator: arenas of the plan's arrays, and a model's weights out of its checkpoint."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ class DeviceArena:
             at + each.num_bytes for each, at in zip(listed, offsets, strict=True) if each.name in names
         )
         self._host = torch.zeros(self._input_bytes, dtype=torch.uint8, pin_memory=device != "cpu")
+        self._uploaded: Any = None if device == "cpu" else torch.cuda.Event()  # type: ignore[no-untyped-call]
         self.inputs: dict[str, npt.NDArray[Any]] = {
             each.name: _typed(self._host[at : at + each.num_bytes], each.dtype, each.shape).numpy()
             for each, at in zip(listed, offsets, strict=True)
@@ -60,9 +62,17 @@ class DeviceArena:
         """Bytes on the device."""
         return self._bytes.numel()
 
-    def upload(self) -> None:
-        """Bring the inputs to the device. They may be written again once a later result has been read back."""
+    @contextmanager
+    def uploading(self) -> Iterator[None]:
+        """Write `inputs` inside; they are brought to the device at the end. Waits until those before have arrived: a
+        prompt's chunks are started one after another, and nothing is read back between them.
+        """
+        if self._uploaded is not None:
+            self._uploaded.synchronize()
+        yield
         self._bytes[: self._input_bytes].copy_(self._host, non_blocking=True)
+        if self._uploaded is not None:
+            self._uploaded.record()
 
 
 class DeviceWeights:
@@ -109,13 +119,14 @@ class DeviceWeights:
 
     def matrix(self, name: str) -> DeviceMatrix:
         """A matrix."""
-        rows, columns = self._tensors[name].shape
-        placed = self._layout.tensors[name]
+        tensor, placed = self._tensors[name], self._layout.tensors[name]
+        rows, columns = tensor.shape
+        order = None if tensor.packed is None or tensor.packed.order is None else self.vector(tensor.packed.order)
         planes = {part: self._view(plane) for part, plane in placed.planes.items()}
-        return DeviceMatrix(rows=rows, columns=columns, layout=placed.layout, planes=planes)
+        return DeviceMatrix(rows=rows, columns=columns, layout=placed.layout, planes=planes, order=order)
 
     def vector(self, name: str) -> torch.Tensor:
-        """A norm's weights or a bias, as float32."""
+        """A norm's weights or a bias, as float32; an order of columns, as int32."""
         return self._view(self._layout.tensors[name].planes["codes"])
 
     def load(self, progress: Progress | None = None) -> None:
@@ -140,22 +151,24 @@ class DeviceWeights:
                     view.normal_(0, plane.shape[1] ** -0.5, generator=random)
                 elif placed.layout is not None and view.is_floating_point():
                     view.fill_(_RANDOM_VALUE / 2 ** (placed.layout.code_bits - 1))
+                elif placed.layout is not None and part == "zeros":
+                    view.fill_(2 ** (placed.layout.code_bits - 1))
                 else:
-                    low = view.view(torch.uint8)
-                    low.copy_(torch.randint(0, 256, low.shape, dtype=torch.uint8, device=low.device, generator=random))
+                    view.view(torch.uint8).random_(0, 256, generator=random)
 
     def _load_tensor(self, tensor: TensorSpec, placed: DeviceTensor) -> None:
         if len(tensor.shape) == 1:
             (values,) = stored_chunks(tensor, as_rows=True)
-            self._home(placed.planes["codes"]).copy_(torch.from_numpy(values.view(np.float32)))
+            self._home(placed.planes["codes"]).view(torch.uint8).copy_(torch.from_numpy(values))
             return
         views = {part: self._home(plane) for part, plane in placed.planes.items()}
         first = 0
-        for rows_RB in stored_chunks(tensor, as_rows=True):
-            parts = self._planes(tensor, placed.layout, rows_RB)
-            for part, plane in parts.items():
-                views[part][first : first + len(rows_RB)].copy_(plane)
-            first += len(rows_RB)
+        for copy in tensor.each_copy:
+            for rows_RB in stored_chunks(copy, as_rows=True):
+                for part, plane in self._planes(copy, placed.layout, rows_RB).items():
+                    into = views[part][first : first + len(rows_RB)]
+                    into.copy_(plane.view(into.dtype))
+                first += len(rows_RB)
 
     def _planes(
         self, tensor: TensorSpec, layout: PlaneLayout | None, rows_RB: npt.NDArray[np.uint8]

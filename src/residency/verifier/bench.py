@@ -8,8 +8,9 @@ from typing import Literal
 
 from residency.engine.calibrate import read_kernel
 from residency.engine.engine import Progress
-from residency.hardware import Machine
+from residency.hardware import Device, Machine
 from residency.planner.cost import ModelCost, Step, Workload, compute_rates, step_seconds, step_workload
+from residency.planner.device_speed import LinkedDevice, device_prefill_seconds, device_seconds, workload
 from residency.planner.plan import Plan
 from residency.planner.speed import prefill_seconds
 from residency.planner.streaming import streamed_seconds
@@ -22,6 +23,7 @@ _MOST_READ_LOOP_BYTES = 512 * 1024**2
 _WARM_TOKENS = 8
 Say = Callable[[str], None]
 PlanFor = Callable[[int, int], Plan]  # (context tokens, sequences): a plan with room for them
+Where = Machine | LinkedDevice  # what computes, and is forecast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class Asked:
     def longest_tokens(self) -> int:
         """Tokens of the longest sequence, the generated ones included."""
         decoded = self.decode_tokens * self.repeats + 2
-        return max([*self.prompt_tokens, *(context + decoded for context in self.context_tokens), 1]) + 1
+        return max([*self.prompt_tokens, *(context + decoded for context in self.context_tokens), _WARM_TOKENS + 1]) + 1
 
     @property
     def batched_tokens(self) -> int:
@@ -137,7 +139,7 @@ class Speed:
 
 
 def measure(
-    asked: Asked, plan_for: PlanFor, machine: Machine, *, say: Say, progress: Progress | None = None
+    asked: Asked, plan_for: PlanFor, machine: Where, *, say: Say, progress: Progress | None = None
 ) -> tuple[Speed, ...]:
     """Every speed that is asked for, in the order asked. One sequence and several are opened one after the other, so
     that the KV cache of a long context is not made once for each sequence.
@@ -161,7 +163,7 @@ def measure(
     return tuple(found)
 
 
-def _decode(model: Opened, machine: Machine, asked: Asked, *, sequences: int, context_tokens: int) -> Speed:
+def _decode(model: Opened, machine: Where, asked: Asked, *, sequences: int, context_tokens: int) -> Speed:
     return decode_speed(
         model,
         machine,
@@ -172,7 +174,7 @@ def _decode(model: Opened, machine: Machine, asked: Asked, *, sequences: int, co
     )
 
 
-def prefill_speed(model: Opened, machine: Machine, *, prompt_tokens: int, repeats: int) -> Speed:
+def prefill_speed(model: Opened, machine: Where, *, prompt_tokens: int, repeats: int) -> Speed:
     """From a prompt that nothing is known of to its first token, `repeats` times."""
     loop, plan, cost = model.loop, model.plan, model.cost
     samples, steps = [], 0
@@ -189,21 +191,13 @@ def prefill_speed(model: Opened, machine: Machine, *, prompt_tokens: int, repeat
         for start in range(0, prompt_tokens, plan.chunk_tokens)
     ]
     operations = sum(work.matrix_operations + work.attention_operations for work in chunks)
-    forecast_seconds = prefill_seconds(
-        cost,
-        prompt_tokens=prompt_tokens,
-        chunk_tokens=plan.chunk_tokens,
-        machine=machine,
-        threads=plan.threads,
-        streaming=plan.streaming,
-    )
     steps_each = steps / repeats
     return Speed(
         kind="prefill",
         sequences=1,
         context_tokens=prompt_tokens,
         samples=tuple(samples),
-        forecast_tokens_per_second=prompt_tokens / forecast_seconds,
+        forecast_tokens_per_second=prompt_tokens / _prefill_seconds(model, machine, prompt_tokens),
         read_bytes_per_step=(loop.read_bytes - read_before) / steps,
         operations_per_step=operations / steps_each,
         steps_per_second=statistics.median(samples) / prompt_tokens * steps_each,
@@ -211,7 +205,7 @@ def prefill_speed(model: Opened, machine: Machine, *, prompt_tokens: int, repeat
 
 
 def decode_speed(
-    model: Opened, machine: Machine, *, sequences: int, context_tokens: int, decode_tokens: int, repeats: int
+    model: Opened, machine: Where, *, sequences: int, context_tokens: int, decode_tokens: int, repeats: int
 ) -> Speed:
     """Sequences of `context_tokens` (at least the one that decoding starts from) that decode together.
 
@@ -237,13 +231,12 @@ def decode_speed(
     work = decode_workload(
         model.cost, sequences=sequences, context_tokens=context_tokens + decode_tokens * repeats // 2
     )
-    seconds = step_seconds(work, num_layers=len(model.spec.layers), machine=machine, threads=model.plan.threads)
     return Speed(
         kind="decode",
         sequences=sequences,
         context_tokens=context_tokens,
         samples=tuple(samples),
-        forecast_tokens_per_second=sequences / streamed_seconds(seconds.total, model.plan.streaming),
+        forecast_tokens_per_second=sequences / _step_seconds(model, machine, work),
         read_bytes_per_step=read_bytes,
         operations_per_step=work.matrix_operations + work.attention_operations,
         steps_per_second=statistics.median(samples) / sequences,
@@ -254,12 +247,39 @@ def decode_workload(cost: ModelCost, *, sequences: int, context_tokens: int) -> 
     """One step of sequences that decode together: weights are read once, of experts those that any is sent to, keys and
     values by each.
     """
-    works = cost.works(Step(sequences=sequences, context_tokens=context_tokens + 1))
-    return Workload(
-        read_bytes=round(sum(work.read_bytes for work in works)),
-        matrix_operations=round(sum(work.matrix_operations for work in works)),
-        attention_operations=round(sum(work.attention_operations for work in works)),
+    return workload(cost, Step(sequences=sequences, context_tokens=context_tokens + 1))
+
+
+def _step_seconds(model: Opened, machine: Where, work: Workload) -> float:
+    plan, num_layers = model.plan, len(model.spec.layers)
+    if isinstance(machine, LinkedDevice):
+        return device_seconds(work, machine, num_layers=num_layers, streamed_bytes=_pinned_bytes(plan)).total
+    seconds = step_seconds(work, num_layers=num_layers, machine=machine, threads=plan.threads)
+    return streamed_seconds(seconds.total, plan.streaming)
+
+
+def _prefill_seconds(model: Opened, machine: Where, prompt_tokens: int) -> float:
+    plan, cost = model.plan, model.cost
+    if isinstance(machine, LinkedDevice):
+        return device_prefill_seconds(
+            cost,
+            machine,
+            prompt_tokens=prompt_tokens,
+            chunk_tokens=plan.chunk_tokens,
+            streamed_bytes=_pinned_bytes(plan),
+        )
+    return prefill_seconds(
+        cost,
+        prompt_tokens=prompt_tokens,
+        chunk_tokens=plan.chunk_tokens,
+        machine=machine,
+        threads=plan.threads,
+        streaming=plan.streaming,
     )
+
+
+def _pinned_bytes(plan: Plan) -> int:
+    return 0 if plan.device is None else plan.device.pinned_bytes
 
 
 def limits_of(machine: Machine, *, weight_bytes: int, threads: int) -> Limits:
@@ -276,12 +296,26 @@ def limits_of(machine: Machine, *, weight_bytes: int, threads: int) -> Limits:
     )
 
 
-def bench_data(plan: Plan, machine: Machine, limits: Limits, speeds: Sequence[Speed]) -> dict[str, object]:
+def limits_of_device(device: Device) -> Limits:
+    """A device's limits, all of which its probe has measured."""
+    rate, operations = device.memory_bytes_per_second, device.dense_operations_per_second("bf16")
+    return Limits(
+        read_bytes_per_second=rate,
+        read_loop_bytes_per_second=rate,
+        operations_per_second=operations,
+        prompt_operations_per_second=operations,
+    )
+
+
+def bench_data(plan: Plan, machine: Where, limits: Limits, speeds: Sequence[Speed]) -> dict[str, object]:
     """Everything as one JSON object. Paths stay out of it."""
     return {
         "model": plan.model_name,
         "format": plan.format_label,
-        "machine": {"processor": machine.processor, "cores": machine.cores},
+        "machine": {"device": machine.device.name}
+        if isinstance(machine, LinkedDevice)
+        else {"processor": machine.processor, "cores": machine.cores},
+        "made_up": plan.is_made_up,
         "threads": plan.threads,
         "limits": limits.to_data(),
         "speeds": [speed.to_data(limits) for speed in speeds],

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from residency.engine.engine import Progress
-from residency.engine.executor import CpuExecutor
+from residency.engine.executor import Executor
 from residency.engine.text import load_tokenizer
 from residency.errors import UsageError
 from residency.models.specs import model_spec
@@ -140,12 +140,12 @@ def figures_of(model_TV: Logits, reference_TV: Logits, targets_T: Tokens) -> Chu
     )
 
 
-def _alone(plan: Plan, model: CpuExecutor, tokens_T: Tokens) -> ChunkFigures:
+def _alone(plan: Plan, model: Executor, tokens_T: Tokens) -> ChunkFigures:
     losses = [token_losses(*scored) for scored in scored_logits(plan, model, tokens_T)]
     return ChunkFigures(losses=np.concatenate(losses), reference_losses=None, divergences=None)
 
 
-def _beside(plan: Plan, model: CpuExecutor, against: Plan, reference: CpuExecutor, tokens_T: Tokens) -> ChunkFigures:
+def _beside(plan: Plan, model: Executor, against: Plan, reference: Executor, tokens_T: Tokens) -> ChunkFigures:
     steps = zip(scored_logits(plan, model, tokens_T), scored_logits(against, reference, tokens_T), strict=True)
     return _joined(
         [figures_of(model_TV, reference_TV, targets_T) for (model_TV, targets_T), (reference_TV, _) in steps]

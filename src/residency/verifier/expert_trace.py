@@ -121,6 +121,7 @@ def _decoded(plan: Plan, model: ModelSpec, trace: Trace, warm_up: int, progress:
     routes = np.zeros((len(model.layers), plan.chunk_tokens, trace.shape[2]), np.int32)
     mixtures = [index for index, layer in enumerate(model.layers) if layer.experts]
     with opened(plan, progress, routes=routes) as running:
+        assert running.weights is not None
         pager = running.weights.pager
         assert pager is not None
         running.submit(1, len(trace))

@@ -17,16 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from residency.engine.engine import Progress
-from residency.engine.executor import CpuExecutor
+from residency.engine.executor import Executor
+from residency.engine.planning import open_planned
 from residency.engine.text import Tokenizer, load_tokenizer
 from residency.errors import UsageError
 from residency.ledger import KvPages
 from residency.ledger.groups import PageGroup
-from residency.models.specs import model_spec
 from residency.planner.plan import Plan
 from residency.scheduler import Batch, BatchEntry
 from residency.spec.opening import open_checkpoint
-from residency.store.weights import Weights, ensure_store
+from residency.verifier.opened import executing
 
 CHUNK_TOKENS = 512
 STEP_TOKENS = 64  # what a plan for measuring perplexity has as chunk and as rows of logits
@@ -67,18 +67,10 @@ def measure_perplexity(
 
 
 @contextmanager
-def scoring(plan: Plan, progress: Progress | None = None) -> Iterator[CpuExecutor]:
+def scoring(plan: Plan, progress: Progress | None = None) -> Iterator[Executor]:
     """The executor of the plan's model, converted first where it has to be; closed afterwards."""
-    report = progress or _nobody
-    spec = model_spec(open_checkpoint(plan.model_path))
-    folder = ensure_store(spec, plan.model_fingerprint, progress=lambda done, total: report("converting", done, total))
-    with (
-        Weights(spec, folder, plan.streaming, plan.paging) as weights,
-        CpuExecutor(
-            plan, spec, weights, compiling=lambda done, total: report("compiling kernels", done, total)
-        ) as executor,
-    ):
-        yield executor
+    with executing(plan, open_planned(plan)[1], progress) as running:
+        yield running.executor
 
 
 def perplexity_of(losses: npt.NDArray[np.float64], *, chunks: int) -> Perplexity:
@@ -131,7 +123,7 @@ def _tokens(tokenizer: Tokenizer, text: str, wanted_tokens: int | None) -> npt.N
 
 
 def scored_logits(
-    plan: Plan, executor: CpuExecutor, tokens_T: npt.NDArray[np.int64]
+    plan: Plan, executor: Executor, tokens_T: npt.NDArray[np.int64]
 ) -> Iterator[tuple[Logits, npt.NDArray[np.int64]]]:
     """The logits of the second half of one chunk, begun on an empty KV cache, and the tokens that came: step by step.
 
@@ -145,8 +137,9 @@ def scored_logits(
         pages.extend(0, start_token=start, num_tokens=len(step_T))
         entry = BatchEntry(request_id=0, start_token=start, num_tokens=len(step_T), of_prompt=True, needs_logits=False)
         scored = start + len(step_T) > first_scored
-        logits_TV = executor.compute(Batch(entries=(entry,)), pages, step_T, every_logit=scored)
+        computed = executor.compute(Batch(entries=(entry,)), pages, step_T, every_logit=scored)
         if scored:
+            logits_TV = np.asarray(computed)
             targets_T = tokens_T[start + 1 : start + len(step_T) + 1]
             skipped = max(0, first_scored - start)
             yield logits_TV[skipped : len(targets_T)], targets_T[skipped:]

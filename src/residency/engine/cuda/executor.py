@@ -22,10 +22,10 @@ from residency.ledger import KvPages, PageCopy
 from residency.models.layers import Parts
 from residency.models.registry import forward_of
 from residency.planner.device_buffers import INPUTS
-from residency.planner.on_device import QUANTS
+from residency.planner.device_speed import cost_of
+from residency.planner.on_device import planned_layout
 from residency.planner.plan import DevicePlan, MemoryBytes, Plan
 from residency.scheduler import Batch
-from residency.spec.device_layout import device_layout
 from residency.spec.model import ModelSpec
 from residency.store.device import DeviceArena, DeviceWeights
 from residency.units import binary_bytes
@@ -42,6 +42,8 @@ class CudaExecutor:
             raise FileError("the plan is of a run on the processor; make one with --device cuda.")
         self._plan, self._spec, self._device = plan, spec, device
         self._planned: DevicePlan = plan.device
+        self._cost = cost_of(plan, spec)
+        self._last_tokens = 0
         with ExitStack() as opened:
             opened.callback(self._forget)
             try:
@@ -55,8 +57,7 @@ class CudaExecutor:
             # runtime is the driver's and the library's, all else PyTorch's, which takes no byte more than this
             allocated = self._plan.budget_bytes - self._plan.memory.runtime
             torch.cuda.set_per_process_memory_fraction(min(1.0, allocated / torch.cuda.mem_get_info()[1]))
-        quant = None if planned.random_weights is None else QUANTS[planned.random_weights]
-        layout = device_layout(self._spec, planned.activation_type, quant, num_streamed=planned.streamed_layers)
+        layout = planned_layout(planned, self._spec)
         self._weights = DeviceWeights(self._spec, layout, planned.activation_type, self._device)
         self._arena = DeviceArena(self._plan.buffers, INPUTS, self._device)
         self._kv_pages = [
@@ -115,10 +116,11 @@ class CudaExecutor:
         overwrites. They are read, or drawn from, when somebody asks.
         """
         sizes = () if every_logit else self._planned.decode_batches
-        shape = self._inputs.write(batch, pages, tokens, every_logit=every_logit, batch_sizes=sizes)
+        with self._arena.uploading():
+            shape = self._inputs.write(batch, pages, tokens, every_logit=every_logit, batch_sizes=sizes)
         wanted = sum(entry.num_tokens if every_logit else entry.needs_logits for entry in batch.entries)
-        self._arena.upload()
         self._graphs.run(shape)
+        self._last_tokens = shape.tokens
         return self._logits(int(wanted))
 
     @property
@@ -128,13 +130,13 @@ class CudaExecutor:
 
     @property
     def routed_bytes(self) -> int:
-        """None: models that run here have no experts."""
-        return 0
+        """What experts drawn evenly would have been: reading the routes back would hold up every step."""
+        return self._cost.routed_bytes(self._last_tokens)
 
     def more_logits(self, rows: Sequence[int]) -> "DeviceLogits":
         """As CpuExecutor.more_logits."""
-        self._inputs.write_logit_rows(rows)
-        self._arena.upload()
+        with self._arena.uploading():
+            self._inputs.write_logit_rows(rows)
         self._run(StepShape(tokens=0, sampled=0, logits=len(rows), items=0), only_logits=True)
         return self._logits(len(rows))
 

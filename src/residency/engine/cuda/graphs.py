@@ -28,11 +28,11 @@ class StepGraphs:
         """Record a step of each batch size, the largest first, so that all share its pool. No page is written."""
         if not self._batch_sizes:
             return
-        for name in ("positions", "slots"):
-            arena.inputs[name].fill(PADDING)
-        for name in ("token_ids", "logit_rows", "block_tables"):
-            arena.inputs[name].fill(0)
-        arena.upload()
+        with arena.uploading():
+            for name in ("positions", "slots"):
+                arena.inputs[name].fill(PADDING)
+            for name in ("token_ids", "logit_rows", "block_tables"):
+                arena.inputs[name].fill(0)
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         for size in sorted(self._batch_sizes, reverse=True):
             shape = StepShape(tokens=size, sampled=size, logits=size, items=0)

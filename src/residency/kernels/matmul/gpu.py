@@ -37,7 +37,10 @@ def linear(
     if step.only_logits and not of_logits:
         return out
     tokens = step.rows(of_logits=of_logits)
-    values, into = x.values[:tokens, : matrix.columns], out[:tokens, : matrix.rows]
+    values: Tensor = x.values[:tokens, : matrix.columns]
+    into = out[:tokens, : matrix.rows]
+    if matrix.order is not None:
+        values = torch.index_select(values, 1, matrix.order, out=_first(step.buffers["ordered"], values))
     if matrix.layout is None:
         _library(values, matrix.planes["codes"], into, bias, accumulate)
     elif tokens <= MOST_FEW_ROWS:
@@ -47,6 +50,11 @@ def linear(
     else:
         _in_slabs(step, values, matrix, matrix.layout, into, bias, accumulate)
     return out
+
+
+def _first(buffer: Tensor, like: Tensor) -> Tensor:
+    """As much of a buffer as a tensor (tokens, columns) takes."""
+    return buffer.view(-1)[: like.numel()].view(like.shape)
 
 
 def unpack_slab(matrix: DeviceMatrix, layout: PlaneLayout, first: int, out: Tensor) -> None:
@@ -60,7 +68,8 @@ def unpack_slab(matrix: DeviceMatrix, layout: PlaneLayout, first: int, out: Tens
 def plane_words(matrix: DeviceMatrix) -> tuple[Tensor, ...]:
     """The planes that kernels take; in place of those that a layout has not, others that are not read."""
     codes, scales = matrix.planes["codes"], matrix.planes["scales"]
-    return codes, matrix.planes.get("high", codes), scales, matrix.planes.get("supers", scales)
+    beside = matrix.planes.get("zeros", scales)
+    return codes, matrix.planes.get("high", codes), scales, matrix.planes.get("supers", beside)
 
 
 def row_bytes(matrix: DeviceMatrix) -> int:
@@ -219,7 +228,7 @@ def _multiply_few(
             first = tl.load(at, mask=live[:, :, None], other=0.0).to(tl.float32)
             last = tl.load(at + 16, mask=live[:, :, None], other=0.0).to(tl.float32)
             total = first_scale * tl.sum(low * first, 2) + last_scale * tl.sum(upper * last, 2)
-            if SCALES == "half-minimum" or SCALES == "six-bit":
+            if SCALES != "half" and SCALES != "byte":
                 total += least * tl.sum(first + last, 2)
             added = added + (sums[token] + total,)
         sums = added

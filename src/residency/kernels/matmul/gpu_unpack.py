@@ -29,7 +29,7 @@ def unpack(
     first, last, least = unpack_scales(scales, supers, row, chunk, live, columns, GROUP, SCALES)
     low *= first[:, :, None]
     upper *= last[:, :, None]
-    if SCALES == "half-minimum" or SCALES == "six-bit":
+    if SCALES != "half" and SCALES != "byte":
         low += least[:, :, None]
         upper += least[:, :, None]
     return low, upper
@@ -76,6 +76,10 @@ def unpack_scales(scales, supers, row, chunk, live, columns, GROUP: tl.constexpr
         first = tl.load(scales + at, mask=live, other=0.0).to(tl.float32)
         last = first
         least = first
+    elif SCALES == "zero":
+        first = tl.load(scales + at, mask=live, other=0.0).to(tl.float32)
+        last = first
+        least = first * -tl.load(supers + at, mask=live, other=0).to(tl.float32)
     elif SCALES == "half-minimum":
         first = tl.load(scales + at * 2, mask=live, other=0.0).to(tl.float32)
         last = first
