@@ -133,19 +133,37 @@ def test_a_gguf_files_tokenizer_comes_along(residency: Residency, tmp_path: Path
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3"])
 @pytest.mark.parametrize("to", [("--to", "int4", "--group", 64, "--symmetric"), ("--to", "int8")])
 def test_transformers_loads_it_and_computes_the_same(
-    residency: Residency, tmp_path: Path, architecture: str, to: tuple[object, ...]
+    residency: Residency, tmp_path: Path, text: Path, architecture: str, to: tuple[object, ...]
 ) -> None:
-    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     source = write_folder(tmp_path / "source", small_model(architecture, num_layers=2))
-    text = tmp_path / "text.txt"
-    text.write_text("the other one in the garden " * 150)
     judged = report(residency, source, tmp_path / "out", *to, "--text", text, "--chunks", 1)
-    ids = tokenizer_from_folder(source).encode(text.read_text(), add_special=True)[:512]
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
-    with torch.no_grad():
-        logits = model(torch.tensor([ids])).logits[0].double()
-    losses = torch.nn.functional.cross_entropy(logits[256:-1], torch.tensor(ids[257:]))
-    assert float(losses.exp()) == pytest.approx(judged["perplexity"]["value"], rel=2e-3)
+    found = perplexity_in_transformers(tmp_path / "out", text)
+    assert found == pytest.approx(judged["perplexity"]["value"], rel=2e-3)
+
+
+@pytest.mark.filterwarnings("ignore")  # of names that the readers use and transformers is giving up
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.parametrize(
+    "to",
+    [
+        ("--to", "int4", "--method", "gptq"),
+        ("--to", "int4", "--method", "gptq", "--symmetric"),
+        ("--to", "int3", "--method", "gptq"),
+        ("--to", "int8", "--method", "gptq"),
+        ("--to", "int4", "--method", "awq"),
+    ],
+    ids=["gptq", "gptq, symmetric", "gptq, 3 bits", "gptq, 8 bits", "awq"],
+)
+def test_transformers_loads_it_through_gptqmodel_and_computes_the_same(
+    residency: Residency, tmp_path: Path, text: Path, architecture: str, to: tuple[object, ...]
+) -> None:
+    for name in ("gptqmodel", "optimum", "accelerate"):
+        pytest.importorskip(name, reason=f"transformers reads GPTQ's and AWQ's layouts with {name}")
+    source = write_folder(tmp_path / "source", small_model(architecture, num_layers=2))
+    options = ("--calibration", text, "--text", text, "--chunks", 1)
+    judged = report(residency, source, tmp_path / "out", *to, *options, *QUICK)
+    found = perplexity_in_transformers(tmp_path / "out", text)
+    assert found == pytest.approx(judged["perplexity"]["value"], rel=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -233,6 +251,16 @@ def test_a_folder_becomes_no_gguf_file(residency: Residency, source: Path, tmp_p
 def test_blocks_have_no_method_of_their_own(residency: Residency, source: Path, out: Path) -> None:
     result = residency("quantize", source, "-o", out, "--to", "q4_0", "--method", "gptq")
     assert result.exit_code == 2 and "leave --group" in result.stderr
+
+
+def perplexity_in_transformers(folder: Path, text: Path) -> float:
+    """Of the second half of the text's first 512 tokens, in float32."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    ids = tokenizer_from_folder(folder).encode(text.read_text(), add_special=True)[:512]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0].double()
+    return float(torch.nn.functional.cross_entropy(logits[256:-1], torch.tensor(ids[257:])).exp())
 
 
 def report(residency: Residency, source: Path, out: Path, *options: object) -> dict[str, Any]:
