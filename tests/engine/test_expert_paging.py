@@ -17,7 +17,7 @@ from support.engines import engine_logits, plan_of
 from support.gguf_files import write_gguf
 from support.machines import machine_with_disk
 from support.models import MIXTURES, small_model
-from support.streams import paged_plan
+from support.streams import paged_and_streaming_plan, paged_plan
 
 TOKENS = np.random.default_rng(3).integers(0, 320, 50).tolist()
 
@@ -39,6 +39,17 @@ def test_logits_are_those_of_experts_in_memory(architecture: str, slots: int, th
     np.testing.assert_array_equal(paged, whole)
 
 
+@pytest.mark.parametrize("resident_part", [0.0, 0.4])
+@pytest.mark.parametrize("architecture", MIXTURES)
+def test_experts_are_paged_while_all_else_streams(architecture: str, resident_part: float, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", small_model(architecture), "Q4_K")
+    options: dict[str, Any] = {"chunk_tokens": 24, "logit_rows": 24}
+    plans = [plan_of(path, **options), paged_and_streaming_plan(path, resident_part=resident_part, **options)]
+    assert plans[1].paging is not None and plans[1].streaming is not None
+    whole, both = (engine_logits(path, TOKENS, prompt_tokens=30, chunk_tokens=24, plan=plan) for plan in plans)
+    np.testing.assert_array_equal(both, whole)
+
+
 def test_a_plan_has_as_many_slots_as_fit(path: Path) -> None:
     plan = paged_plan(path, slots=11)
     assert plan.paging is not None
@@ -51,9 +62,9 @@ def test_a_paged_plan_can_be_written_and_read(path: Path) -> None:
     assert Plan.from_json(plan.to_json()) == plan
 
 
-def test_less_than_one_layer_s_experts_is_refused_with_what_is_missing(path: Path) -> None:
-    plan = paged_plan(path, slots=6)
-    with pytest.raises(BudgetError, match="with 6 of 18 experts"):
+def test_less_than_one_layer_s_experts_and_two_buffers_is_refused_with_what_is_missing(path: Path) -> None:
+    plan = paged_and_streaming_plan(path, resident_part=0.0)
+    with pytest.raises(BudgetError, match="streamed through 2 buffers, with 6 of 18 experts"):
         plan_of(path, machine=machine_with_disk(), context_tokens=512, budget_bytes=plan.memory.peak - 1)
 
 
@@ -62,6 +73,14 @@ def test_a_report_s_weights_are_the_plan_s(path: Path) -> None:
     with Engine.open(plan) as engine:
         measured = engine.generate([5, 6, 7], max_tokens=30).memory.weights
     assert plan.memory.weights * 0.9 <= measured <= plan.memory.weights
+
+
+def test_a_report_counts_what_streams_and_what_is_paged(path: Path) -> None:
+    plan = Plan.from_json(paged_and_streaming_plan(path, resident_part=0.3).to_json())
+    with Engine.open(plan) as engine:
+        report = engine.generate([5, 6, 7], max_tokens=30)
+    assert plan.memory.weights * 0.9 <= report.memory.weights <= plan.memory.weights
+    assert report.disk is not None and report.expert_hit_rate is not None
 
 
 def test_what_is_needed_again_is_mostly_there(path: Path) -> None:

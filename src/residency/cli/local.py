@@ -98,10 +98,10 @@ def local_data(plan: Plan) -> dict[str, Any]:
 
 
 def _where(plan: Plan) -> str:
-    if plan.streaming is not None:
-        return placement(plan.streaming)
-    if plan.paging is not None:
-        return slots(plan.paging)
+    where = [] if plan.streaming is None else [placement(plan.streaming)]
+    where += [] if plan.paging is None else [slots(plan.paging)]
+    if where:
+        return "; ".join(where)
     return f"all that a token needs is in RAM: {binary_bytes(plan.memory.peak)} of {binary_bytes(plan.budget_bytes)}"
 
 

@@ -11,7 +11,7 @@ from residency.cli.prepare import prepare_first
 from residency.cli.progress import Progress
 from residency.cli.tables import columns
 from residency.engine.planning import plan_rows
-from residency.errors import ResidencyError
+from residency.errors import ResidencyError, UsageError
 from residency.hardware import Machine
 from residency.models.specs import model_spec
 from residency.paths import child_environment
@@ -30,11 +30,15 @@ _TOLERANT = "--memory-tolerance=1e6 --peak-tolerance=1e6 --speed-tolerance=1e6".
 def sweep_memory(
     path: Path, machine: Machine, *, threads: int | None, progress: Progress
 ) -> tuple[Sweep, list[SweepPoint]]:
-    """Run the model in budgets from the least to enough. MachineError without a disk; errors of the runs as theirs."""
+    """Run the model in budgets from the least to enough. MachineError without a disk, UsageError
+    for a mixture; errors of the runs as theirs."""
     plan_options = PlanOptions(context_tokens=CONTEXT_TOKENS, threads=threads)
     whole = plan_rows(path, context=CONTEXT_TOKENS, threads=threads, machine=machine)
     rate = machine.tier("disk").read_bytes_per_second(READERS)
-    sweep = Sweep.of(whole, model_spec(open_checkpoint(path)), rate)
+    model = model_spec(open_checkpoint(path))
+    if any(layer.experts for layer in model.layers):
+        raise UsageError(f"{model.name} is a mixture of experts, whose speed follows its routes; use --expert-trace.")
+    sweep = Sweep.of(whole, model, rate)
     prepare_first(str(path), plan_options)
     points: list[SweepPoint] = []
     for done, part in enumerate(RESIDENT_PARTS):

@@ -328,6 +328,9 @@ class Stream:
         if streaming is None:
             return None
         read_bytes = streaming.streamed_bytes * (self._steps[-1] - self._steps[0])
+        first, last = self._expert_counts[0], self._expert_counts[-1]
+        if first is not None and last is not None:
+            read_bytes += last.since(first).read_bytes
         return Bandwidth(
             measured_bytes_per_second=streaming.disk_bytes_per_second,
             achieved_bytes_per_second=read_bytes / decode_seconds if decode_seconds else 0.0,

@@ -49,13 +49,14 @@ def check_plan(plan: Plan, model: ModelSpec) -> None:
     within = all(
         low.num_pages <= pages <= high.num_pages for low, pages, high in zip(least, num_pages, most, strict=False)
     )
-    weights_bytes = store_layout(model).resident_bytes
+    layout = store_layout(model)
+    weights_bytes = layout.resident_bytes if plan.paging is None else layout.experts_offset
     if plan.streaming is not None:
         _check_streaming(plan, plan.streaming, model)
         weights_bytes = plan.streaming.memory_bytes
     if plan.paging is not None:
         _check_paging(plan, plan.paging, model)
-        weights_bytes = store_layout(model).experts_offset + plan.paging.memory_bytes
+        weights_bytes += plan.paging.memory_bytes
     needed = (buffers, groups, weights_bytes, model.architecture)
     planned = (plan.buffers, plan.kv_groups, plan.memory.weights, plan.architecture)
     usable = within and len(most) == len(num_pages) and plan.context_tokens <= model.max_context_tokens
@@ -74,7 +75,7 @@ def _check_streaming(plan: Plan, streaming: Streaming, model: ModelSpec) -> None
 
 def _check_paging(plan: Plan, paging: Paging, model: ModelSpec) -> None:
     least = least_paging(model, paging.disk_bytes_per_second)
-    if least is None or plan.streaming is not None or paging.disk_bytes_per_second <= 0:
+    if least is None or paging.disk_bytes_per_second <= 0:
         raise _refusal(plan)
     if paging.slots < least.slots or paging != with_slots(least, paging.slots):
         raise _refusal(plan)

@@ -20,10 +20,10 @@ def explain(plan: Plan) -> str:
         f" · runtime {mib(memory.runtime)} · free {mib(plan.free_bytes)}",
         f"forecast {speed(plan.forecast.decode_tokens_per_second)} tokens/s, {arithmetic(plan)}",
     ]
-    if plan.streaming is not None:
-        lines.insert(2, placement(plan.streaming))
     if plan.paging is not None:
         lines.insert(2, slots(plan.paging))
+    if plan.streaming is not None:
+        lines.insert(2, placement(plan.streaming))
     if plan.device and plan.device.streamed_layers:
         num, pinned = plan.device.streamed_layers, mib(plan.device.pinned_bytes)
         lines.append(f"the last {num} layers, {pinned}, stay in RAM and arrive in each step")
@@ -59,7 +59,10 @@ def slots(paging: Paging) -> str:
 def arithmetic(plan: Plan) -> str:
     """What bounds decoding, and what is divided by what."""
     forecast, streaming, paging = plan.forecast, plan.streaming, plan.paging
-    if paging is not None and forecast.bound == "disk":
+    if paging is not None and streaming is not None and forecast.bound == "disk":
+        read_bytes = streaming.streamed_bytes + round((1 - paging.hit_rate) * paging.token_bytes)
+        figures = f"{decimal_bytes(read_bytes)} a token at {rate(paging.disk_bytes_per_second)}"
+    elif paging is not None and forecast.bound == "disk":
         missing_bytes = round((1 - paging.hit_rate) * paging.token_bytes)
         figures = f"{decimal_bytes(missing_bytes)} of experts a token at {rate(paging.disk_bytes_per_second)}"
     elif streaming is not None and forecast.bound == "disk":

@@ -1,6 +1,6 @@
 """What fits: weights, KV cache, activations and runtime inside one budget, and what to change where they do not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,6 +49,10 @@ class _Request:
     kv_format: KvName
     kv_tokens: int | None  # see kv_groups
     prompts_in_tiles: bool
+
+    @property
+    def slots_bytes(self) -> int:
+        return 0 if self.paging is None else self.paging.memory_bytes
 
     def buffers(self, context_tokens: int, chunk_tokens: int) -> tuple[Buffer, ...]:
         return activation_buffers(
@@ -125,7 +129,7 @@ def plan_run(
             f"a context of {context_tokens} tokens is {context_tokens - model.max_context_tokens} more than "
             f"{model.name} has; ask for --context {model.max_context_tokens} or less."
         )
-    request = _Request(
+    wanted = _Request(
         model=model,
         weights_bytes=store_layout(model).resident_bytes,
         runtime_bytes=runtime_bytes,
@@ -137,14 +141,14 @@ def plan_run(
         kv_tokens=0 if oversubscribe else None,
         prompts_in_tiles=prompts_in_tiles,
     )
-    try:
-        context = _context(request, context_tokens, chunk_tokens)
-    except BudgetError:
-        if not any(tier.kind == "disk" for tier in machine.tiers):
-            raise
-        shares = context_tokens is None
-        request = _paging(request, machine, shares=shares) or _streaming(request, machine, shares=shares)
-        context = _context(request, context_tokens, chunk_tokens)
+    for request in _requests(wanted, machine, shares=context_tokens is None):
+        try:
+            context = _context(request, context_tokens, chunk_tokens)
+            break
+        except BudgetError as error:
+            refusal = error
+    else:
+        raise refusal
     cost = ModelCost.of(model, kv=KV_FORMATS[kv_format])
     chunk = chunk_tokens or _chunk(request, cost, context, machine, threads)
     if oversubscribe:
@@ -212,28 +216,30 @@ def kv_groups(
     return tuple(groups)
 
 
-def _paging(request: _Request, machine: Machine, *, shares: bool) -> _Request | None:
-    """The request with as few experts in memory as can be; None for a model that has none."""
-    least = least_paging(request.model, machine.tier("disk").read_bytes_per_second(READERS))
-    if least is None:
-        return None
-    unrouted_bytes = store_layout(request.model).experts_offset
-    return replace(request, weights_bytes=unrouted_bytes + least.memory_bytes, paging=least, kv_at_most_weights=shares)
-
-
-def _streaming(request: _Request, machine: Machine, *, shares: bool) -> _Request:
-    """The request with as little of its weights in memory as can be. Pages that nobody asked for are not to make every
-    step slower: where it `shares`, the KV cache takes at most half of what there is for both.
+def _requests(request: _Request, machine: Machine, *, shares: bool) -> Iterator[_Request]:
+    """The request with ever less of its weights in memory, as far as there is a disk: all; as few experts as can be;
+    as little of the others, too. Pages that nobody asked for are not to make every step slower: where it `shares`, the
+    KV cache takes at most half of what there is for both.
     """
-    least = least_streaming(request.model, machine.tier("disk").read_bytes_per_second(READERS))
-    return replace(request, weights_bytes=least.memory_bytes, streaming=least, kv_at_most_weights=shares)
+    yield request
+    if not any(tier.kind == "disk" for tier in machine.tiers):
+        return
+    disk_bytes_per_second = machine.tier("disk").read_bytes_per_second(READERS)
+    request = replace(request, kv_at_most_weights=shares, paging=least_paging(request.model, disk_bytes_per_second))
+    if request.paging is not None:
+        unrouted_bytes = store_layout(request.model).experts_offset
+        yield replace(request, weights_bytes=unrouted_bytes + request.slots_bytes)
+    least = least_streaming(request.model, disk_bytes_per_second)
+    yield replace(request, weights_bytes=least.memory_bytes + request.slots_bytes, streaming=least)
 
 
 def _with_the_rest_as_weights(
     request: _Request, cost: ModelCost, context_tokens: int, chunk_tokens: int, machine: Machine
 ) -> _Request:
-    """The request with as many of the weights in memory as fit, where they stream or experts are paged."""
-    if request.paging is not None:
+    """The request with as many of the weights in memory as fit, where they stream or experts are paged. Where both,
+    experts get no more: every token reads what streams, and few read one expert.
+    """
+    if request.paging is not None and request.streaming is None:
         free_bytes = request.budget_bytes - request.memory(context_tokens, chunk_tokens).peak
         more = with_slots(request.paging, request.paging.slots + free_bytes // request.paging.slot_bytes)
         return replace(
@@ -243,11 +249,11 @@ def _with_the_rest_as_weights(
         return request
     work = step_workload(cost, start_token=DECODE_CONTEXT_TOKENS, num_tokens=1)
     resident = step_seconds(work, num_layers=cost.num_layers, machine=machine, threads=request.threads)
-    others_bytes = request.memory(context_tokens, chunk_tokens).peak - request.weights_bytes
+    others_bytes = request.memory(context_tokens, chunk_tokens).peak - request.streaming.memory_bytes
     best = best_streaming(
         request.streaming, room_bytes=request.budget_bytes - others_bytes, resident_seconds=resident.total
     )
-    return replace(request, weights_bytes=best.memory_bytes, streaming=best)
+    return replace(request, weights_bytes=best.memory_bytes + request.slots_bytes, streaming=best)
 
 
 def _refuse_uneven_heads(model: ModelSpec, kv_format: KvName) -> None:
@@ -332,7 +338,7 @@ def _refusal(request: _Request, wanted_tokens: int, chunk_tokens: int) -> Budget
     memory = request.memory(wanted_tokens, _step_tokens(request, wanted_tokens, chunk_tokens))
     streamed = "" if request.streaming is None else f", streamed through {request.streaming.slots} buffers"
     if request.paging is not None:
-        streamed = f", with {request.paging.slots} of {request.paging.num_experts} experts"
+        streamed += f", with {request.paging.slots} of {request.paging.num_experts} experts"
     largest_tokens = _largest_context(request, wanted_tokens, chunk_tokens)
     missing_bytes = memory.peak - request.budget_bytes
     enough = f"--memory {enough_mib(memory.peak)}"
@@ -350,18 +356,19 @@ def _refusal(request: _Request, wanted_tokens: int, chunk_tokens: int) -> Budget
 def _chunk(request: _Request, cost: ModelCost, context_tokens: int, machine: Machine, threads: int) -> int:
     """Of the usual chunks that fit, the smallest whose prefill is forecast to be about as quick as the best; else
     the largest that fits."""
-    fitting = {
-        tokens: prefill_seconds(
-            cost,
-            prompt_tokens=max(1, context_tokens // 2),
-            chunk_tokens=tokens,
-            machine=machine,
-            threads=threads,
-            streaming=_with_the_rest_as_weights(request, cost, context_tokens, tokens, machine).streaming,
-        )
-        for tokens in (_step_tokens(request, context_tokens, size) for size in CHUNK_CHOICES)
-        if request.fits(context_tokens, tokens)
-    }
+    fitting = {}
+    for tokens in (_step_tokens(request, context_tokens, size) for size in CHUNK_CHOICES):
+        if request.fits(context_tokens, tokens):
+            planned = _with_the_rest_as_weights(request, cost, context_tokens, tokens, machine)
+            fitting[tokens] = prefill_seconds(
+                cost,
+                prompt_tokens=max(1, context_tokens // 2),
+                chunk_tokens=tokens,
+                machine=machine,
+                threads=threads,
+                streaming=planned.streaming,
+                paging=planned.paging,
+            )
     if fitting:
         best_seconds = min(fitting.values())
         return min(size for size, needed in fitting.items() if needed <= best_seconds * _CHUNK_SLOWER_AT_MOST)

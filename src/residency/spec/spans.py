@@ -12,7 +12,7 @@ from residency.formats.tiles import TILE_ROWS
 from residency.spec.layout import GROUP_ALIGNMENT, StoreLayout, store_layout
 from residency.spec.model import ModelSpec, TensorSpec
 
-_READ_AT_ONCE = ("mlp.gate_proj.weight", "mlp.up_proj.weight")
+_READ_AT_ONCE = (".gate_proj.weight", ".up_proj.weight")
 
 
 @dataclass(frozen=True, kw_only=True)

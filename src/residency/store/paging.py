@@ -36,6 +36,7 @@ class PagingCounts:
     missed: int = 0  # not there when a step asked
     guessed: int = 0  # experts that the router of the layer before was asked about
     guessed_right: int = 0
+    read_bytes: int = 0  # from the disk, on suspicion too
 
     @property
     def hit_rate(self) -> float:
@@ -77,7 +78,7 @@ class ExpertPager:
         self._counted: set[int] = set()  # layers of this step whose uses have been counted
         self._missed = 0
         self.counts = PagingCounts()
-        self.read_bytes = 0  # from the disk, so far
+        self._read_bytes = 0  # from the disk, so far
         self._changing, self._order = threading.Lock(), threading.Lock()
         self._failure: Exception | None = None
         self._closing = False
@@ -134,6 +135,7 @@ class ExpertPager:
                 missed=self.counts.missed + self._missed,
                 guessed=self.counts.guessed + int(used_where_guessed.sum()),
                 guessed_right=self.counts.guessed_right + int((used & guessed).sum()),
+                read_bytes=self._read_bytes,
             )
             self._missed = 0
 
@@ -252,7 +254,7 @@ class ExpertPager:
         ]
 
     def _begun(self, blocks: Sequence[tuple[memoryview, int]]) -> "list[Future[None]]":
-        self.read_bytes += sum(len(into) for into, _ in blocks)
+        self._read_bytes += sum(len(into) for into, _ in blocks)
         return [self._readers.submit(self._source.read, into, offset) for into, offset in blocks]
 
     def _finish(self, blocks: "Sequence[Future[None]]") -> None:

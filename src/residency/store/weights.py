@@ -105,9 +105,11 @@ class Weights:
         try:
             if streaming is not None:
                 self.residents = Residents(model, folder / "weights", streaming, loading)
-            elif paging is not None:
+            if paging is not None:
                 self.pager = ExpertPager(model, folder / "weights", paging)
         except StoreError:
+            if self.residents is not None:
+                self.residents.close()
             self._file.close()
             raise
         self._bytes: npt.NDArray[Any] = np.frombuffer(self._map, np.uint8)

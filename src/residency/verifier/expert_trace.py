@@ -12,6 +12,7 @@ from residency.hardware import Machine
 from residency.ledger.experts import Hindsight, LeastFrequent, LeastRecent, Trace, hit_rate
 from residency.planner.cost import ModelCost, step_seconds, step_workload
 from residency.planner.plan import Plan
+from residency.planner.streaming import streamed_seconds
 from residency.spec.model import ModelSpec, MoeSpec
 from residency.store.paging import PagingCounts
 from residency.verifier.opened import opened
@@ -82,16 +83,17 @@ def trace_speed(plan: Plan, model: ModelSpec, machine: Machine, trace: Trace, pr
     warm_up = len(trace) // _WARM_UP_PART
     measured = _decoded(plan, model, trace, warm_up, progress)
     rates = _rates(trace, max(layer.experts[0].copies for layer in model.layers if layer.experts), plan, warm_up)
-    computing = step_seconds(
+    resident = step_seconds(
         step_workload(measured.cost, start_token=len(trace) // 2, num_tokens=1),
         num_layers=len(model.layers),
         machine=machine,
         threads=plan.threads,
     )
+    computing_seconds = streamed_seconds(resident.total, plan.streaming)
     needed_bytes = plan.paging.slot_bytes * measured.counts.needed / measured.steps
-    forecast_seconds = computing.total + replace(plan.paging, hit_rate=rates.frequent).missing_seconds(needed_bytes)
-    read_bytes = measured.read_bytes / measured.steps
-    read_rate = read_bytes / max(measured.step_seconds - computing.total, 0.01 * measured.step_seconds)
+    forecast_seconds = computing_seconds + replace(plan.paging, hit_rate=rates.frequent).missing_seconds(needed_bytes)
+    read_bytes = measured.counts.read_bytes / measured.steps
+    read_rate = read_bytes / max(measured.step_seconds - computing_seconds, 0.01 * measured.step_seconds)
     all_seconds = plan.paging.slot_bytes * plan.paging.num_experts / read_rate if read_rate else 0.0
     return TraceSpeed(
         steps=measured.steps,
@@ -103,7 +105,7 @@ def trace_speed(plan: Plan, model: ModelSpec, machine: Machine, trace: Trace, pr
         forecast_tokens_per_second=1 / forecast_seconds,
         read_bytes_per_step=read_bytes,
         read_bytes_per_second=read_rate,
-        streaming_tokens_per_second=1 / (computing.total + all_seconds),
+        streaming_tokens_per_second=1 / (computing_seconds + all_seconds),
     )
 
 
@@ -112,7 +114,6 @@ class _Measured:
     steps: int
     step_seconds: float
     counts: PagingCounts
-    read_bytes: int
     cost: ModelCost
 
 
@@ -127,7 +128,7 @@ def _decoded(plan: Plan, model: ModelSpec, trace: Trace, warm_up: int, progress:
         running.submit(1, len(trace))
         for number, step in enumerate(trace):
             if number == warm_up:
-                before, read_before, started = pager.counts, pager.read_bytes, time.perf_counter()
+                before, started = pager.counts, time.perf_counter()
             routes[mixtures] = step[:, None, :]
             running.loop.step()
             if progress is not None:
@@ -137,7 +138,6 @@ def _decoded(plan: Plan, model: ModelSpec, trace: Trace, warm_up: int, progress:
             steps=steps,
             step_seconds=(time.perf_counter() - started) / steps,
             counts=pager.counts.since(before),
-            read_bytes=pager.read_bytes - read_before,
             cost=running.cost,
         )
 

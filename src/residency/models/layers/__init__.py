@@ -92,9 +92,12 @@ def feed_forward(step: Recorder, parts: Parts, index: int, x: Rows, hidden: Floa
 
 
 def guess_next(step: Recorder, parts: Parts, index: int, x: Rows) -> None:
-    """Let the next mixture's router look at this layer's input, so that experts may come before they are asked for."""
+    """Let the next mixture's router look at this layer's input, so that experts may come before they are asked for.
+
+    Not where weights stream: that router is not here yet, and the disk has enough to do.
+    """
     later = next((layer for layer in sorted(parts.experts) if layer > index), None)
-    if later is None or (paged := parts.experts[later].paged) is None:
+    if later is None or (paged := parts.experts[later].paged) is None or parts.weights.residents is not None:
         return
     router = next(tensor for tensor in parts.spec.layers[later].tensors if tensor.role == "router")
     logits = linear(step, x, parts.weights.matrix(router.name), step.buffers["router"], but_prompts=True)
@@ -117,6 +120,6 @@ def mixture(step: Recorder, parts: Parts, index: int, x: Rows, hidden: FloatArra
     if shared_gate:
         shared = SharedProduct(rows=step.buffers["shared_out"], gate=step.buffers["shared_gate"])
         product = gated_mlp(step, parts, index, x)
-        linear(step, x, shared_gate[0], shared.gate, meet=False)
-        linear(step, product, parts.weights.matrix(layer.gated_matrices[2].name), shared.rows)
+        linear(step, product, parts.weights.matrix(layer.gated_matrices[2].name), shared.rows, meet=False)
+        linear(step, x, shared_gate[0], shared.gate)
     combine(step, spec, columns, hidden, shared)
