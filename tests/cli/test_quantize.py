@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
@@ -243,7 +244,44 @@ def test_plans_know_what_was_measured(
     assert json.loads(plan.stdout)["placement"]["perplexity_rise"] == pytest.approx(max(0, rise))
 
 
-def test_a_folder_becomes_no_gguf_file(residency: Residency, source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_a_folder_becomes_a_gguf_file_that_runs_alike(
+    residency: Residency, tmp_path: Path, text: Path, architecture: str
+) -> None:
+    source = write_folder(tmp_path / "source", small_model(architecture, num_layers=2))
+    judged = report(residency, source, tmp_path / "out.gguf", "--to", "q8_0", "--text", text, "--chunks", 1)
+    options = ("--text", text, "--against", source, "--chunks", 1, "--json")
+    run = json.loads(residency("evaluate", tmp_path / "out.gguf", *options).stdout)
+    assert run["perplexity"]["value"] == pytest.approx(judged["perplexity"]["value"], rel=1e-2)
+    assert run["kl_divergence"]["mean"] < 5e-3  # the engine's activations are rounded, too
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_a_folders_gguf_file_holds_the_tensors_that_llama_cpps_converter_writes(
+    residency: Residency, tmp_path: Path, architecture: str
+) -> None:
+    model = small_model(architecture, num_layers=2)
+    report(residency, write_folder(tmp_path / "source", model), tmp_path / "out.gguf", "--to", "gguf-f16")
+    there = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
+    here = gguf.GGUFReader(write_gguf(tmp_path / "reference.gguf", model, "F16")).tensors
+    assert there.keys() == {tensor.name for tensor in here}
+    for tensor in here:
+        np.testing.assert_array_equal(there[tensor.name].data, tensor.data)
+
+
+def test_a_folders_tokenizer_comes_along_into_gguf(residency: Residency, tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "source", small_model("qwen2", num_layers=1))
+    report(residency, source, tmp_path / "out.gguf", "--to", "q8_0")
+    there, here = tokenizer_from_gguf(read_gguf(tmp_path / "out.gguf").config), tokenizer_from_folder(source)
+    for text in ("the other one <|im_end|> in the 12 gardens", " é\n\n\t  x"):
+        assert there.encode(text, add_special=True) == here.encode(text, add_special=True)
+    assert there.eos_ids == here.eos_ids and there.bos_id == here.bos_id
+
+
+def test_a_tokenizer_without_a_name_in_gguf_is_refused(residency: Residency, source: Path, tmp_path: Path) -> None:
+    content = json.loads((source / "tokenizer.json").read_text())
+    content["pre_tokenizer"] = {"type": "Whitespace"}
+    (source / "tokenizer.json").write_text(json.dumps(content))
     result = residency("quantize", source, "-o", tmp_path / "out.gguf", "--to", "q4_0")
     assert result.exit_code == 2 and "GGUF file in 16 bits" in result.stderr
 

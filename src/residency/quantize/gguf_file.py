@@ -1,22 +1,24 @@
-"""A quantized model as a GGUF file that llama.cpp loads: the source file's metadata, and its tensors in fewer bits.
+"""A quantized model as a GGUF file that llama.cpp loads: the source's metadata, and its tensors in fewer bits.
 
-Metadata is copied byte by byte but for what tells of the formats (ggml's docs/gguf.md).
+A GGUF file's metadata is copied byte by byte but for what tells of the formats (ggml's docs/gguf.md); of a folder it
+is made.
 """
 
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from residency.errors import FileError, UnsupportedError
+from residency.errors import FileError
 from residency.formats import F32, Format
 from residency.quantize.blocks import Bytes, encoded, restored
 from residency.quantize.folder import HELD_ROWS
 from residency.quantize.forward import Layer
+from residency.quantize.gguf_metadata import entry, folder_metadata, string, tensor_name
 from residency.quantize.layers import MATRICES, LayerResult
 from residency.quantize.methods import Inputs, Matrices, QuantizedMatrix
 from residency.quantize.source import read_rows, rotary_order
@@ -35,7 +37,7 @@ _FILE_TYPES = {
     **{"f32": 0, "gguf-f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k_m": 12},
     **{"q4_k_s": 14, "q4_k_m": 15, "q5_k_s": 16, "q5_k_m": 17, "q6_k": 18},
 }
-_U32 = 4  # the type of metadata
+_INFO_BYTES = 40  # of a tensor of two dimensions, beside its name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class Blocks:
 
 @dataclass(frozen=True, kw_only=True)
 class GgufTarget:
-    """One file, from one file."""
+    """One file, from a GGUF file or a folder."""
 
     label: str
     formats: Mapping[str, Format]
@@ -65,10 +67,7 @@ class GgufTarget:
     def refuse(self, checkpoint: Checkpoint, spec: ModelSpec) -> None:
         """UnsupportedError where the file cannot be written."""
         if checkpoint.kind != "gguf":
-            raise UnsupportedError(
-                f"{checkpoint.path} is a folder, and GGUF's metadata is copied from a GGUF file; give the model's "
-                "GGUF file in 16 bits, or choose int4 or int8."
-            )
+            folder_metadata(checkpoint, spec)
 
     def restored(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> QuantizedMatrix:
         """The matrix of which these were `to_arrays`."""
@@ -78,39 +77,24 @@ class GgufTarget:
         self, out: Path, checkpoint: Checkpoint, spec: ModelSpec, result_of: Callable[[int], LayerResult]
     ) -> None:
         """The file `out`, tensor after tensor."""
-        tensors = {tensor.source.name: tensor for tensor in spec.tensors if tensor.source is not None}
-        ordered = [*tensors, *(name for name in checkpoint.tensors if name not in tensors)]
-        formats = {name: self._format_of(name, tensors, checkpoint) for name in ordered}
+        tensors, copied = _held(checkpoint, spec), _others(checkpoint, spec)
+        header = [(name, tensor.shape, self._format_of(tensor)) for name, tensor in tensors.items()]
+        header += [(name, source.shape, source.format) for name, source in copied.items()]
         with out.open("wb") as file:
-            _write_header(
-                file,
-                checkpoint,
-                self.label,
-                [(name, checkpoint.tensors[name].shape, formats[name]) for name in ordered],
-            )
-            for name in ordered:
-                for part in self._parts(name, tensors, checkpoint, spec, result_of):
+            _write_header(file, _metadata(checkpoint, spec), self.label, header)
+            for parts in (
+                *(self._parts(tensor, result_of) for tensor in tensors.values()),
+                *(_copied(source) for source in copied.values()),
+            ):
+                for part in parts:
                     file.write(np.ascontiguousarray(part).data)
                 file.write(b"\0" * (-file.tell() % ALIGNMENT))
 
-    def _format_of(self, name: str, tensors: Mapping[str, TensorSpec], checkpoint: Checkpoint) -> Format:
-        if name not in tensors:
-            return checkpoint.tensors[name].format
-        return F32 if len(tensors[name].shape) == 1 else self.formats[tensors[name].name]
+    def _format_of(self, tensor: TensorSpec) -> Format:
+        return F32 if len(tensor.shape) == 1 else self.formats[tensor.name]
 
-    def _parts(
-        self,
-        name: str,
-        tensors: Mapping[str, TensorSpec],
-        checkpoint: Checkpoint,
-        spec: ModelSpec,
-        result_of: Callable[[int], LayerResult],
-    ) -> Iterator[npt.NDArray[Any]]:
+    def _parts(self, tensor: TensorSpec, result_of: Callable[[int], LayerResult]) -> Iterator[npt.NDArray[Any]]:
         """A tensor's bytes, in order."""
-        tensor = tensors.get(name)
-        if tensor is None:
-            yield from _copied(checkpoint.tensors[name])
-            return
         _, *within = tensor.name.split("layers.")
         part = within[0].partition(".")[2] if within else ""
         if part in MATRICES:
@@ -126,12 +110,36 @@ class GgufTarget:
 
 def gguf_bytes_beside(checkpoint: Checkpoint, spec: ModelSpec, formats: Mapping[str, Format]) -> int:
     """Bytes of a file beside the tensors that are not in `formats`: its header, the others, and room to align all."""
-    header = min(tensor.offset for tensor in checkpoint.tensors.values())
-    held = [tensor for tensor in spec.tensors if tensor.name in formats]
-    known = {tensor.source.name for tensor in spec.tensors if tensor.source is not None}
-    copied = sum(tensor.num_bytes for name, tensor in checkpoint.tensors.items() if name not in known)
+    tensors, copied = _held(checkpoint, spec), _others(checkpoint, spec)
+    header = sum(map(len, _metadata(checkpoint, spec))) + sum(len(name) + _INFO_BYTES for name in (*tensors, *copied))
+    held = [tensor for tensor in tensors.values() if tensor.name in formats]
     rest = sum((F32 if len(t.shape) == 1 else formats[t.name]).bytes_of(t.shape) for t in held)
-    return header + rest + copied + ALIGNMENT * (len(checkpoint.tensors) + 4)
+    rest += sum(source.num_bytes for source in copied.values())
+    return header + rest + ALIGNMENT * (len(tensors) + len(copied) + 4)
+
+
+def _held(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, TensorSpec]:
+    """The model's tensors by the names that the file has, with what the file does to their rows."""
+    if checkpoint.kind == "gguf":
+        return {tensor.source.name: tensor for tensor in spec.tensors if tensor.source is not None}
+    return {tensor_name(tensor.name): _interleaved(spec, tensor) for tensor in spec.tensors}
+
+
+def _interleaved(spec: ModelSpec, tensor: TensorSpec) -> TensorSpec:
+    """Llama's queries and keys lie in GGUF with each head's rotary halves interleaved."""
+    attention = spec.layers[0].grouped_attention
+    heads = {"q_proj.weight": attention.num_heads, "k_proj.weight": attention.num_kv_heads}
+    part = tensor.name.rpartition("self_attn.")[2]
+    if part not in heads or spec.architecture not in ("llama", "mistral"):
+        return tensor
+    return replace(tensor, rearrange=Rearrange.UNPERMUTE_ROPE, heads=heads[part])
+
+
+def _others(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, SourceTensor]:
+    """What a GGUF file holds besides the model's tensors, to be copied."""
+    known = {tensor.source.name for tensor in spec.tensors if tensor.source is not None}
+    is_file = checkpoint.kind == "gguf"
+    return {name: source for name, source in checkpoint.tensors.items() if is_file and name not in known}
 
 
 def _as_held(tensor: TensorSpec, rows_RB: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -156,32 +164,31 @@ def _copied(source: SourceTensor) -> Iterator[Bytes]:
 
 
 def _write_header(
-    file: BinaryIO, checkpoint: Checkpoint, label: str, tensors: list[tuple[str, tuple[int, ...], Format]]
+    file: BinaryIO, metadata: Iterator[bytes], label: str, tensors: list[tuple[str, tuple[int, ...], Format]]
 ) -> None:
     """Magic, metadata and where each tensor is; padded to where the first begins."""
-    entries = list(_metadata(checkpoint.path))
+    entries = list(metadata)
     if label in _FILE_TYPES:
-        entries.append(_entry("general.file_type", _FILE_TYPES[label]))
-    entries.append(_entry("general.quantization_version", _QUANTIZATION_VERSION))
+        entries.append(entry("general.file_type", _FILE_TYPES[label]))
+    entries.append(entry("general.quantization_version", _QUANTIZATION_VERSION))
     file.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(entries)) + b"".join(entries))
     offset = 0
     for name, shape, number_format in tensors:
-        file.write(_string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape)))
+        file.write(string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape)))
         file.write(struct.pack("<IQ", _TYPE_IDS[number_format.name], offset))
         offset += -(-number_format.bytes_of(shape) // ALIGNMENT) * ALIGNMENT
     file.write(b"\0" * (-file.tell() % ALIGNMENT))
 
 
-def _entry(key: str, value: int) -> bytes:
-    return _string(key) + struct.pack("<II", _U32, value)
+def _metadata(checkpoint: Checkpoint, spec: ModelSpec) -> Iterator[bytes]:
+    """The entries to write: a file's own, or those that a folder amounts to."""
+    if checkpoint.kind == "gguf":
+        yield from _kept(checkpoint.path)
+    else:
+        yield from (entry(key, value) for key, value in folder_metadata(checkpoint, spec).items())
 
 
-def _string(text: str) -> bytes:
-    data = text.encode()
-    return struct.pack("<Q", len(data)) + data
-
-
-def _metadata(path: Path) -> Iterator[bytes]:
+def _kept(path: Path) -> Iterator[bytes]:
     """The entries to keep of a file whose header has been read and found sound."""
     with path.open("rb") as file:
         file.seek(16)
