@@ -1,7 +1,7 @@
 """Many callers are answered by one engine, and what goes wrong with one is its own."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,9 +23,9 @@ class Heard:
         self._open_answers = answers
         self._ended = threading.Event()
 
-    def __call__(self, event: TokenEvent) -> None:
-        self.events.append(event)
-        self._open_answers -= event.is_last
+    def __call__(self, events: Sequence[TokenEvent]) -> None:
+        self.events += events
+        self._open_answers -= sum(event.is_last for event in events)
         if self._open_answers == 0:
             self._ended.set()
 
@@ -60,7 +60,7 @@ def blocked(service: Service) -> Callable[[], None]:
     """Keeps the service inside a listener until the returned function is called."""
     entered, leave = threading.Event(), threading.Event()
 
-    def hold(_: TokenEvent) -> None:
+    def hold(_: Sequence[TokenEvent]) -> None:
         entered.set()
         leave.wait(20)
 
@@ -133,7 +133,7 @@ def test_who_hears_that_an_answer_has_ended_finds_its_pages_free(service: Servic
 
 
 def test_a_listener_that_fails_ends_its_own_request_alone(service: Service) -> None:
-    def failing(event: TokenEvent) -> None:
+    def failing(events: Sequence[TokenEvent]) -> None:
         raise RuntimeError("gone")
 
     heard = Heard()
@@ -148,6 +148,19 @@ def test_each_answer_to_a_prompt_comes_and_ends_on_its_own(service: Service) -> 
     service.submit(PROMPT, options(4, num_answers=3), heard)
     heard.wait()
     assert sorted(event.answer for event in heard.events if event.is_last) == [0, 1, 2]
+
+
+def test_a_listener_hears_a_step_of_all_its_requests_at_once(service: Service) -> None:
+    release, heard, steps = blocked(service), Heard(answers=2), []
+
+    def listen(events: Sequence[TokenEvent]) -> None:
+        steps.append([event.request_id for event in events])
+        heard(events)
+
+    asked = [service.submit(PROMPT, options(5), listen) for _ in range(2)]
+    release()
+    heard.wait()
+    assert steps == [asked] * 5
 
 
 def test_draining_finishes_what_was_taken_in(shared: Engine) -> None:
@@ -198,9 +211,9 @@ def test_an_answer_that_is_finished_ends_while_the_others_go_on(service: Service
     release, heard = blocked(service), Heard(answers=2)
     enough = threading.Event()
 
-    def listen(event: TokenEvent) -> None:
-        heard(event)
-        if event.answer == 1 and not event.is_last:
+    def listen(events: Sequence[TokenEvent]) -> None:
+        heard(events)
+        if any(event.answer == 1 and not event.is_last for event in events):
             enough.set()
 
     request_id = service.submit(PROMPT, options(100, num_answers=2), listen)
@@ -216,8 +229,8 @@ def test_the_pages_of_an_answer_that_is_finished_are_free(service: Service) -> N
     heard = Heard()
     first = threading.Event()
 
-    def listen(event: TokenEvent) -> None:
-        heard(event)
+    def listen(events: Sequence[TokenEvent]) -> None:
+        heard(events)
         first.set()
 
     request_id = service.submit(PROMPT, options(100), listen)

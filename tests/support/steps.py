@@ -21,6 +21,7 @@ KERNELS = (
     *(f"{operator}.{name}" for operator in ("matmul", "embed") for name in MATRICES),
     *(f"gated_matmul.silu_{name}" for name, each in MATRICES.items() if not each.is_float and has_tiles()),
     "norm.rms",
+    "sample.likeliest",
     "order.columns",
     "gate.silu",
     "gate.gelu_tanh",

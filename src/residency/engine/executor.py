@@ -21,6 +21,7 @@ from residency.kernels.embed import embed
 from residency.kernels.library import Library
 from residency.kernels.recorder import Recorder
 from residency.kernels.rotary import LayerPages
+from residency.kernels.sample import likeliest
 from residency.ledger import KvPages, PageCopy
 from residency.models.layers import Parts
 from residency.models.registry import forward_of
@@ -67,6 +68,9 @@ class Executor(Protocol):
         self, batch: Batch, pages: KvPages, tokens: npt.NDArray[np.int64], *, every_logit: bool = False
     ) -> Logits:
         """Run one step."""
+
+    def likeliest(self, num_rows: int) -> Sequence[int]:
+        """The token with the largest logit, of equals the first, in each of the rows that the last step gave."""
 
     def more_logits(self, rows: Sequence[int]) -> Logits:
         """The logits of further tokens of the last step."""
@@ -133,6 +137,8 @@ class CpuExecutor:
             if in_step:
                 embed(step, weights.head, spec.embedding_scale, buffers["hidden"])
             forward_of(spec)(step, parts)
+            self._largest, self._likeliest = buffers["largest_logits"], buffers["likeliest_tokens"]
+            likeliest(step, self._logits, spec.vocabulary, self._largest, self._likeliest)
             self._kernels = step.kernels
             self._library = Library([*step.kernels, *DRIVERS, *STREAM_KERNELS, HANDLER], compiling)
             weights.watch()
@@ -174,6 +180,12 @@ class CpuExecutor:
         self._run()
         return self._logits[: len(rows), : self._vocabulary]
 
+    def likeliest(self, num_rows: int) -> list[int]:
+        """See Executor."""
+        parts = self._largest[:num_rows].argmax(axis=1)
+        tokens: list[int] = self._likeliest[range(num_rows), parts].tolist()
+        return tokens
+
     @property
     def most_logits(self) -> int:
         """Rows of logits that there are at one time."""
@@ -182,6 +194,8 @@ class CpuExecutor:
     @property
     def routed_bytes(self) -> int:
         """Bytes of the experts that the last step's tokens were sent to."""
+        if not self._experts:
+            return 0
         return int((self._experts_used > 0).sum(axis=1) @ self._expert_bytes)
 
     def more_logits(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:

@@ -57,19 +57,19 @@ class StepInputs:
 
     def write(self, batch: Batch, pages: KvPages, *, every_logit: bool = False) -> Sequence[int]:
         """Write a batch; the tokens whose logits the step gives, by their place in it. `every_logit` asks for all."""
+        tables = pages.sequences
         single = list(takewhile(lambda entry: entry.num_tokens == 1, batch.entries))  # as in decode: all at once
         first = num_items = len(single)
         self._positions[:first] = [entry.start_token for entry in single]
         self._sequences[:first] = self._items[:first, 0] = self._numbers[:first]
         self._items[:first, 1] = 1
-        for index, entry in enumerate(single):
-            self._write_page(index, entry.start_token, pages.sequences[entry.request_id])
+        self._write_slots([entry.start_token for entry in single], [tables[entry.request_id] for entry in single])
         rows = [index for index, entry in enumerate(single) if every_logit or entry.needs_logits]
         for index, entry in enumerate(batch.entries[first:], first):
             last = first + entry.num_tokens
             self._positions[first:last] = np.arange(entry.start_token, entry.start_token + entry.num_tokens)
             self._sequences[first:last] = index
-            self._write_pages(index, first, last, pages.sequences[entry.request_id])
+            self._write_pages(index, first, last, tables[entry.request_id])
             item_tokens = PROMPT_TOKENS if entry.of_prompt else 1
             for start in range(first, last, item_tokens):
                 self._items[num_items] = start, min(item_tokens, last - start)
@@ -90,14 +90,17 @@ class StepInputs:
         self._logit_rows[: len(rows)] = rows
         self._counts[NUM_LOGITS] = len(rows)
 
-    def _write_page(self, token: int, position: int, sequences: Sequence[SequencePages]) -> None:
-        """Where one token, the only one of its sequence, is written and what it sees."""
-        index, place = divmod(position, self._page_tokens)
-        for group, sequence in enumerate(sequences):
-            self._write_table(group, token, sequence)
-            page = sequence.page_at(index)
-            assert page is not None, "a batch comes with its pages"
-            self.slots[group, token] = page * self._page_tokens + place
+    def _write_slots(self, positions: Sequence[int], tables: Sequence[Sequence[SequencePages]]) -> None:
+        """Where tokens, each the only one of its sequence, are written and what they see."""
+        for group in range(len(self.slots)):
+            slots = []
+            for token, (position, sequences) in enumerate(zip(positions, tables, strict=True)):
+                sequence = sequences[group]
+                self._write_table(group, token, sequence)
+                page = sequence.page_at(position // self._page_tokens)
+                assert page is not None, "a batch comes with its pages"
+                slots.append(page * self._page_tokens + position % self._page_tokens)
+            self.slots[group, : len(slots)] = slots
 
     def _write_pages(self, index: int, first: int, last: int, sequences: Sequence[SequencePages]) -> None:
         positions = self._positions[first:last]
@@ -126,8 +129,8 @@ class StepInputs:
 
         Parts are summed in another order than the whole, so their number must not depend on who shares the step.
         """
-        splits = self._splits[:num_tokens]
-        splits[:] = 1
-        sampled = self._positions[:num_sampled]
-        np.clip((sampled // self._page_tokens + 1) // _PAGES_PER_SPLIT, 1, MAX_SPLITS, out=splits[: len(sampled)])
-        return int(splits.max(initial=1))
+        pages = self._positions[:num_sampled] // self._page_tokens + 1
+        splits = [min(max(count // _PAGES_PER_SPLIT, 1), MAX_SPLITS) for count in pages.tolist()]
+        self._splits[:num_sampled] = splits
+        self._splits[num_sampled:num_tokens] = 1
+        return max(splits, default=1)

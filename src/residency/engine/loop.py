@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -38,29 +38,28 @@ class _Answer:
     page_tokens: int
     scored: ScoredPrompt | None
     cached_tokens: int = 0
+    needs_logits_alone: bool = field(init=False)  # as all that is told of the next token, so that a device can choose
+    is_greedy: bool = field(init=False)  # and it is the likeliest
 
-    @property
-    def needs_logits_alone(self) -> bool:
-        """Whether the next token, and what is told of it, follow from the logits alone, so that a device can choose."""
+    def __post_init__(self) -> None:
         asked = self.options
         tells = asked.logprobs is not None or asked.num_answers > 1 or asked.logit_mask is not None
-        return self.sampler.needs_logits_alone and not tells
+        self.needs_logits_alone = self.sampler.needs_logits_alone and not tells
+        self.is_greedy = self.needs_logits_alone and asked.sampling.temperature == 0.0
 
     def sample(self, logits: FloatArray | int) -> int:
         """The next token, which is known from now on: of these logits, or the one that a device chose. UsageError where
         the logit mask fails or allows none.
         """
-        known = self.tokens[: self.known_tokens]
-        token = (
-            logits
-            if isinstance(logits, int)
-            else self.sampler.sample(
-                logits, known, prompt_tokens=self.prompt_tokens, allowed=self._allowed(known, len(logits))
-            )
-        )
+        token = logits if isinstance(logits, int) else self._sampled(logits)
         self.tokens[self.known_tokens] = token
         self.known_tokens += 1
         return token
+
+    def _sampled(self, logits: FloatArray) -> int:
+        known = self.tokens[: self.known_tokens]
+        allowed = self._allowed(known, len(logits))
+        return self.sampler.sample(logits, known, prompt_tokens=self.prompt_tokens, allowed=allowed)
 
     def _allowed(self, known: npt.NDArray[np.int64], vocabulary: int) -> npt.NDArray[np.bool_] | None:
         if self.options.logit_mask is None:
@@ -260,13 +259,13 @@ class Loop:
         return events
 
     def _choices(self, wanted: Sequence[BatchEntry], logits: Logits) -> Sequence[FloatArray | int]:
-        """The logits of each entry, or where a device has them and can choose for all, its tokens."""
+        """The logits of each entry, or its token where the step has chosen it, or a device can choose for all."""
         answers = [self._answers[entry.request_id] for entry in wanted]
-        alone = bool(answers) and all(answer.needs_logits_alone for answer in answers)
         if isinstance(logits, np.ndarray):
-            greedy = alone and all(answer.options.sampling.temperature == 0.0 for answer in answers)
-            return logits.argmax(axis=1).tolist() if greedy else list(logits)
-        if alone:
+            likeliest = self._executor.likeliest(len(wanted))
+            pairs = zip(answers, likeliest, strict=True)
+            return [token if answer.is_greedy else logits[row] for row, (answer, token) in enumerate(pairs)]
+        if answers and all(answer.needs_logits_alone for answer in answers):
             return logits.drawn([answer.sampler.draw() for answer in answers])
         return list(logits.rows())
 
@@ -299,16 +298,11 @@ class Loop:
 
     def _compute(self, batch: Batch) -> Logits:
         """The logits of the batch's entries that need them."""
-        tokens = np.concatenate(
-            [
-                self._answers[entry.request_id].tokens[entry.start_token : entry.start_token + entry.num_tokens]
-                for entry in batch.entries
-            ]
-        )
+        answers = [(entry, self._answers[entry.request_id]) for entry in batch.entries]
+        tokens = [answer.tokens[entry.start_token : entry.start_token + entry.num_tokens] for entry, answer in answers]
         started = time.perf_counter()
-        logits = self._executor.compute(batch, self._pages, tokens)
-        answers = {entry.request_id: self._answers[entry.request_id] for entry in batch.entries}
-        if scored := {sequence: each.scored for sequence, each in answers.items() if each.scored is not None}:
+        logits = self._executor.compute(batch, self._pages, np.concatenate(tokens))
+        if scored := {entry.request_id: answer.scored for entry, answer in answers if answer.scored is not None}:
             logits = score_prompts(self._executor, batch, scored)
         self.compute_seconds += time.perf_counter() - started
         self._totals.update(
@@ -361,12 +355,10 @@ class Loop:
         keys and values as far as its windows reach.
         """
         total = self._weight_read_bytes + self._executor.routed_bytes
-        for entry in batch.entries:
-            for group in self._plan.kv_groups:
-                seen_tokens = entry.start_token + entry.num_tokens
-                if group.window_tokens is not None:
-                    seen_tokens = min(seen_tokens, group.window_tokens)
-                total += seen_tokens * group.page_bytes // self._plan.page_tokens * len(group.layers)
+        for group in self._plan.kv_groups:
+            window_tokens = group.window_tokens or self._plan.context_tokens
+            seen_tokens = sum(min(entry.start_token + entry.num_tokens, window_tokens) for entry in batch.entries)
+            total += seen_tokens * group.page_bytes // self._plan.page_tokens * len(group.layers)
         return total
 
 

@@ -16,7 +16,7 @@ from residency.engine.swap import SwapSpace
 from residency.errors import QueueFullError, ServiceError, UsageError
 from residency.scheduler import Admission
 
-Listener = Callable[[TokenEvent], None]
+Listener = Callable[[Sequence[TokenEvent]], None]
 
 _RECENT_STEPS = 20  # that averages over "of late" reach back
 _LONGEST_RETRY_SECONDS = 60
@@ -49,8 +49,8 @@ class _Open:
 class Service:
     """Answers requests of any thread. Use it in a `with` statement; until its end the engine is its alone.
 
-    A listener is called in the service's thread, for each token and at the end: it must be quick, and one that
-    raises has its request cancelled.
+    A listener is called in the service's thread with all events of a step at once, of all requests that it listens to:
+    it must be quick, and where it raises, the requests of these events are cancelled.
     """
 
     def __init__(
@@ -280,17 +280,20 @@ class Service:
             self._deliver([request.end(answer, reason, error) for answer in ended])
 
     def _deliver(self, events: Iterable[TokenEvent]) -> None:
+        heard: dict[Listener, list[TokenEvent]] = {}
         for event in events:
-            request = self._open.get(event.request_id)
-            if request is None:
-                continue  # its listener failed and it was cancelled in the same step
+            request = self._open[event.request_id]
             request.cached_tokens = event.cached_tokens
+            heard.setdefault(request.listener, []).append(event)
+        for listener, its_events in heard.items():
             try:
-                request.listener(event)
-            except Exception:  # a listener's fault is its request's, and no other's
-                self.cancel(event.request_id)
-            if event.finish_reason is not None:
-                self._end_answer(request, event.answer, event.finish_reason)
+                listener(its_events)
+            except Exception:  # a listener's fault is its requests', and no others'
+                for event in its_events:
+                    self.cancel(event.request_id)
+            for event in its_events:
+                if event.finish_reason is not None:
+                    self._end_answer(self._open[event.request_id], event.answer, event.finish_reason)
 
     def _end_answer(self, request: _Open, answer: int, reason: FinishReason) -> None:
         with self._changed:

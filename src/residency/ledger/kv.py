@@ -110,7 +110,7 @@ class KvPages:
     def publish(self, sequence: int, *, computed_tokens: int) -> None:
         """Let others share the sequence's whole pages of its first `computed_tokens`, which have been computed."""
         prefix = self._prefixes.get(sequence)
-        if prefix is None:
+        if prefix is None or (prefix.num_pages + 1) * self._page_tokens > computed_tokens:
             return
         if prefix.node not in self._tree:
             prefix.node, prefix.num_pages = self._tree.root, 0
@@ -182,11 +182,14 @@ class KvPages:
             for slot in table.slots:
                 pool.release(slot)
 
+    def has_room(self, sequence: int, *, start_token: int, num_tokens: int) -> bool:
+        """Whether `extend` would change nothing: so it is for fifteen of sixteen tokens that are sampled."""
+        tables = self._tables.get(sequence)
+        return tables is not None and all(table.has_room_for(start_token, num_tokens) for table in tables)
+
     def can_extend(self, sequence: int, *, start_token: int, num_tokens: int) -> bool:
         """Whether `extend` would find its pages."""
-        return self._has_room(sequence, start_token, num_tokens) or not any(
-            self._missing(sequence, start_token, num_tokens)
-        )
+        return not any(self._missing(sequence, start_token, num_tokens))
 
     def extend(self, sequence: int, *, start_token: int, num_tokens: int) -> Sequence[PageCopy]:
         """Make room for tokens start_token … start_token + num_tokens - 1, in every group.
@@ -195,8 +198,6 @@ class KvPages:
         the copies to be made, in this order, before the tokens are written. BudgetError, and nothing changed in any
         group, where pages are missing.
         """
-        if self._has_room(sequence, start_token, num_tokens):
-            return []
         missing = self._missing(sequence, start_token, num_tokens)
         if any(missing):
             raise BudgetError(
@@ -274,11 +275,6 @@ class KvPages:
             SequencePages(pool, page_tokens=self._page_tokens, window_tokens=group.window_tokens)
             for group, pool in zip(self._groups, self._pools, strict=True)
         )
-
-    def _has_room(self, sequence: int, start_token: int, num_tokens: int) -> bool:
-        """Whether nothing changes hands for the tokens: so it is for fifteen of sixteen that are sampled."""
-        tables = self._tables.get(sequence)
-        return tables is not None and all(table.has_room_for(start_token, num_tokens) for table in tables)
 
     def _missing(self, sequence: int, start_token: int, num_tokens: int) -> list[int]:
         tables = self._tables.get(sequence) or self._new_tables()

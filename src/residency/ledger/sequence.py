@@ -100,10 +100,11 @@ class SequencePages:
 
     def has_room_for(self, start_token: int, num_tokens: int) -> bool:
         """Whether the tokens can be written as things are: no page to take, to copy or to give back before."""
+        place, end_tokens = start_token // self._page_tokens, (self._first_page + len(self._pages)) * self._page_tokens
         return (
-            self.capacity_tokens >= start_token + num_tokens
-            and not self.shares(start_token)
-            and not self.pages_to_slide(start_token)
+            start_token + num_tokens <= end_tokens
+            and self._pool.holders(self._pages[place - self._first_page]) == 1
+            and (self._window_tokens is None or not self.pages_to_slide(start_token))
         )
 
     def make_own(self, token: int) -> tuple[int, int]:

@@ -13,6 +13,9 @@ GROUP_BYTES = 64
 # that the result does not depend on it.
 ATTENTION_SPLITS = 16
 
+# The largest logit of a row is found in this many parts, which threads share.
+LIKELIEST_PARTS = 16
+
 # What a thread's attention works in: for a prompt scores and weights of 16 tokens against 4 pages, keys and values of
 # these, and of each head that shares them queries, sums and statistics. Decode needs less.
 _SCORES_BYTES = 896 + 8192
@@ -83,6 +86,8 @@ def activation_buffers(
         Buffer(name="up", shape=(gated_tokens, in_tiles(intermediate)), dtype="float32"),
         Buffer(name="gated_q8", shape=(tokens, quantized_bytes(intermediate)), dtype="uint8"),
         Buffer(name="logits", shape=(logits, in_tiles(model.vocabulary)), dtype="float32"),
+        Buffer(name="largest_logits", shape=(logits, LIKELIEST_PARTS), dtype="float32"),
+        Buffer(name="likeliest_tokens", shape=(logits, LIKELIEST_PARTS), dtype="int32"),
         *ordered,
         *_mixture_buffers(model, tokens),
     )

@@ -120,7 +120,7 @@ class Scheduler:
         if self._in_flight is not None:
             raise ValueError("commit the batch before the next one")
         step = _Step(free_tokens=self._chunk_tokens, free_sampled=self._max_sequences)
-        decoding = [each for each in self._running if each.pending_tokens == 1]
+        decoding = {each: None for each in self._running if each.pending_tokens == 1}
         for progress in decoding:
             self._put(progress, 1, step)
         if not step.preempted:
@@ -284,14 +284,15 @@ class Scheduler:
         """
         request_id, start_token = progress.request.request_id, progress.computed_tokens
         num_tokens = min(num_tokens, step.free_tokens if progress.in_prompt else step.free_sampled)
-        if progress not in self._running or num_tokens == 0:
+        if num_tokens == 0 or (step.preempted and progress not in self._running):
             return
-        while not self._pages.can_extend(request_id, start_token=start_token, num_tokens=num_tokens):
-            last = self._running[-1]
-            if last is progress:
-                return
-            self._preempt(last, step)
-        step.copies += self._pages.extend(request_id, start_token=start_token, num_tokens=num_tokens)
+        if not self._pages.has_room(request_id, start_token=start_token, num_tokens=num_tokens):
+            while not self._pages.can_extend(request_id, start_token=start_token, num_tokens=num_tokens):
+                last = self._running[-1]
+                if last is progress:
+                    return
+                self._preempt(last, step)
+            step.copies += self._pages.extend(request_id, start_token=start_token, num_tokens=num_tokens)
         step.put(
             BatchEntry(
                 request_id=request_id,

@@ -83,7 +83,7 @@ class Answer:
         elif event.is_last:
             finish = "length" if event.finish_reason == "length" else "stop"
         self.has_ended = finish is not None
-        tokens = self._tokens_shown(everything=self.has_ended and not self._stops.has_stopped)
+        tokens = self._tokens_shown(everything=self.has_ended and not self._stops.has_stopped) if self._waiting else ()
         return Piece(text=text, tokens=tokens, finish_reason=finish)
 
     def _tokens_shown(self, *, everything: bool) -> tuple[Shown, ...]:

@@ -158,7 +158,7 @@ class _Generation:
     async def _answer(self, body: bytes, fields: dict[str, Any], send: Send) -> None:
         job = await self._desk.job(self._endpoint, body, fields)
         if job.streams:
-            await send_events(send, job.chunks(self._desk.generator))
+            await send_events(send, job.events(self._desk.generator))
         else:
             await send_json(send, await job.whole(self._desk.generator))
 

@@ -26,6 +26,11 @@ class Delta:
         """Whether there is nothing to tell."""
         return not (self.text or self.calls or self.tokens or self.finish_reason or self.prompt_logprobs)
 
+    @property
+    def is_text_alone(self) -> bool:
+        """Whether there is text to tell, and nothing else."""
+        return bool(self.text) and not (self.calls or self.tokens or self.finish_reason or self.prompt_logprobs)
+
     def add(self, later: "Delta") -> None:
         """Grow by what the answer grew by after this."""
         self.text += later.text
@@ -56,15 +61,16 @@ class Choice:
     def take(self, event: TokenEvent, delta: Delta) -> None:
         """Add what the event brings to `delta`."""
         piece = self.answer.take(event)
-        parsed = Parsed(text=piece.text)
-        if self.parser is not None:
+        if self.parser is None:
+            delta.text += piece.text
+        else:
             parsed = self.parser.feed(piece.text)
             if piece.finish_reason is not None:
                 rest = self.parser.flush()
                 parsed = Parsed(text=parsed.text + rest.text, calls=parsed.calls + rest.calls)
-        self.called = self.called or bool(parsed.calls)
-        delta.text += parsed.text
-        delta.calls += parsed.calls
+            self.called = self.called or bool(parsed.calls)
+            delta.text += parsed.text
+            delta.calls += parsed.calls
         delta.tokens += piece.tokens
         delta.prompt_logprobs = delta.prompt_logprobs or event.prompt_logprobs
         ended_by_call = self.called and piece.finish_reason == "stop"
@@ -103,9 +109,15 @@ class Choices:
         grown: dict[int, Delta] = {}
         for part, event in events:
             choice = self._choices[part * self._per_submission + event.answer]
-            if not choice.answer.has_ended:
-                choice.take(event, grown.setdefault(choice.index, Delta(index=choice.index)))
-                self._cached.setdefault(id(self.submissions[part][0]), event.cached_tokens)
-        self.usage.cached_tokens = sum(self._cached.values())
-        self.usage.completion_tokens = sum(choice.answer.num_tokens for choice in self._choices)
+            if choice.answer.has_ended:
+                continue
+            if choice.index not in grown:
+                grown[choice.index] = Delta(index=choice.index)
+            tokens_before = choice.answer.num_tokens
+            choice.take(event, grown[choice.index])
+            self.usage.completion_tokens += choice.answer.num_tokens - tokens_before
+            prompt = id(self.submissions[part][0])
+            if prompt not in self._cached:
+                self._cached[prompt] = event.cached_tokens
+                self.usage.cached_tokens += event.cached_tokens
         return [delta for delta in grown.values() if not delta.is_empty]

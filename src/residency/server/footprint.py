@@ -58,26 +58,27 @@ class _Silent:
 
     def __init__(self, token: int, vocabulary: int) -> None:
         self._token = token
+        self._num_requests = 0
         self._logits = np.zeros(vocabulary, np.float32)
 
     def submit(
-        self, prompt_ids: Sequence[int], options: GenerationOptions, listener: Callable[[TokenEvent], None]
+        self, prompt_ids: Sequence[int], options: GenerationOptions, listener: Callable[[Sequence[TokenEvent]], None]
     ) -> int:
         Sampler(options.sampling).sample(self._logits, np.array(prompt_ids, np.int64))
         if options.logit_mask is not None:
             options.logit_mask([])
-        listener(
-            TokenEvent(
-                request_id=0,
-                answer=0,
-                token=self._token,
-                prompt_tokens=len(prompt_ids),
-                cached_tokens=0,
-                finish_reason="stop",
-                prompt_logprobs=_some_logprobs(len(prompt_ids), options.prompt_logprobs),
-            )
+        request_id, self._num_requests = self._num_requests, self._num_requests + 1
+        event = TokenEvent(
+            request_id=request_id,
+            answer=0,
+            token=self._token,
+            prompt_tokens=len(prompt_ids),
+            cached_tokens=0,
+            finish_reason="stop",
+            prompt_logprobs=_some_logprobs(len(prompt_ids), options.prompt_logprobs),
         )
-        return 0
+        listener([event])
+        return request_id
 
     def cancel(self, request_id: int) -> None: ...
 
@@ -115,8 +116,8 @@ async def _answer(path: Path, body_bytes: int) -> None:
         if model.prompts.template is not None:
             chat = {"model": "model", "messages": [{"role": "user", "content": text}], "stream": True}
             job = await desk.job("/v1/chat/completions", json.dumps(chat), {})
-            async for objects in job.chunks(desk.generator):
-                json_bytes(objects)
+            async for _ in job.events(desk.generator):
+                pass
     json_bytes(document())
 
 

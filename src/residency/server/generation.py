@@ -1,11 +1,8 @@
 """The engine's service, seen from the event loop: requests go in, events of their answers come out as they happen."""
 
 import asyncio
-import threading
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Protocol
 
 from residency.engine.generation import GenerationOptions, TokenEvent
@@ -17,9 +14,11 @@ class Submits(Protocol):
     """What the server asks of the engine's service; all of it may be called from any thread."""
 
     def submit(
-        self, prompt_ids: Sequence[int], options: GenerationOptions, listener: Callable[[TokenEvent], None]
+        self, prompt_ids: Sequence[int], options: GenerationOptions, listener: Callable[[Sequence[TokenEvent]], None]
     ) -> int:
-        """Take a request in and give its number; its events are told to `listener`, in the service's thread."""
+        """Take a request in and give its number; its events are told to `listener`, in the service's thread, a step's
+        all at once.
+        """
 
     def cancel(self, request_id: int) -> None:
         """Forget a request; nothing happens for one that has ended."""
@@ -32,45 +31,21 @@ class Submits(Protocol):
         """Why the service has failed; None while it is well."""
 
 
-class Mailbox:
-    """Events from the service's thread to the event loop, which is woken once for all that came in the meantime."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._lock = threading.Lock()
-        self._arrived: list[tuple[Generation, int, TokenEvent]] = []
-
-    def post(self, generation: "Generation", part: int, event: TokenEvent) -> None:
-        """Called in any thread."""
-        with self._lock:
-            self._arrived.append((generation, part, event))
-            if len(self._arrived) > 1:
-                return
-        try:
-            self._loop.call_soon_threadsafe(self._deliver)
-        except RuntimeError:
-            pass  # the event loop has ended, and with it whoever listened
-
-    def _deliver(self) -> None:
-        with self._lock:
-            arrived, self._arrived = self._arrived, []
-        for generation, part, event in arrived:
-            generation.take(part, event)
-
-
 class Generation:
     """The answers to one HTTP request: of several prompts, or several of one."""
 
-    def __init__(self, service: Submits) -> None:
+    def __init__(self, service: Submits, loop: asyncio.AbstractEventLoop) -> None:
         self._service = service
+        self._loop = loop
         self.request_ids: list[int] = []  # of each submission
-        self._events: deque[tuple[int, TokenEvent]] = deque()
-        self._arrival = asyncio.Event()
+        self._events: list[tuple[int, TokenEvent]] = []
+        self._arrival: asyncio.Future[None] | None = None  # what somebody waits for
 
     def take(self, part: int, event: TokenEvent) -> None:
         """An event of the submission `part`."""
         self._events.append((part, event))
-        self._arrival.set()
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
 
     def finish(self, part: int, answer: int) -> None:
         """Nothing more is wanted of one answer: it ends, and its pages are free."""
@@ -80,10 +55,10 @@ class Generation:
         """All events since the last call, each with the number of its submission; waits for one. Refused if an answer
         has failed.
         """
-        await self._arrival.wait()
-        self._arrival.clear()
-        arrived = list(self._events)
-        self._events.clear()
+        if not self._events:
+            self._arrival = self._loop.create_future()
+            await self._arrival
+        arrived, self._events = self._events, []
         for _, event in arrived:
             if event.error is not None:
                 raise Refused(_failure(event.error))
@@ -91,11 +66,12 @@ class Generation:
 
 
 class Generator:
-    """Starts generations in the service and ends them."""
+    """Starts generations in the service and ends them. The service's thread wakes the event loop once a step."""
 
     def __init__(self, service: Submits) -> None:
         self._service = service
-        self._mailbox: Mailbox | None = None
+        self._places: dict[int, tuple[Generation, int]] = {}  # by request: the generation and its submission
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def require_service(self) -> None:
         """ServiceError if the service has failed."""
@@ -110,17 +86,33 @@ class Generator:
 
         Raises what `submit` does; then none of them runs.
         """
-        if self._mailbox is None:
-            self._mailbox = Mailbox(asyncio.get_running_loop())
-        generation = Generation(self._service)
+        self._loop = asyncio.get_running_loop()
+        generation = Generation(self._service, self._loop)
         try:
             for part, (tokens, options) in enumerate(submissions):
-                listener = partial(self._mailbox.post, generation, part)
-                generation.request_ids.append(self._service.submit(tokens, options, listener))
+                request_id = self._service.submit(tokens, options, self._post)
+                self._places[request_id] = generation, part
+                generation.request_ids.append(request_id)
             yield generation
         finally:
             for request_id in generation.request_ids:
+                del self._places[request_id]
                 self._service.cancel(request_id)
+
+    def _post(self, events: Sequence[TokenEvent]) -> None:
+        """Called in the service's thread."""
+        assert self._loop is not None, "who listens has a loop"
+        try:
+            self._loop.call_soon_threadsafe(self._deliver, events)
+        except RuntimeError:
+            pass  # the event loop has ended, and with it whoever listened
+
+    def _deliver(self, events: Sequence[TokenEvent]) -> None:
+        for event in events:
+            place = self._places.get(event.request_id)
+            if place is not None:
+                generation, part = place
+                generation.take(part, event)
 
 
 def _failure(reason: str) -> Problem:

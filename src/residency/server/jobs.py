@@ -15,7 +15,10 @@ from residency.server.generation import Generation, Generator
 from residency.server.grammar import Constraint
 from residency.server.problems import Refused
 from residency.server.requests import GenerationRequest
+from residency.server.streams import event_bytes, json_bytes
 from residency.server.watch import Watch
+
+_TEXT = " text"  # with an answer's id, a text that occurs nowhere else
 
 
 class Writer(Protocol):
@@ -44,6 +47,7 @@ class Job:
     watch: Watch
     created: int = field(default_factory=lambda: int(time.time()))
     answer_id: str = field(init=False)
+    _around_text: dict[int, list[bytes]] = field(default_factory=dict)  # by answer: what its text comes between
 
     def __post_init__(self) -> None:
         self.answer_id = f"{self.id_prefix}-{uuid.uuid4().hex}"
@@ -57,13 +61,24 @@ class Job:
                     grown[delta.index].add(delta)
         return self.writer.whole(self, grown)
 
-    async def chunks(self, generator: Generator) -> AsyncGenerator[list[object], None]:
-        """The stream's objects as they come."""
+    async def events(self, generator: Generator) -> AsyncGenerator[bytes, None]:
+        """The stream's server-sent events as they come."""
         async with aclosing(self._deltas(generator)) as batches:
             async for deltas in batches:
-                yield [self.writer.chunk(self, delta) for delta in deltas]
+                if deltas:
+                    yield b"".join(map(self._event, deltas))
         if self.includes_usage:
-            yield [self.writer.usage(self)]
+            yield event_bytes(self.writer.usage(self))
+
+    def _event(self, delta: Delta) -> bytes:
+        """What the writer says of a delta. Where that is text alone, it is written between what is always the same."""
+        if delta.is_text_alone and delta.index in self._around_text:
+            return json_bytes(delta.text).join(self._around_text[delta.index])
+        event = event_bytes(self.writer.chunk(self, delta))  # the first may say more than later ones of its kind
+        if delta.index not in self._around_text:
+            later = event_bytes(self.writer.chunk(self, Delta(index=delta.index, text=self.answer_id + _TEXT)))
+            self._around_text[delta.index] = later.split(json_bytes(self.answer_id + _TEXT))
+        return event
 
     async def _deltas(self, generator: Generator) -> AsyncGenerator[list[Delta], None]:
         with self.watch:

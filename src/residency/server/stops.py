@@ -13,6 +13,8 @@ class StopStrings:
 
     def feed(self, piece: str) -> str:
         """The text that may be shown after `piece`. Nothing more once `has_stopped`."""
+        if not self._stops:
+            return piece
         if self.has_stopped:
             return ""
         text = self._held + piece

@@ -47,30 +47,29 @@ async def send_json(send: Send, value: object) -> None:
     await _send(send, body, more=False)
 
 
-async def send_events(send: Send, chunks: AsyncGenerator[list[object], None]) -> None:
-    """Objects as server-sent events, those that came together in one write, and [DONE] at the end.
+def event_bytes(value: object) -> bytes:
+    """An object as a server-sent event."""
+    return b"data: %b\n\n" % json_bytes(value)
 
-    Nothing is sent before the first objects: an error until then is raised as it is, and later it is an event too.
+
+async def send_events(send: Send, events: AsyncGenerator[bytes, None]) -> None:
+    """Server-sent events, those that came together in one write, and [DONE] at the end.
+
+    Nothing is sent before the first: an error until then is raised as it is, and later it is an event too.
     """
     has_begun = False
     try:
-        async with aclosing(chunks):
-            async for objects in chunks:
-                if not objects:
-                    continue
+        async with aclosing(events):
+            async for data in events:
                 if not has_begun:
                     has_begun = True
                     await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-                await _send(send, b"".join(map(_event, objects)), more=True)
+                await _send(send, data, more=True)
     except Exception as error:
         if has_begun:
-            await _send(send, _event(problem_of(error).body), more=False)
+            await _send(send, event_bytes(problem_of(error).body), more=False)
         raise
     await _send(send, b"data: [DONE]\n\n", more=False)
-
-
-def _event(value: object) -> bytes:
-    return b"data: %b\n\n" % json_bytes(value)
 
 
 async def _send(send: Send, data: bytes, *, more: bool) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from residency.engine.cuda.graphs import StepGraphs
 from residency.engine.cuda.inputs import DeviceInputs, rope_table
-from residency.engine.sampler import Draw
+from residency.engine.sampler import Draw, Sampling
 from residency.engine.stamps import LaunchTime
 from residency.engine.tiers import NextTier
 from residency.errors import BudgetError, FileError, StoreError, UnsupportedError
@@ -132,6 +132,10 @@ class CudaExecutor:
     def routed_bytes(self) -> int:
         """What experts drawn evenly would have been: reading the routes back would hold up every step."""
         return self._cost.routed_bytes(self._last_tokens)
+
+    def likeliest(self, num_rows: int) -> list[int]:
+        """As CpuExecutor.likeliest."""
+        return self._logits(num_rows).drawn([Draw(sampling=Sampling(), part=0.0)] * num_rows)
 
     def more_logits(self, rows: Sequence[int]) -> "DeviceLogits":
         """As CpuExecutor.more_logits."""

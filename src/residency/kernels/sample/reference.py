@@ -1,4 +1,4 @@
-"""The choice of a token, defined in plain NumPy; never optimised. Shape suffix: V vocabulary."""
+"""The choice of a token, defined in plain NumPy; never optimised. Shape suffixes: R rows, V vocabulary."""
 
 import numpy as np
 import numpy.typing as npt
@@ -23,3 +23,8 @@ def draw(logits_V: Floats, *, temperature: float, top_k: int, top_p: float, min_
     weights_V[weights_V < falling_V[min(num_kept, len(falling_V)) - 1]] = 0.0
     totals_V = np.cumsum(weights_V)
     return int(np.searchsorted(totals_V, min(part * totals_V[-1], np.nextafter(totals_V[-1], 0.0)), side="right"))
+
+
+def likeliest(logits_RV: Floats) -> list[int]:
+    """The token with the largest logit of each row, of equals the first."""
+    return [max(range(len(logits_V)), key=lambda token: logits_V[token]) for logits_V in logits_RV]
