@@ -35,11 +35,11 @@ def wave(loop: Loop, *, prompt_tokens: int, answer_tokens: int) -> list[int]:
     return list(steps(loop))
 
 
-def submit(loop: Loop, *, prompt_tokens: int, answer_tokens: int) -> None:
+def submit(loop: Loop, *, prompt_tokens: int, answer_tokens: int, use_prefix_cache: bool = False) -> None:
     options = GenerationOptions(
         max_tokens=answer_tokens,
         ignore_eos=True,
-        use_prefix_cache=False,
+        use_prefix_cache=use_prefix_cache,
         sampling=Sampling(temperature=1.0, seed=1),
     )
     for number in range(4):
@@ -67,6 +67,16 @@ def test_long_answers_call_it_back(engine: Engine) -> None:
     lent = resident(engine)
     submit(loop, prompt_tokens=250, answer_tokens=250)
     assert min(resident(engine) for _ in steps(loop)) < lent
+
+
+def test_prefixes_that_nobody_uses_any_more_leave_their_memory_to_weights(engine: Engine) -> None:
+    loop = engine.new_loop()
+    submit(loop, prompt_tokens=400, answer_tokens=5, use_prefix_cache=True)
+    list(steps(loop))
+    kept, beside = loop.counts().cached_pages, resident(engine)
+    wave(loop, prompt_tokens=8, answer_tokens=200)
+    assert kept > loop.counts().cached_pages
+    assert resident(engine) > beside
 
 
 def test_answers_are_those_of_weights_in_memory(path: Path, engine: Engine) -> None:

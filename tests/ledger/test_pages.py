@@ -196,3 +196,29 @@ class PagesMachine(RuleBasedStateMachine):
 
 
 TestPagesByRandomOperations = PagesMachine.TestCase
+
+
+def cached_pool(pages: int) -> PagePool:
+    pool = PagePool(4)
+    for page in pool.take(pages):
+        pool.remember(page)
+        pool.release(page)
+    return pool
+
+
+def test_a_cached_page_is_given_up_after_the_turns_it_may_be_unused() -> None:
+    pool, left = cached_pool(2), []
+    for _ in range(4):
+        pool.give_up(unused_turns=2)
+        left.append(pool.num_cached)
+    assert left == [2, 2, 0, 0]
+
+
+def test_a_cached_page_that_was_held_again_stays_longer() -> None:
+    pool = cached_pool(2)
+    first = pool.cached[0]
+    pool.give_up(unused_turns=2)
+    pool.share(first)
+    pool.release(first)
+    pool.give_up(unused_turns=1)
+    assert pool.cached == (first,)

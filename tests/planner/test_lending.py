@@ -70,3 +70,8 @@ def test_something_always_streams() -> None:
 
 def test_what_the_plan_keeps_stays_whatever_is_lent() -> None:
     assert all(set(LENDING.with_lent(each).streamed) <= set(PLANNED.streamed) for each in range(0, 1200, 100))
+
+
+def test_a_page_s_patience_costs_what_computing_its_tokens_anew_would() -> None:
+    steps = LENDING.patience_steps(page_bytes=1, chunk_share=0.25)
+    assert steps * 1 == 0.25 * PLANNED.streamed_bytes

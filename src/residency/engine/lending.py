@@ -39,6 +39,19 @@ class Lender:
         """What weights have of the pages' memory now."""
         return self._residents.streaming.resident_bytes - self._lending.streaming.resident_bytes
 
+    @property
+    def has_borrowers(self) -> bool:
+        """Whether weights would stay that stream now, were there memory."""
+        return self.lent_bytes < self._lending.most_bytes
+
+    @property
+    def patience_steps(self) -> int:
+        """For how many steps prefixes that nobody uses keep their pages; see Lending."""
+        plan = self._plan
+        return self._lending.patience_steps(
+            page_bytes=sum(self._page_bytes), chunk_share=plan.page_tokens / plan.chunk_tokens
+        )
+
     def settle(self, pages: KvPages) -> None:
         """Before a step's pages are written to: see that they have their memory, and lend what they do not need.
 

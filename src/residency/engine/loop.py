@@ -279,9 +279,12 @@ class Loop:
 
     def _schedule(self) -> Batch:
         """The next batch, whose pages have their memory."""
+        if self._lender is None:
+            return self._scheduler.schedule()
+        if self._lender.has_borrowers:
+            self._make(self._pages.give_up_cached(unused_turns=self._lender.patience_steps))
         batch = self._scheduler.schedule()
-        if self._lender is not None:
-            self._lender.settle(self._pages)
+        self._lender.settle(self._pages)
         return batch
 
     def _make(self, copies: Sequence[PageCopy]) -> Sequence[PageCopy]:

@@ -223,6 +223,14 @@ class KvPages:
         """The copies after which that tier has all cached pages of prompts, as far as there are slots."""
         return self._known.save_cached()
 
+    def give_up_cached(self, *, unused_turns: int) -> list[PageCopy]:
+        """A turn is over: forget prefixes that nobody has held for so many. The copies to be made before anything is
+        written to their pages: to the tier that keeps them, where there is one.
+        """
+        for pool in self._pools:
+            pool.give_up(unused_turns=unused_turns)
+        return self._known.take_copies()
+
     def lose(self, copy: PageCopy) -> None:
         """A copy to or from that tier has failed: it does not keep the page."""
         self._known.lose(copy)

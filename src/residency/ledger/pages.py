@@ -18,7 +18,8 @@ class PagePool:
         if num_pages < 0:
             raise ValueError(f"a pool cannot have {num_pages} pages")
         self._free = list(range(num_pages - 1, -1, -1))
-        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._cached: OrderedDict[int, int] = OrderedDict()  # with the turn in which it was last held
+        self._turn = 0
         self._remembered: set[int] = set()
         self._holders = [0] * num_pages
         self._forgotten = forgotten
@@ -96,7 +97,7 @@ class PagePool:
         self._num_shared -= self._holders[page] == 1
         if self._holders[page] == 0:
             if page in self._remembered:
-                self._cached[page] = None
+                self._cached[page] = self._turn
             else:
                 self._free.append(page)
 
@@ -109,6 +110,12 @@ class PagePool:
         """Keep a used page's content after its last holder; ValueError for one that nobody holds."""
         self._require_used(page)
         self._remembered.add(page)
+
+    def give_up(self, *, unused_turns: int) -> None:
+        """A turn is over: cached pages that nobody has held for so many are free, and their content forgotten."""
+        self._turn += 1
+        while self._cached and self._turn - next(iter(self._cached.values())) > unused_turns:
+            self._free.append(self._reused())
 
     def _reused(self) -> int:
         page, _ = self._cached.popitem(last=False)

@@ -5,6 +5,7 @@ spread evenly over the step (multiples of the golden ratio, modulo 1), so that a
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 
 from residency.planner.streaming import Streaming
@@ -25,11 +26,25 @@ class Lending:
     pool_bytes: int  # of all pages
     reserve_bytes: int  # pages that are never lent: what a step may take at once
 
-    @property
+    @cached_property
     def order(self) -> tuple[int, ...]:
         """The spans that stream, in the order in which they are lent memory; the last one always streams."""
         ranks = sorted(range(len(self.streaming.streamed)), key=lambda number: number * _GOLDEN_RATIO % 1)
         return tuple(self.streaming.streamed[number] for number in ranks[:-1])
+
+    @cached_property
+    def most_bytes(self) -> int:
+        """All that can be lent."""
+        return sum(self.streaming.span_bytes[span] for span in self.order)
+
+    def patience_steps(self, *, page_bytes: int, chunk_share: float) -> int:
+        """For how many steps a page of a prefix that nobody uses stays, where its tokens are this share of a chunk.
+
+        Until keeping it has cost what computing it anew would: each step reads as many bytes more as the page has, and
+        a chunk of a prompt reads all that streams. Whoever waits so long pays at most twice what he would who knew the
+        future (A. Karlin et al.: Competitive snoopy caching, Algorithmica 3, 1988).
+        """
+        return max(_CALM_STEPS, round(chunk_share * self.streaming.streamed_bytes / page_bytes))
 
     def with_lent(self, num_bytes: int) -> Streaming:
         """What streams with so many bytes more for what stays: whole spans of them are used."""
