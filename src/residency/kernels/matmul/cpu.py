@@ -71,7 +71,7 @@ def _multiplier(block, tokens, block_bytes, x_block_bytes):
             total = zeros_f32(tokens)
             for i in range(blocks):
                 if not is_large:
-                    ahead(tile + block_bytes * i, block_bytes, tokens)
+                    ahead(tile + block_bytes * i, block_bytes)
                 total = block(tile + block_bytes * i, x + x_block_bytes * i, x_stride, total)
             finish(total, index, out, out_stride, bias, accumulate)
 
@@ -85,8 +85,8 @@ def _multiplier(block, tokens, block_bytes, x_block_bytes):
             low_total = zeros_f32(tokens)
             high_total = zeros_f32(tokens)
             for i in range(blocks):
-                ahead(low + block_bytes * i, block_bytes, tokens)
-                ahead(high + block_bytes * i, block_bytes, tokens)
+                ahead(low + block_bytes * i, block_bytes)
+                ahead(high + block_bytes * i, block_bytes)
                 low_total = block(low + block_bytes * i, x + x_block_bytes * i, x_stride, low_total)
                 high_total = block(high + block_bytes * i, x + x_block_bytes * i, x_stride, high_total)
             finish(low_total, index, out, out_stride, bias, accumulate)
