@@ -3,9 +3,13 @@
 import errno
 import logging
 import os
+import shutil
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from residency.engine.engine import Engine
 from residency.engine.generation import GenerationOptions
 from residency.engine.kv_store import KvStore, KvStoreSpace
 from residency.engine.loop import Loop
+from residency.engine.service import Service
 from residency.engine.swap import SwapFile, SwapSpace
 from residency.errors import StoreError, UsageError
 from residency.planner import Plan
@@ -193,6 +199,37 @@ def test_a_prompt_is_known_after_a_restart(path: Path, plan: Plan, folder: Path)
         assert (cached, asked(loop, PROMPT)) == (0, (first, 96))
 
 
+def test_a_prompt_is_known_after_a_kill(path: Path, plan: Plan, folder: Path, tmp_path: Path) -> None:
+    with loop_of(path, plan, folder) as loop:
+        first, _ = asked(loop, PROMPT)
+        while loop.has_unsaved_pages:
+            loop.save_page()
+        shutil.copytree(folder, tmp_path / "as it was when it was killed")
+    with loop_of(path, plan, tmp_path / "as it was when it was killed") as loop:
+        assert asked(loop, PROMPT) == (first, 96)
+
+
+def test_a_step_writes_one_page_at_most(path: Path, plan: Plan, folder: Path) -> None:
+    with loop_of(path, plan, folder) as loop:
+        loop.submit(PROMPT, GenerationOptions(max_tokens=8))
+        saved = [0]
+        while loop.has_work:
+            loop.step()
+            saved.append(loop.counts().saved_pages)
+        assert {after - before for before, after in pairwise(saved)} == {0, 1}
+
+
+def test_a_service_without_requests_writes_what_is_left(path: Path, plan: Plan, folder: Path) -> None:
+    ended = threading.Event()
+    with Engine.open(plan) as engine, Service(engine, store=space_of(folder)) as service:
+        service.submit(PROMPT, GenerationOptions(max_tokens=1), lambda _: ended.set())
+        assert ended.wait(20)
+        until = time.monotonic() + 20
+        while service.metrics().loop.saved_pages < 6:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
 def test_another_salt_finds_nothing_after_a_restart(path: Path, plan: Plan, folder: Path) -> None:
     with loop_of(path, plan, folder) as loop:
         asked(loop, PROMPT)
@@ -234,13 +271,12 @@ def test_a_disk_that_fails_to_read_costs_time_and_no_answer(
 def test_a_full_disk_keeps_nothing_more_and_answers_go_on(
     path: Path, plan: Plan, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     with loop_of(path, plan, folder) as loop:
-        first, _ = asked(loop, PROMPT)
-
-        def full(*_: object) -> int:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
         monkeypatch.setattr(os, "pwritev", full)
+        first, _ = asked(loop, PROMPT)
         for other in OTHERS:
             asked(loop, other)
         assert asked(loop, PROMPT)[0] == first

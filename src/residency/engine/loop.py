@@ -150,6 +150,16 @@ class Loop:
         self._tier.close()
 
     @property
+    def has_unsaved_pages(self) -> bool:
+        """Whether pages of prompts are not in their store yet."""
+        return self._pages.has_unsaved
+
+    def save_page(self) -> None:
+        """Put one of them there, between two steps; steps do the same."""
+        self._pages.save_next()
+        self._make(self._pages.take_copies())
+
+    @property
     def has_work(self) -> bool:
         """Whether any request has not ended."""
         return self._scheduler.has_work

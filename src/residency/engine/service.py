@@ -219,6 +219,10 @@ class Service:
             while self._take_orders():
                 if self._loop.has_work:
                     self._step()
+                elif self._loop.has_unsaved_pages:
+                    self._loop.save_page()
+                    with self._changed:
+                        self._counts = self._loop.counts()
         except BaseException as error:  # whatever it is, nobody may wait for ever
             with self._changed:
                 self._failure = error
@@ -235,6 +239,7 @@ class Service:
                     or self._cancelled
                     or self._finished
                     or self._loop.has_work
+                    or self._loop.has_unsaved_pages
                     or (self._ending and not self._open)
                 )
             )

@@ -25,7 +25,8 @@ class Known:
 class KnownPrefixes:
     """The pools of all groups, the tree of what their pages hold, and what the next tier keeps (`kept`).
 
-    A prompt's page that gives way to something else goes to the next tier; what is brought back from there is a copy.
+    A prompt's page goes to the next tier in its turn (`save_next`), or when it gives way to something else; what is
+    brought back from there is a copy.
     """
 
     def __init__(self, groups: Sequence[PageGroup], *, page_tokens: int, kept: KeptPages | None) -> None:
@@ -33,6 +34,7 @@ class KnownPrefixes:
         self._page_tokens = page_tokens
         self._kept = kept
         self._pending: list[PageCopy] = []
+        self._unsaved: dict[tuple[int, int], None] = {}  # groups and pages, the longest known first
         self.tree = PrefixTree(len(self._groups), with_digests=kept is not None)
         self.pools = tuple(
             PagePool(group.num_pages, forgotten=partial(self._forget, index)) for index, group in enumerate(groups)
@@ -104,6 +106,24 @@ class KnownPrefixes:
         node = path[first_brought - 1].node if first_brought else self.tree.root
         return (node, first_brought) if node is not None else (self.tree.root, 0)
 
+    def put(self, node: PrefixNode, *, group: int, page: int) -> None:
+        """From now on `page`, which is used, holds the node's last page in `group`; it is remembered."""
+        self.tree.put(node, group=group, page=page)
+        self.pools[group].remember(page)
+        if self._is_wanted(node):
+            self._unsaved[group, page] = None
+
+    @property
+    def has_unsaved(self) -> bool:
+        """Whether there are pages of prompts whose turn to go to the next tier has not come."""
+        return bool(self._unsaved)
+
+    def save_next(self) -> None:
+        """Let the page whose turn it is go to the next tier with the next copies."""
+        if self._unsaved:
+            group, page = next(iter(self._unsaved))
+            self._save(group, page)
+
     def take_copies(self) -> list[PageCopy]:
         """Copies that nobody has been told of yet: of pages from the next tier, and of those that go there."""
         copies, self._pending = self._pending, []
@@ -154,11 +174,16 @@ class KnownPrefixes:
         self.tree.remove(group=group, page=page)
 
     def _save(self, group: int, page: int) -> None:
-        """Keep a cached page in the next tier, where there is one: a prompt's page, for others' are never asked for."""
+        """Keep a page in the next tier, if that wants it."""
+        self._unsaved.pop((group, page), None)
         node = self.tree.node_of(group=group, page=page)
-        if self._kept is None or node.key[0]:
+        if self._kept is None or not self._is_wanted(node):
             return
         slot = self._kept.keep(group, node.digest)
         if slot is not None:
             copy = PageCopy(group=group, source=page, target=slot, way="save", digest=node.digest)
             self._pending.append(copy)
+
+    def _is_wanted(self, node: PrefixNode) -> bool:
+        """Whether there is a next tier, and the page is a prompt's: others' are never asked for."""
+        return self._kept is not None and not node.key[0]

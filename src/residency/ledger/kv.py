@@ -34,8 +34,8 @@ class KvPages:
     """One pool per group; a sequence, known by its number, has one block table in each.
 
     Pages are shared: by prompts that begin alike, through a tree of prefixes that keeps whole pages until they are
-    needed, and by twins, which copy the page that they write to. A prompt's page that gives way to something else goes
-    to the next tier where there are slots for such pages (`kept`), and comes back for a prompt that begins with it.
+    needed, and by twins, which copy the page that they write to. A prompt's page goes to the next tier where there are
+    slots for such pages (`kept`), at the latest when it gives way, and comes back for a prompt that begins with it.
     """
 
     def __init__(self, groups: Sequence[PageGroup], *, page_tokens: int, kept: KeptPages | None = None) -> None:
@@ -116,11 +116,10 @@ class KvPages:
             prefix.node, prefix.num_pages = self._tree.root, 0
         while (prefix.num_pages + 1) * self._page_tokens <= computed_tokens:
             prefix.node = self._tree.grow(prefix.node, prefix.page_key(prefix.num_pages))
-            for group, (table, pool) in enumerate(zip(self._tables[sequence], self._pools, strict=True)):
+            for group, table in enumerate(self._tables[sequence]):
                 page = table.page_at(prefix.num_pages)
                 if prefix.node.pages[group] is None and page is not None:
-                    self._tree.put(prefix.node, group=group, page=page)
-                    pool.remember(page)
+                    self._known.put(prefix.node, group=group, page=page)
             prefix.num_pages += 1
 
     def fork(self, sequence: int, twin: int, *, page_key: PageKey | None = None) -> None:
@@ -218,6 +217,15 @@ class KvPages:
         that keeps prompts' pages.
         """
         return self._known.take_copies()
+
+    @property
+    def has_unsaved(self) -> bool:
+        """Whether there are pages of prompts whose turn to go to that tier has not come."""
+        return self._known.has_unsaved
+
+    def save_next(self) -> None:
+        """Let the page whose turn it is go there with the next copies, if there is one."""
+        self._known.save_next()
 
     def save_cached(self) -> list[PageCopy]:
         """The copies after which that tier has all cached pages of prompts, as far as there are slots."""

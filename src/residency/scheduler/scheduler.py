@@ -128,6 +128,7 @@ class Scheduler:
         prompts = [each for each in self._running if each not in decoding]
         for progress, num_tokens in self._shares(prompts, step.free_tokens):
             self._put(progress, num_tokens, step)
+        self._pages.save_next()  # a page a step, so that a store on disk costs no step more than a little
         step.copies += self._pages.take_copies()
         self._in_flight = step.batch()
         return self._in_flight
