@@ -21,7 +21,7 @@ _LOST_WORD, _ALONE_WORD, _TOGETHER_WORD = 16, 24, 32  # of the meeting: see kern
 _SPINS = 20_000  # about a millisecond of waiting for the next step before a thread sleeps
 _FIRST_GUESS_CYCLES = 5_000_000  # some 2 milliseconds: of a step, before there was one
 _LATE_SHARE = 0.25  # of a step that waiting for late threads may take
-_SHORTEST_RETREAT_SECONDS = 0.1
+_SHORTEST_RETREAT_SECONDS = 0.05
 _LONGEST_RETREAT_SECONDS = 1.0
 
 
@@ -82,14 +82,15 @@ class Workers:
             self._judge(was_late=went_on_alone or lost > _LATE_SHARE * int(self._meeting[_TOGETHER_WORD]))
 
     def _judge(self, *, was_late: bool) -> None:
-        """Retreat to one thread where the others were late in two of four steps, for twice as long as the last time."""
+        """Retreat to one thread where the others were late in two of four steps: for twice as long as the last time,
+        unless there were four good steps since."""
         self._late.append(was_late)
         if sum(self._late) >= 2:
             self._late.clear()
             self._retreat_until = time.perf_counter() + self._retreat_seconds
             self._retreat_seconds = min(2 * self._retreat_seconds, _LONGEST_RETREAT_SECONDS)
-        elif not any(self._late):
-            self._retreat_seconds = max(self._retreat_seconds * 0.98, _SHORTEST_RETREAT_SECONDS)
+        elif len(self._late) == self._late.maxlen and not any(self._late):
+            self._retreat_seconds = _SHORTEST_RETREAT_SECONDS
 
     def _work(self, thread: int) -> None:
         control, meeting = address_of(self._control), address_of(self._meeting)
