@@ -1,19 +1,21 @@
 """Many clients of one server: residency's, or any that speaks OpenAI's completions and takes prompts of tokens.
 
-    python benchmarks/serving.py MODEL.gguf|http://HOST:PORT[/v1] [...] [--tasks together,prefix,static,beside]
+    python benchmarks/serving.py MODEL.gguf|http://HOST:PORT[/v1] [...] [--tasks overhead,together,prefix,static,beside]
 
 A MODEL is served by `residency serve` for the time of its measurement; a URL is asked as it is. Tables are printed, and
 results are written to benchmarks/results/<machine>/serving-<name>.json. A peer needs `ignore_eos`, or its answers may
 be shorter than asked for; it is told where they are. This client takes part of the same processors, from all alike.
 
-together: 16 requests of 256 + 128 tokens at once over one alone, in output tokens/s; and, where the server tells, the
-          share of the time that is not spent in kernels: scheduling, sampling and HTTP.
+overhead: of residency alone: what a step of 16 sequences that decode costs beside its kernels. The scheduler is the
+          part of the steps' time that no kernel runs in: scheduling, inputs, choosing and telling tokens. HTTP is the
+          processor time of the event loop's thread, which runs beside kernels and takes a processor from them.
+together: 16 requests of 256 + 128 tokens at once over one alone, in output tokens/s.
 prefix:   time to the first token of 16 prompts of 1,024 + 32 tokens one after another, those that begin alike beside
           those that do not.
-static:   96 answers of 16 to 512 tokens (log-uniform, most are short): at once, which is continuous batching; in groups
-          of 16 that wait for their last; and padded, where all of a group are computed to the length of its longest.
-          The last is what G.-I. Yu et al. (Orca, OSDI 2022) compare continuous batching with; in the second, what has
-          ended costs nothing any more.
+static:   96 answers of 16 to 512 tokens (log-uniform, most are short): at once, which is continuous batching; static,
+          in groups of 16 which nobody joins and in which all are computed until the longest has ended, as G.-I. Yu et
+          al. (Orca, OSDI 2022) describe what they compare with; and shrinking, where nobody joins either, but what has
+          ended is computed no more: a kinder rule than static batching has, and cheap where steps of few are quick.
 beside:   time to the first token of a short prompt that comes while one of 4,096 tokens is computed, in chunks.
 """
 
@@ -38,9 +40,11 @@ from urllib.parse import urlsplit
 from peers import HERE, machine
 from tasks import prompt_of
 
-TASKS = ("together", "prefix", "static", "beside")
+TASKS = ("overhead", "together", "prefix", "static", "beside")
 CLIENTS = 16
 CONTEXT_TOKENS = 4352
+OVERHEAD_SECONDS = 3.0
+SPENT = ("step_seconds", "compute_seconds", "event_loop_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,19 +109,37 @@ class Server:
         return {name: float(value) for name, value in re.findall(r"^residency_(\w+) (\S+)$", text, re.MULTILINE)}
 
 
+async def overhead(server: Server, seed: int) -> dict[str, float]:
+    """See the top. Counts are read twice while all sequences decode; reading them costs the event loop 3 ms."""
+    if "event_loop_seconds_total" not in server.counts():
+        return {}
+    answers = asyncio.gather(*(server.ask(prompt_of(16, seed + client), 1024) for client in range(CLIENTS)))
+    await asyncio.sleep(OVERHEAD_SECONDS / 3)
+    before = server.counts()
+    await asyncio.sleep(OVERHEAD_SECONDS)
+    after = server.counts()
+    await answers
+    spent = {name: after[f"{name}_total"] - before[f"{name}_total"] for name in ("steps", *SPENT, "sampled_tokens")}
+    if spent["sampled_tokens"] != CLIENTS * spent["steps"]:
+        raise SystemExit(f"{server.name}: not all {CLIENTS} sequences decoded; nothing else may ask it meanwhile")
+    steps, kernels, http = (spent[name] for name in SPENT)
+    return {
+        "step_milliseconds": 1000 * steps / spent["steps"],
+        "scheduler_share_of_step": (steps - kernels) / steps,
+        "http_share_of_step": http / steps,
+        "overhead_share_of_step": (steps - kernels + http) / steps,
+    }
+
+
 async def together(server: Server, seed: int) -> dict[str, float]:
     """See the top."""
     prompts = [prompt_of(256, seed + client) for client in range(CLIENTS + 1)]
     alone = await server.ask(prompts[-1], 128)
-    before, started = server.counts(), time.perf_counter()
+    started = time.perf_counter()
     all_of_them = await server.ask_all([(prompt, 128) for prompt in prompts[:-1]])
-    seconds, after = time.perf_counter() - started, server.counts()
+    seconds = time.perf_counter() - started
     one, many = alone.tokens / alone.seconds, sum(each.tokens for each in all_of_them) / seconds
-    found = {"one_tokens_per_second": one, "together_tokens_per_second": many, "together_over_one": many / one}
-    if "compute_seconds_total" in after:
-        kernels = after["compute_seconds_total"] - before["compute_seconds_total"]
-        found["share_outside_kernels"] = 1 - kernels / seconds
-    return found
+    return {"one_tokens_per_second": one, "together_tokens_per_second": many, "together_over_one": many / one}
 
 
 async def prefix(server: Server, seed: int) -> dict[str, float]:
@@ -143,16 +165,13 @@ async def static(server: Server, seed: int) -> dict[str, float]:
     draw = random.Random(seed)
     lengths = [round(math.exp(draw.uniform(math.log(16), math.log(512)))) for _ in range(6 * CLIENTS)]
     groups = [lengths[first : first + CLIENTS] for first in range(0, len(lengths), CLIENTS)]
-    whole = [max(group) for group in groups for _ in group]
     seconds = {
         "continuous": await seconds_of(server, [lengths], seed),
-        "static": await seconds_of(server, groups, seed + 1000),
-        "padded": await seconds_of(
-            server, [whole[i : i + CLIENTS] for i in range(0, len(whole), CLIENTS)], seed + 2000
-        ),
+        "static": await seconds_of(server, [[max(group)] * CLIENTS for group in groups], seed + 1000),
+        "shrinking": await seconds_of(server, groups, seed + 2000),
     }
     found = {f"{name}_tokens_per_second": sum(lengths) / each for name, each in seconds.items()}
-    for name in ("static", "padded"):
+    for name in ("static", "shrinking"):
         found[f"continuous_over_{name}"] = seconds[name] / seconds["continuous"]
     return found
 

@@ -14,11 +14,11 @@ PARTS = 16
 def found(run: Runner, logits_RV: Floats, *, vocabulary: int | None = None, threads: int = 2) -> list[int]:
     rows = len(logits_RV)
     step = Step(num_tokens=rows, logit_rows=list(range(rows)))
-    values, tokens = step.poisoned(rows, PARTS), step.given(np.full((rows, PARTS), -1, np.int32))
-    likeliest(step.recorder, step.given(logits_RV), vocabulary or logits_RV.shape[1], values, tokens)
+    step.buffers["largest_logits"] = step.poisoned(rows, PARTS)
+    step.buffers["likeliest_tokens"] = step.given(np.full((rows, PARTS), -1, np.int32))
+    chosen = likeliest(step.recorder, step.given(logits_RV), vocabulary or logits_RV.shape[1])
     run(step, threads)
-    chosen: list[int] = tokens[np.arange(rows), values.argmax(axis=1)].tolist()
-    return chosen
+    return chosen.of_rows(rows)
 
 
 def random(*shape: int) -> Floats:

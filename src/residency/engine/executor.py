@@ -1,5 +1,6 @@
 """The loop's device: arrays, the recorded step and the threads that replay it."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -56,6 +57,8 @@ Logits = npt.NDArray[np.float32] | DeviceLogits
 class Executor(Protocol):
     """What the loop needs of a device; see CpuExecutor."""
 
+    compute_seconds: float  # of all steps so far, in kernels
+
     @property
     def most_logits(self) -> int:
         """Rows of logits that there are at one time."""
@@ -101,6 +104,7 @@ class CpuExecutor:
             )
         self._plan = plan
         self._weights = weights
+        self.compute_seconds = 0.0
         with ExitStack() as opened:
             self._activations, buffers = activation_arena(plan.buffers)
             opened.callback(self._activations.close)
@@ -137,8 +141,7 @@ class CpuExecutor:
             if in_step:
                 embed(step, weights.head, spec.embedding_scale, buffers["hidden"])
             forward_of(spec)(step, parts)
-            self._largest, self._likeliest = buffers["largest_logits"], buffers["likeliest_tokens"]
-            likeliest(step, self._logits, spec.vocabulary, self._largest, self._likeliest)
+            self._likeliest = likeliest(step, self._logits, spec.vocabulary)
             self._kernels = step.kernels
             self._library = Library([*step.kernels, *DRIVERS, *STREAM_KERNELS, HANDLER], compiling)
             weights.watch()
@@ -182,9 +185,7 @@ class CpuExecutor:
 
     def likeliest(self, num_rows: int) -> list[int]:
         """See Executor."""
-        parts = self._largest[:num_rows].argmax(axis=1)
-        tokens: list[int] = self._likeliest[range(num_rows), parts].tolist()
-        return tokens
+        return self._likeliest.of_rows(num_rows)
 
     @property
     def most_logits(self) -> int:
@@ -256,6 +257,7 @@ class CpuExecutor:
         return stamped.times()
 
     def _run(self, *, only_logits: bool = False) -> None:
+        started = time.perf_counter()
         pager = None if only_logits else self._weights.pager
         if pager is not None:
             pager.begin()
@@ -264,6 +266,7 @@ class CpuExecutor:
         self._weights.check()
         if pager is not None:
             pager.end()
+        self.compute_seconds += time.perf_counter() - started
 
     def _start(self, tokens: npt.NDArray[np.int64]) -> None:
         self._token_ids[: len(tokens)] = tokens

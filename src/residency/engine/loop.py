@@ -1,6 +1,5 @@
 """The loop: schedule, compute, sample, commit. The same scheduler serves one request and many."""
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -142,7 +141,6 @@ class Loop:
         self._sequences: dict[int, list[int]] = {}  # those numbers of each request
         self._next_request = self._next_sequence = 0
         self._totals: Counter[str] = Counter()
-        self.compute_seconds = 0.0  # of all steps, in kernels
 
     def close(self) -> None:
         """Keep the prompts' pages that are cached, where there is a store for them, and close the files."""
@@ -174,6 +172,11 @@ class Loop:
     def steps(self) -> int:
         """Steps so far."""
         return self._totals["steps"]
+
+    @property
+    def compute_seconds(self) -> float:
+        """Of all steps, in kernels."""
+        return self._executor.compute_seconds
 
     @property
     def read_bytes(self) -> int:
@@ -313,11 +316,9 @@ class Loop:
         """The logits of the batch's entries that need them."""
         answers = [(entry, self._answers[entry.request_id]) for entry in batch.entries]
         tokens = [answer.tokens[entry.start_token : entry.start_token + entry.num_tokens] for entry, answer in answers]
-        started = time.perf_counter()
         logits = self._executor.compute(batch, self._pages, np.concatenate(tokens))
         if scored := {entry.request_id: answer.scored for entry, answer in answers if answer.scored is not None}:
             logits = score_prompts(self._executor, batch, scored)
-        self.compute_seconds += time.perf_counter() - started
         self._totals.update(
             steps=1,
             computed_tokens=batch.num_tokens,

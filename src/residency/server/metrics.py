@@ -1,5 +1,6 @@
 """Metrics for Prometheus: the service's counts as they are when somebody asks, and times of requests."""
 
+import time
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
@@ -50,7 +51,7 @@ class Metrics:
         self._tokens.labels("completion").inc(usage.completion_tokens)
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
+        """In Prometheus' text format. To be asked for in the event loop's thread, whose time is told."""
         return generate_latest(self._registry)
 
     def _histogram(self, name: str, help_: str) -> Histogram:
@@ -110,6 +111,7 @@ class _Service(Collector):
         yield _counter("steps", "Steps of the loop", loop.steps)
         yield _counter("step_seconds", "Time of all steps", counts.step_seconds)
         yield _counter("compute_seconds", "Of that, the kernels' time", counts.compute_seconds)
+        yield _counter("event_loop_seconds", "Processor time of the thread that speaks HTTP", time.thread_time())
         yield _counter("read_bytes", "Weights, keys and values read", loop.read_bytes)
 
 

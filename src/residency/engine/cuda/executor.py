@@ -1,5 +1,6 @@
 """The loop's device: the same plan, batches and model files as on the CPU, with tensors and CUDA graphs."""
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -44,6 +45,7 @@ class CudaExecutor:
         self._planned: DevicePlan = plan.device
         self._cost = cost_of(plan, spec)
         self._last_tokens = 0
+        self.compute_seconds = 0.0
         with ExitStack() as opened:
             opened.callback(self._forget)
             try:
@@ -119,7 +121,9 @@ class CudaExecutor:
         with self._arena.uploading():
             shape = self._inputs.write(batch, pages, tokens, every_logit=every_logit, batch_sizes=sizes)
         wanted = sum(entry.num_tokens if every_logit else entry.needs_logits for entry in batch.entries)
+        started = time.perf_counter()
         self._graphs.run(shape)
+        self.compute_seconds += time.perf_counter() - started
         self._last_tokens = shape.tokens
         return self._logits(int(wanted))
 

@@ -1,14 +1,28 @@
 """From logits to tokens: the likeliest are found in the step; engine/sampler.py draws others, a device by gpu.py."""
 
+from dataclasses import dataclass
+
 from residency.kernels.recorder import Array, FloatArray, Recorder, address_of, row_bytes
 
 
-def likeliest(step: Recorder, logits: FloatArray, vocabulary: int, values: FloatArray, tokens: Array) -> None:
-    """values, tokens (rows, parts) = the largest logit and its token, of equals the first, in each part of each row.
+@dataclass(frozen=True, kw_only=True)
+class Likeliest:
+    """The largest logit of each part of each row, and its token, of equals the first: both (rows, parts)."""
 
-    logits (rows, at least `vocabulary`) of what logits are wanted of. A row's token is that of its first largest value.
-    """
-    assert values.shape == tokens.shape and values.strides == tokens.strides and tokens.dtype == "int32"
+    values: FloatArray
+    tokens: Array
+
+    def of_rows(self, num_rows: int) -> list[int]:
+        """The tokens of the first rows, once the step has run."""
+        parts = self.values[:num_rows].argmax(axis=1)
+        found: list[int] = self.tokens[range(num_rows), parts].tolist()
+        return found
+
+
+def likeliest(step: Recorder, logits: FloatArray, vocabulary: int) -> Likeliest:
+    """The likeliest token of each row of logits (rows, at least `vocabulary`) that the step gives."""
+    values, tokens = step.buffers["largest_logits"], step.buffers["likeliest_tokens"]
+    assert values.strides == tokens.strides and tokens.dtype == "int32"
     step.launch(
         "sample.likeliest",
         logits=address_of(logits),
@@ -20,3 +34,4 @@ def likeliest(step: Recorder, logits: FloatArray, vocabulary: int, values: Float
         out_stride=row_bytes(values),
         tokens_at=step.inputs.num_logits,
     )
+    return Likeliest(values=values, tokens=tokens)
