@@ -98,12 +98,19 @@ def test_all_assumed_figures_say_so() -> None:
     assert {figure.origin for figure in assumed_figures(("avx2",)).values()} == {"assumed"}
 
 
+LINK = {"source": "RAM", "target": "RAM", "bytes_per_second": 1e9, "latency_seconds": 1e-6}
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         (lambda d: d.update(threads=0), "has no processor"),
         (lambda d: d["tiers"][0].update(read_rates=[]), "has no read rate"),
         (lambda d: d["tiers"][0]["read_rates"][0].update(bytes_per_second=0), "has no read rate"),
+        (lambda d: d["tiers"][0].update(capacity_bytes=0), "has a capacity_bytes of 0"),
+        (lambda d: d["tiers"][0].update(available_bytes=0), "has an available_bytes of 0"),
+        (lambda d: d["tiers"][0].update(available_bytes=2**60), "available_bytes of .* capacity_bytes"),
+        (lambda d: d["links"].append({**LINK, "joins": 1}), "joins 1, not two or more"),
         (lambda d: d["tiers"][0].update(kind="tape"), "'tiers\\[0\\].kind' is 'tape'"),
         (lambda d: d["figures"].update(x={"value": 1, "origin": "guessed"}), "'figures.x.origin' is 'guessed'"),
         (lambda d: d.update(machine_version=9), "has version 9"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from residency.errors import UnsupportedError
+from residency.errors import FileError, UnsupportedError
 from residency.models.planned import ARCHITECTURES as PLANNED
 from residency.models.planned import MULTIMODAL as SEEING
 from residency.models.planned import planned_spec
@@ -131,7 +131,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 48},
     ),
     "phimoe": ("phimoe", {**SMALL, "num_local_experts": 4, "lm_head_bias": True}),
-    "minimax_m2": ("minimax_m2", {**SMALL, "num_local_experts": 4, "head_dim": 24}),
+    "minimax_m2": ("minimax_m2", {**SMALL, "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 24}),
     "ernie4_5_moe": ("ernie4_5_moe", {**SMALL, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 24}),
     "dots1": (
         "dots1",
@@ -456,6 +456,12 @@ def test_a_key_that_costs_no_memory_is_passed_over(key: str, value: Any) -> None
 def test_an_unknown_architecture_is_named_beside_the_nearest() -> None:
     with pytest.raises(UnsupportedError, match=r"'qwen9_moe' is not known; the nearest that are: qwen3_moe"):
         planned_spec("model", "config.json", config(model_type="qwen9_moe"))
+
+
+def test_more_experts_a_token_than_there_are_is_refused() -> None:
+    mixture = config(model_type="mixtral", num_local_experts=2, num_experts_per_tok=4)
+    with pytest.raises(FileError, match="each token to 4 experts of 2"):
+        planned_spec("model", "config.json", mixture)
 
 
 def test_an_architecture_without_kernels_is_planned_and_not_run(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def _explain_usage(error: click.ClickException) -> int:
 
 
 def _system_sentence(error: OSError) -> str:
-    place = f" ({error.filename})" if error.filename is not None else ""
+    place = f" ({str(error.filename)[:200]})" if error.filename is not None else ""
     if error.errno in _FULL_DISK:
         return f"the disk is full{place}; free some space, or set RESIDENCY_CACHE to a folder on another disk."
     if isinstance(error, PermissionError):

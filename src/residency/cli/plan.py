@@ -71,7 +71,7 @@ def command(
         elif trained is None and (device is not None or is_local(model, on, asked)):
             told = _local(model, on, asked, threads, device, progress)
         else:
-            told = _elsewhere(model, on or "this", asked, trained, threads, progress)
+            told = _elsewhere(model, "this" if on is None else on, asked, trained, threads, progress)
     if plan_out is not None:
         if not isinstance(told, Plan):
             raise UsageError("--plan-out keeps the plan of a run here; leave --on and --train away, or give --json.")

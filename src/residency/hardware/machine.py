@@ -238,15 +238,27 @@ def _machine(data: object, text: _Text) -> Machine:
     if machine.threads < 1 or machine.cores < 1:
         raise text.refusal("has no processor")
     for tier in machine.tiers:
-        if not tier.read_rates or not all(rate.bytes_per_second > 0 for rate in tier.read_rates):
-            raise text.refusal(f"cannot be used: its tier {tier.name!r:.60} has no read rate")
+        if fault := _tier_fault(tier):
+            raise text.refusal(f"cannot be used: its tier {tier.name!r:.60} {fault}")
     for device in machine.devices:
         if fault := _device_fault(device):
             raise text.refusal(f"cannot be used: its device {device.name!r:.60} {fault}")
     for link in machine.links:
-        if not link.bytes_per_second > 0:
-            raise text.refusal(f"cannot be used: its link from {link.source!r:.60} has a bytes_per_second of 0")
+        if not link.bytes_per_second > 0 or link.joins < 2:
+            fault = "has a bytes_per_second of 0" if link.joins > 1 else f"joins {link.joins}, not two or more"
+            raise text.refusal(f"cannot be used: its link from {link.source!r:.60} {fault}")
     return machine
+
+
+def _tier_fault(tier: Tier) -> str | None:
+    """What no tier can be like, as the end of a sentence; a disk may be full."""
+    if not tier.read_rates or not all(rate.bytes_per_second > 0 for rate in tier.read_rates):
+        return "has no read rate"
+    if not tier.capacity_bytes or (tier.kind == "ram" and not tier.available_bytes):
+        return f"has {'an available' if tier.capacity_bytes else 'a capacity'}_bytes of 0"
+    if tier.available_bytes > tier.capacity_bytes:
+        return f"has {tier.available_bytes} available_bytes of {tier.capacity_bytes} capacity_bytes"
+    return None
 
 
 def _device_fault(device: Device) -> str | None:

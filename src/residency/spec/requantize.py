@@ -52,7 +52,8 @@ GGML = (
     "q3_k_m",
     "q2_k",
 )
-LABELS = (*_PLAIN, *_SERVING, *GGML)
+MXFP4_MOE = "mxfp4_moe"  # as gpt-oss is published in GGUF files: experts in MXFP4, what else is a matrix in Q8_0
+LABELS = (*_PLAIN, *_SERVING, *GGML, MXFP4_MOE)
 
 _VALUES = re.compile(r"(v_proj|attn_v)\.weight$")
 _KEYS = re.compile(r"(k_proj|attn_k)\.weight$")
@@ -73,7 +74,7 @@ def requantized(model: ModelSpec, label: str) -> ModelSpec:
     if asked in _SERVING:
         scheme = _SERVING[asked]()
         return _mapped(model, lambda tensor, layer: _served(tensor, layer, scheme))
-    if asked in GGML:
+    if asked in (*GGML, MXFP4_MOE):
         text = replace(model, others=tuple(tensor for tensor in model.others if tensor.role != "vision"))
         return _mapped(text, _Choice(text, asked).format_of)
     raise UsageError(f"{label[:40]!r} is no format that weights can be planned in; choose one of {', '.join(LABELS)}.")
@@ -134,7 +135,7 @@ class _Choice:
         self._model = model
         self._label = label
         base = label.upper().removeprefix("GGUF-").removesuffix("_M").removesuffix("_S")
-        self._base = COUNTED_FORMATS[base]
+        self._base = COUNTED_FORMATS["Q8_0" if label == MXFP4_MOE else base]
         self._layers = len(model.layers)
         experts = [layer.mlp.num_experts for layer in model.layers if isinstance(layer.mlp, MoeSpec)]
         self._has_8_experts = 8 in experts
@@ -149,6 +150,8 @@ class _Choice:
         wide = tensor.name.endswith("_bias") or tensor.shape[-1] % 32 != 0
         if wide:
             return F32 if tensor.name.endswith("_bias") else F16
+        if self._label == MXFP4_MOE and tensor.role == "expert":
+            return MXFP4
         name = self._named(tensor, layer)
         if COUNTED_FORMATS[name].block_values == 256 and tensor.shape[-1] % 256:
             name = _NARROW[name]

@@ -38,7 +38,7 @@ from residency.models.planned.vision import (
     siglip,
     uncounted,
 )
-from residency.spec.model import LayerSpec, ModelSpec, TensorSpec
+from residency.spec.model import LayerSpec, ModelSpec, MoeSpec, TensorSpec
 
 ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "llama": dense.llama,
@@ -212,6 +212,11 @@ def planned_spec(name: str, source: str, values: Mapping[str, Any]) -> ModelSpec
         raise _unknown(model_type)
     inner = inner.with_defaults(**DEFAULTS.get(text_type, {}))
     draft = ARCHITECTURES[text_type](inner)
+    for block in draft.layers:
+        if isinstance(block.mlp, MoeSpec) and block.mlp.experts_per_token > block.mlp.num_experts:
+            raise FileError(
+                f"{source} sends each token to {block.mlp.experts_per_token} experts of {block.mlp.num_experts}."
+            )
     if multimodal and outer.has("vision_config"):
         inside = _named(draft, multimodal.within)
         tower = multimodal.tower(outer.with_defaults(dtype=_dtype(outer, inner)), inner.integer("hidden_size"))
