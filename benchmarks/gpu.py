@@ -1,42 +1,51 @@
 """A CUDA device measured: decode, batches, prefill, attention and offload, beside transformers on the same card.
 
-    python benchmarks/gpu.py [--tables decode,batch,prefill,attention,offload,peers] [--models 1b,7b,8b,13b,70b]
+    python benchmarks/gpu.py [--tables correct,decode,...] [--models 1b,8b,...] [--minutes 9]
 
 Weights are made up, of the published models' shapes: what is written has no meaning, how fast it is has. Shares are of
-the copy bandwidth and the matrix rates that are measured in the same run. Writes benchmarks/results/<device>/gpu.json.
+the copy bandwidth and the matrix rates that are measured in the same run. Each row is kept as soon as it is there, in
+benchmarks/results/<device>/gpu.json, and one that is there is not measured again: where a card is at hand for minutes
+at a time, the same command goes on where it stopped. A row that fails says why, and the next one follows.
 """
 
 import argparse
 import gc
 import json
+import math
 import statistics
+import subprocess
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from gpu_peers import median_seconds, peers
 
-from residency.cli.deploying import spec_of
 from residency.engine.cuda.executor import CudaExecutor
-from residency.engine.device import GRAPH_BYTES
 from residency.engine.sampler import Draw, Sampling
+from residency.hardware.host import read_host
 from residency.kernels.attention import attention
 from residency.kernels.device import DeviceStep, StepShape
 from residency.kernels.rotary import LayerPages
 from residency.ledger import KvPages
 from residency.ledger.kv import PageGroup
+from residency.models.made_up import made_up_spec
 from residency.planner import Plan
+from residency.planner.cost import Step
 from residency.planner.device_buffers import most_parts
-from residency.planner.on_device import DeviceRequest, decode_batches, plan_on_device
+from residency.planner.device_speed import LinkedDevice, cost_of, device_seconds, workload
+from residency.planner.explain import MEANINGLESS
+from residency.planner.on_device import DeviceRequest, plan_on_device, runtime_beside
 from residency.planner.plan import PAGE_TOKENS
 from residency.scheduler import Batch
 from residency.scheduler.batch import BatchEntry
-from residency.spec.model import AttentionSpec, ModelSpec, RopeSpec
+from residency.spec.model import AttentionSpec, ModelSpec
 from residency.spec.state import kv_format_named
 from residency.store.device_rate import DeviceFigures, measure
 
@@ -46,8 +55,10 @@ MODELS = {
     "8b": "meta-llama/Llama-3.1-8B",
     "13b": "meta-llama/Llama-2-13b-hf",
     "70b": "meta-llama/Llama-3.1-70B",
+    "mixtral": "mistralai/Mixtral-8x7B-v0.1",
+    "qwen3-moe": "Qwen/Qwen3-30B-A3B",
 }
-FORMATS = ("source", "int8", "int4")
+MIXTURES = ("mixtral", "qwen3-moe")
 REACH = {  # shares of the copy bandwidth that decode is to reach
     ("1b", "source"): 0.75, ("1b", "int8"): 0.65, ("1b", "int4"): 0.55,
     ("7b", "source"): 0.88, ("7b", "int8"): 0.80, ("7b", "int4"): 0.70,
@@ -55,9 +66,12 @@ REACH = {  # shares of the copy bandwidth that decode is to reach
     ("70b", "int4"): 0.75,
 }  # fmt: skip
 QUOTED = {"1b": 300, "7b": 120, "13b": 60, "70b": 30}  # tokens/s that people name for an H100, at most
-TABLES = ("decode", "batch", "prefill", "attention", "offload", "peers")
+TABLES = ("correct", "decode", "batch", "prefill", "attention", "offload", "peers")
 STEPS, CONTEXT, LONG = 50, 128, 32768
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+TESTS = ("tests/kernels", "tests/engine/test_cuda_executor.py", "tests/cli/test_device.py")
+RAM_PART = 0.9  # of what is free, that may be pinned
 GREEDY = Draw(sampling=Sampling(), part=0.0)
 
 
@@ -69,14 +83,14 @@ class Bench:
 
     def plan(self, spec: ModelSpec, **asked: Any) -> Plan:
         """The plan of made-up weights of the model's shapes."""
-        request = DeviceRequest(**{"random_weights": "source", **asked})
+        request = DeviceRequest(**asked)
         return plan_on_device(
             spec,
             request,
             device=self.figures.device(),
             multiprocessors=self.figures.multiprocessors,
-            runtime_bytes=self.figures.runtime_bytes + GRAPH_BYTES * len(decode_batches(request.max_sequences)),
-            ram_bytes=1 << 40,
+            runtime_bytes=runtime_beside(self.figures.runtime_bytes, request.max_sequences),
+            ram_bytes=int(RAM_PART * read_host().available_bytes),
             link_bytes_per_second=self.figures.pinned_to_device,
             model_path=Path(spec.name),
             fingerprint="made up",
@@ -85,14 +99,18 @@ class Bench:
     @contextmanager
     def opened(self, spec: ModelSpec, **asked: Any) -> Iterator[tuple[Plan, CudaExecutor]]:
         """An executor of such a plan."""
+        torch.cuda.empty_cache()
         plan = self.plan(spec, **asked)
         with CudaExecutor(plan, spec, device=self.device) as executor:
             yield plan, executor
         gc.collect()
 
-    def decode(self, spec: ModelSpec, *, sequences: int = 1, context: int = CONTEXT, **asked: Any) -> dict[str, Any]:
+    def decode(
+        self, spec: ModelSpec, *, sequences: int = 1, context: int = CONTEXT, made: Any = "source", **asked: Any
+    ) -> dict[str, Any]:
         """Steps of one sampled token of each sequence, tokens read back after each, as a loop does."""
-        with self.opened(spec, context_tokens=context + 16, max_sequences=sequences, **asked) as (plan, executor):
+        extents = {"context_tokens": context + 16, "max_sequences": sequences, "random_weights": made}
+        with self.opened(spec, **extents, **asked) as (plan, executor):
             pages = self.pages(plan)
             for sequence in range(sequences):
                 pages.extend(sequence, start_token=0, num_tokens=context + 1)
@@ -104,26 +122,31 @@ class Bench:
 
             seconds = median_seconds(step, STEPS)
             held = executor.measured_memory(plan.memory.kv_cache)
-            kv_bytes = (
-                sum(group.page_bytes * len(group.layers) for group in plan.kv_groups) * context // plan.page_tokens
-            )
-        read_bytes = plan.forecast.read_bytes_per_token - self.kv_bytes(plan, CONTEXT) + sequences * kv_bytes
+        step = Step(sequences=sequences, context_tokens=context + 1)
+        work, linked = (
+            workload(cost_of(plan, spec), step),
+            LinkedDevice(device=self.figures.device(), link_bytes_per_second=self.figures.pinned_to_device),
+        )
+        pinned_bytes = plan.device.pinned_bytes if plan.device else 0
+        forecast = device_seconds(work, linked, num_layers=len(spec.layers), streamed_bytes=pinned_bytes).total
         return {
             "tokens_per_second": sequences / seconds,
-            "share_of_copy_bandwidth": read_bytes / seconds / self.figures.copy_bytes_per_second,
-            "forecast_tokens_per_second": plan.forecast.decode_tokens_per_second,
+            "share_of_copy_bandwidth": work.read_bytes / seconds / self.figures.copy_bytes_per_second,
+            "share_of_roofline": max(
+                work.read_bytes / self.figures.copy_bytes_per_second,
+                work.matrix_operations / self.figures.bf16_operations_per_second,
+            )
+            / seconds,
+            "forecast_tokens_per_second": sequences / forecast,
             "memory": {"forecast": vars(plan.memory), "measured": vars(held)},
             "streamed_layers": plan.device.streamed_layers if plan.device else 0,
-            "share_of_link": (plan.device.pinned_bytes if plan.device else 0) / seconds / self.figures.pinned_to_device,
+            "share_of_link": pinned_bytes / seconds / self.figures.pinned_to_device,
         }
 
-    def kv_bytes(self, plan: Plan, tokens: int) -> int:
-        """Keys and values of so many tokens."""
-        return sum(group.page_bytes * len(group.layers) for group in plan.kv_groups) * tokens // plan.page_tokens
-
-    def prefill(self, spec: ModelSpec, tokens: int = 4096, **asked: Any) -> dict[str, Any]:
+    def prefill(self, spec: ModelSpec, tokens: int = 4096, made: Any = "source") -> dict[str, Any]:
         """One prompt as one step, up to its first token."""
-        with self.opened(spec, context_tokens=tokens + 16, chunk_tokens=tokens, **asked) as (plan, executor):
+        extents = {"context_tokens": tokens + 16, "chunk_tokens": tokens, "random_weights": made}
+        with self.opened(spec, **extents) as (plan, executor):
             pages = self.pages(plan)
             pages.extend(0, start_token=0, num_tokens=tokens)
             batch = Batch(entries=(entry(0, 0, tokens, of_prompt=True),))
@@ -185,30 +208,6 @@ def attention_of(layer: Any) -> AttentionSpec:
     return spec
 
 
-def runnable(name: str) -> ModelSpec:
-    """A published model's shapes, with the plain rotation, which planning leaves open."""
-    spec = spec_of(name)
-
-    def rotated(layer: Any) -> Any:
-        head_dim = layer.attention.head_dim
-        rope = RopeSpec(inverse_frequencies=tuple(10000.0 ** (-i / head_dim) for i in range(0, head_dim, 2)))
-        return replace(layer, attention=replace(layer.attention, rope=rope))
-
-    return replace(spec, layers=tuple(map(rotated, spec.layers)))
-
-
-def median_seconds(work: Callable[[], object], repeats: int) -> float:
-    """The median wall time of `work`, which ends when the device is done."""
-    times = []
-    for _ in range(repeats + 2):
-        started = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[2:])
-
-
 def graph_seconds(work: Callable[[], object]) -> float:
     """The median device time of `work`, recorded as a graph."""
     work()
@@ -227,73 +226,98 @@ def graph_seconds(work: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def peers(spec: ModelSpec, tokens: int = 128) -> dict[str, Any]:
-    """transformers' decode of one sequence on this card, eager and with a compiled static cache, and its continuous
-    batching of 64, on made-up weights of the same shapes.
-    """
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+class Kept:
+    """The rows of one device, in a file."""
 
-    first = attention_of(spec.layers[0])
-    config = LlamaConfig(
-        vocab_size=spec.vocabulary,
-        hidden_size=spec.hidden,
-        intermediate_size=spec.layers[0].gated_mlp.intermediate,
-        num_hidden_layers=len(spec.layers),
-        num_attention_heads=first.num_heads,
-        num_key_value_heads=first.num_kv_heads,
-        head_dim=first.head_dim,
-        max_position_embeddings=8192,
-        tie_word_embeddings=spec.tied,
-    )
-    with torch.device("cuda"):
-        torch.set_default_dtype(torch.bfloat16)
-        model = LlamaForCausalLM(config).eval()
-        torch.set_default_dtype(torch.float32)
-    prompt = torch.ones(1, CONTEXT, dtype=torch.int64, device="cuda")
-    found: dict[str, Any] = {}
-    for name, extra in (("eager", {}), ("static cache, compiled", {"cache_implementation": "static"})):
-        settings = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None, **extra}
-        once, more = (median_seconds(partial(generate, model, prompt, n, settings), 3) for n in (1, tokens + 1))
-        found[name] = {"tokens_per_second": tokens / (more - once)}
-    wanted = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    prompts = [[1] * CONTEXT for _ in range(64)]
-    seconds = median_seconds(partial(model.generate_batch, inputs=prompts, generation_config=wanted), 1)
-    found["continuous batching of 64"] = {"tokens_per_second": 64 * tokens / seconds}
-    del model
-    gc.collect()
-    torch.cuda.empty_cache()
-    return found
+    def __init__(self, figures: DeviceFigures, *, renew: bool) -> None:
+        words = "".join(c if c.isalnum() else " " for c in figures.name.lower()).split()
+        self._path = RESULTS / "-".join(words) / "gpu.json"
+        kept = {} if renew or not self._path.is_file() else json.loads(self._path.read_text())
+        self._result: dict[str, Any] = {
+            "device": vars(figures),
+            "torch": torch.__version__,
+            "weights": MEANINGLESS,
+            "reach_of_copy_bandwidth": {" ".join(key): share for key, share in REACH.items()},
+            "quoted_tokens_per_second": QUOTED,
+            "rows": kept.get("rows", {}),
+        }
+
+    def has(self, table: str, name: str) -> bool:
+        """Whether the row was measured; what failed is tried again."""
+        row = self._result["rows"].get(table, {}).get(name)
+        return row is not None and "failed" not in row
+
+    def add(self, table: str, name: str, row: dict[str, Any]) -> None:
+        """Keep a row, written at once."""
+        self._result["rows"].setdefault(table, {})[name] = row
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(json.dumps(self._result, indent=2) + "\n")
 
 
-def generate(model: Any, prompt: torch.Tensor, tokens: int, settings: dict[str, Any]) -> None:
-    """So many tokens after the prompt."""
-    model.generate(prompt, max_new_tokens=tokens, min_new_tokens=tokens, **settings)
+Row = tuple[str, str, Callable[[], dict[str, Any]]]
 
 
-def run(bench: Bench, tables: list[str], names: list[str]) -> dict[str, Any]:
-    """Every table that is asked for; a row that fails says why, and the others go on."""
-    rows: dict[str, dict[str, Any]] = {table: {} for table in tables}
-    specs = {name: runnable(MODELS[name]) for name in names}
-    todo: list[tuple[str, str, Callable[[], dict[str, Any]]]] = []
-    for name, spec in specs.items():
-        for kind in FORMATS:
-            if (name, kind) in REACH or kind == "source":
-                todo.append(("decode", f"{name} {kind}", partial(bench.decode, spec, random_weights=kind)))
-    if "8b" in specs:
-        eight = specs["8b"]
-        todo.append(("batch", "8b source, 64 at 2048", partial(bench.decode, eight, sequences=64, context=2048)))
-        todo.append(("prefill", "8b source, 4096", partial(bench.prefill, eight)))
-        todo.append(("prefill", "8b int4, 4096", partial(bench.prefill, eight, random_weights="int4")))
-        todo.append(("peers", "8b", partial(peers, eight)))
+def rows_of(bench: Bench, names: list[str]) -> Iterator[Row]:
+    """Every table and row, those first that the others rely on, and those that need most of the card last."""
+    yield "correct", "operators and models", correct
     for kv_format in ("BF16", "INT8", "FP8"):
-        todo.append(("attention", f"{LONG} tokens, {kv_format}", partial(bench.attention, kv_format)))
-    if "70b" in specs:
-        todo.append(("offload", "70b source in 24 GB", partial(bench.decode, specs["70b"], budget_bytes=24 * 10**9)))
-    for table, name, measured in todo:
-        if table in tables:
-            rows[table][name] = attempted(measured)
-            print(f"{table:10} {name:28} {shown(rows[table][name])}", flush=True)
-    return rows
+        yield "attention", f"{LONG} tokens, {kv_format}", partial(bench.attention, kv_format)
+    for name in names:
+        for kind in ("source", "int8", "int4"):
+            if (name, kind) in REACH or (kind == "source") != (name in (*MIXTURES, "70b")):
+                yield "decode", f"{name} {kind}", partial(bench.decode, made_up_spec(MODELS[name], kind), made=kind)
+    if "8b" in names:
+        eight, small = made_up_spec(MODELS["8b"], "source"), made_up_spec(MODELS["8b"], "int4")
+        yield "batch", "8b source, 64 at 2048", partial(bench.decode, eight, sequences=64, context=2048)
+        yield "prefill", "8b source, 4096", partial(bench.prefill, eight)
+        yield "prefill", "8b int4, 4096", partial(bench.prefill, small, made="int4")
+        yield "peers", "8b", partial(peers, eight)
+    for name in MIXTURES:
+        if name in names:
+            mixture = made_up_spec(MODELS[name], "int4")
+            yield "batch", f"{name} int4, 8 at 128", partial(bench.decode, mixture, sequences=8, made="int4")
+            yield "prefill", f"{name} int4, 4096", partial(bench.prefill, mixture, made="int4")
+    if "70b" in names:
+        large = made_up_spec(MODELS["70b"], "source")
+        yield "offload", "70b source in 24 GB", partial(bench.decode, large, budget_bytes=24 * 10**9)
+
+
+def correct() -> dict[str, Any]:
+    """The tests of every operator and of whole models, which use the card where there is one."""
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--timeout=300",
+        "-k",
+        "gpu or cuda or device",
+    ]
+    finished = subprocess.run([*words, *TESTS], cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = finished.stdout.splitlines()
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return {
+        "passes": finished.returncode == 0,
+        "told": lines[-1] if lines else finished.stderr[-300:],
+        "failed": failed,
+    }
+
+
+def run(bench: Bench, tables: list[str], names: list[str], kept: Kept, *, minutes: float) -> None:
+    """The rows that are asked for and not there yet, as many as begin within the minutes."""
+    started = time.monotonic()
+    for table, name, measured in rows_of(bench, names):
+        if table not in tables or kept.has(table, name):
+            continue
+        if time.monotonic() - started > 60 * minutes:
+            print("the minutes are over; give the same command again for the rest")
+            return
+        began = time.monotonic()
+        row = attempted(measured)
+        kept.add(table, name, row)
+        print(f"{table:10} {name:28} {time.monotonic() - began:5.0f} s  {shown(row)}", flush=True)
 
 
 def attempted(measured: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -301,6 +325,7 @@ def attempted(measured: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return measured()
     except Exception as error:  # an out-of-memory peer must not end the rest
+        traceback.print_exc(limit=-4)
         return {"failed": f"{type(error).__name__}: {error}"[:300]}
 
 
@@ -314,24 +339,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tables", default=",".join(TABLES))
     parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no row after so many")
+    parser.add_argument("--renew", action="store_true", help="measure again what is there")
     asked = parser.parse_args()
     figures = measure()
     rates = (
         f"{figures.copy_bytes_per_second / 1e12:.2f} TB/s, bf16 {figures.bf16_operations_per_second / 1e12:.0f} TFLOP/s"
     )
-    print(f"{figures.name}: copies {rates}; weights are made up, what is written has no meaning")
-    rows = run(Bench(figures), asked.tables.split(","), asked.models.split(","))
-    folder = RESULTS / "-".join("".join(c if c.isalnum() else " " for c in figures.name.lower()).split())
-    folder.mkdir(parents=True, exist_ok=True)
-    result = {
-        "device": vars(figures),
-        "torch": torch.__version__,
-        "weights": "made up: what is written has no meaning",
-        "reach_of_copy_bandwidth": {" ".join(key): share for key, share in REACH.items()},
-        "quoted_tokens_per_second": QUOTED,
-        "rows": rows,
-    }
-    (folder / "gpu.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(f"{figures.name}: copies {rates}; {MEANINGLESS}", flush=True)
+    kept = Kept(figures, renew=asked.renew)
+    run(Bench(figures), asked.tables.split(","), asked.models.split(","), kept, minutes=asked.minutes)
 
 
 if __name__ == "__main__":

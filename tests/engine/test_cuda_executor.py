@@ -16,9 +16,11 @@ from residency.formats import F32, Q8_0, Format, pack_rows, unpack_rows
 from residency.planner.on_device import DeviceRequest
 from support.device_plans import device_plan_of, executor_of
 from support.engines import plan_of
+from support.folders import write_folder
 from support.gguf_files import write_gguf
 from support.loops import NOBODY, answers, events_until_idle, loop_on
-from support.models import random_weights, small_model
+from support.models import MIXTURES, random_weights, small_model
+from support.packed_folders import Kind, write_packed
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4], [2, 7, 1]]
 SIZES = {"hidden": 64, "intermediate": 64, "num_layers": 1, "head_dim": 16, "num_heads": 4, "vocabulary": 96}
@@ -53,6 +55,23 @@ def cpu_answers(path: Path, options: GenerationOptions) -> list[list[list[int | 
 def test_a_device_gives_the_tokens_that_the_cpu_gives(architecture: str, tmp_path: Path) -> None:
     path = model_at(tmp_path, architecture)
     assert device_answers(path, EXACT, greedy()) == cpu_answers(path, greedy())
+
+
+@pytest.mark.parametrize("architecture", MIXTURES)
+def test_a_mixture_gives_the_tokens_that_the_cpu_gives(architecture: str, tmp_path: Path) -> None:
+    path = model_at(tmp_path, architecture, num_experts=4, expert_intermediate=32, shared_intermediate=32)
+    assert device_answers(path, EXACT, greedy()) == cpu_answers(path, greedy())
+
+
+@pytest.mark.slow
+def test_a_mixture_larger_than_the_device_gives_the_same_tokens(tmp_path: Path) -> None:
+    """Experts arrive with their layers."""
+    path = model_at(tmp_path, "mixtral", num_layers=4, num_experts=2, intermediate=32)
+    whole = device_plan_of(path, EXACT)
+    small = replace(EXACT, budget_bytes=whole.memory.peak - whole.memory.weights // 6)
+    planned = device_plan_of(path, small).device
+    assert planned is not None and planned.streamed_layers >= 3
+    assert device_answers(path, small, greedy(2)) == device_answers(path, EXACT, greedy(2))
 
 
 def test_a_quantized_model_gives_the_tokens_of_the_values_that_it_stands_for(tmp_path: Path) -> None:
@@ -97,3 +116,20 @@ def test_a_model_larger_than_the_device_gives_the_same_tokens(tmp_path: Path) ->
     planned = device_plan_of(path, small).device
     assert planned is not None and planned.streamed_layers >= 3
     assert device_answers(path, small, greedy(2)) == device_answers(path, EXACT, greedy(2))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Kind(layout="gptq", group=32, shuffled=True),
+        Kind(layout="awq", group=32),
+        Kind(layout="packed", group=32, symmetric=True, scales="BF16"),
+    ],
+    ids=["gptq, act-order", "awq", "packed"],
+)
+def test_packed_integers_give_the_tokens_of_the_values_that_they_stand_for(kind: Kind, tmp_path: Path) -> None:
+    model = small_model("qwen2", **SIZES)
+    meant = write_packed(tmp_path / "packed", model, kind)
+    plain = write_folder(tmp_path / "plain", model, weights=meant)
+    packed_answers, plain_answers = (device_answers(path, EXACT, greedy(2)) for path in (tmp_path / "packed", plain))
+    assert packed_answers == plain_answers

@@ -58,6 +58,7 @@ def test_planes_of_integers_in_groups_stand_for_their_values(fmt: GroupedFormat)
     layout, planes = plane_layout(fmt), to_planes(fmt, rows_RB)
     assert layout is not None
     np.testing.assert_allclose(unpack_planes(layout, planes), unpack_rows(fmt, rows_RB), rtol=1e-6, atol=1e-6)
+    assert {k: p.shape for k, p in planes.items()} == {k: s.shape for k, s in layout.shapes(6, 768).items()}
     assert sum(plane.nbytes for plane in planes.values()) == rows_RB.nbytes
 
 

@@ -144,8 +144,9 @@ def mixed(
     hidden_TC = step.given(np.zeros_like(x_TC))
     given = experts.given(step)
     route(step.recorder, padded(step, logits_TE), SPEC, step.buffers["experts_used"])
-    send(step.recorder, step.rows(x_TC, num_prompt=num_prompt), HIDDEN, given)
-    multiply(step.recorder, HIDDEN, given)
+    x = step.rows(x_TC, num_prompt=num_prompt)
+    send(step.recorder, x, HIDDEN, given)
+    multiply(step.recorder, x, HIDDEN, given)
     combine(step.recorder, SPEC, HIDDEN, hidden_TC, None)
     run(step, threads)
     return hidden_TC, step

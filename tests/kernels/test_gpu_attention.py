@@ -11,6 +11,7 @@ import torch
 from residency.kernels.attention import attention
 from residency.kernels.attention.reference import attend_part, combine
 from residency.kernels.rotary import LayerPages, reference, rotate_and_store
+from residency.kernels.rotary.reference_codes import spread
 from residency.spec.model import AttentionSpec
 from support.device import Floats, poisoned, step_of, tensor, values_of
 
@@ -198,9 +199,18 @@ def test_pages_hold_rounded_values_and_scales(number_format: str) -> None:
         k, v = (torch.from_numpy(x).to(torch.float8_e4m3fn).float().numpy() + np.float32(0) for x in (k, v))  # no -0
     angles = np.concatenate([np.ones((1, HEAD_DIM // 2)), np.zeros((1, HEAD_DIM // 2))], axis=1).astype(np.float32)
     _, pages = rotated_and_stored(number_format, q, k, v, angles, np.zeros(4, np.int64), None)
-    theirs = written(number_format, SLOTS[:3], k[:3], v[:3])
+    kept_k = spread(k).astype(np.float32) if number_format == "INT8" else k
+    theirs = written(number_format, SLOTS[:3], kept_k[:3], v[:3])
     difference = (pages.view(torch.int8).cpu().int() - theirs.view(torch.int8).cpu().int()).abs()
     assert difference.max() <= (1 if number_format == "INT8" else 0)  # a value at a tie may be rounded either way
+
+
+def test_queries_are_spread_as_keys_of_integers_are() -> None:
+    rng = np.random.default_rng()
+    q, k, v = (rng.standard_normal((4, heads, HEAD_DIM)).astype(np.float32) for heads in (HEADS, KV_HEADS, KV_HEADS))
+    angles = np.concatenate([np.ones((1, HEAD_DIM // 2)), np.zeros((1, HEAD_DIM // 2))], axis=1).astype(np.float32)
+    ours, _ = rotated_and_stored("INT8", q, k, v, angles, np.zeros(4, np.int64), None)
+    np.testing.assert_allclose(ours[:3], spread(q)[:3], rtol=1e-5, atol=1e-6)
 
 
 def rotated_and_stored(

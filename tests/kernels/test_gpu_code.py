@@ -12,6 +12,8 @@ import pytest
 pytest.importorskip("triton.backends.nvidia")
 pytestmark = pytest.mark.slow
 
+TILED = ("_multiply_tiles", "multiply_tiles_of_experts", "_attend_prompts")
+FEW = ("_multiply_few", "multiply_few_of_experts")
 MOST_SHARED_BYTES = 227 * 1024  # of one block on an H100 (CUDA C++ Programming Guide, compute capability 9.0)
 
 
@@ -37,10 +39,10 @@ def test_kernels_fit_into_shared_memory(kernels: list[dict[str, Any]]) -> None:
 
 
 def test_tiles_and_prompts_go_through_a_warpgroup_s_tensor_cores(kernels: list[dict[str, Any]]) -> None:
-    tiled = [each for each in kernels if each["kernel"] in ("_multiply_tiles", "_attend_prompts")]
+    tiled = [each for each in kernels if each["kernel"] in TILED]
     assert tiled and all(each["HGMMA"] for each in tiled)
 
 
 def test_few_rows_are_multiplied_from_reads_of_sixteen_bytes(kernels: list[dict[str, Any]]) -> None:
-    few = [each for each in kernels if each["kernel"] == "_multiply_few"]
+    few = [each for each in kernels if each["kernel"] in FEW]
     assert few and all(each["LDG.E.128"] for each in few)

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from residency.errors import BudgetError, ContextError, FileError, UnsupportedError
+from residency.errors import BudgetError, ContextError, FileError
 from residency.models.specs import model_spec
 from residency.planner.check import check_plan
-from residency.planner.on_device import DeviceRequest, decode_batches, plan_on_device
+from residency.planner.on_device import DeviceRequest, decode_batches
 from residency.planner.plan import Plan
 from residency.spec import open_checkpoint
-from residency.spec.model import MoeSpec
-from support.device_plans import device_plan_of, some_device
+from support.device_plans import device_plan_of
 from support.gguf_files import write_gguf
 from support.models import small_model
 
@@ -38,20 +37,11 @@ def test_a_budget_above_the_device_s_memory_is_refused(path: Path) -> None:
         device_plan_of(path, DeviceRequest(budget_bytes=2 << 30))
 
 
-def test_a_mixture_of_experts_is_refused_by_name(path: Path) -> None:
-    spec = model_spec(open_checkpoint(path))
-    experts = MoeSpec(num_experts=4, experts_per_token=2, intermediate=64, activation="silu")
-    mixture = replace(spec, layers=tuple(replace(layer, mlp=experts) for layer in spec.layers))
-    with pytest.raises(UnsupportedError, match=r"is a mixture of experts.* --device cpu"):
-        plan_on_device(
-            mixture,
-            DeviceRequest(),
-            device=some_device(),
-            multiprocessors=4,
-            runtime_bytes=0,
-            model_path=path,
-            fingerprint="",
-        )
+def test_a_mixture_has_a_row_for_each_token_and_each_of_its_experts(tmp_path: Path) -> None:
+    mixture = write_gguf(tmp_path / "mixture.gguf", small_model("mixtral"))
+    plan = device_plan_of(mixture, DeviceRequest(context_tokens=64, chunk_tokens=16))
+    assert plan.buffer("expert_out").shape == (16 * 2, 256)
+    check_plan(plan, model_spec(open_checkpoint(mixture)))
 
 
 def test_a_context_that_the_model_has_not_is_refused(path: Path) -> None:

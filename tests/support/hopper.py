@@ -18,14 +18,15 @@ from triton.runtime.jit import JITFunction
 
 from residency.formats.planes import PLANE_LAYOUTS, PlaneLayout
 from residency.kernels.attention import attention
-from residency.kernels.device import DeviceMatrix, DeviceStep, StepShape, on_device
+from residency.kernels.device import DeviceExperts, DeviceMatrix, DeviceStep, StepShape, on_device
 from residency.kernels.embed import embed
+from residency.kernels.experts import combine, multiply, route
 from residency.kernels.gate import gated
 from residency.kernels.matmul import linear
 from residency.kernels.norm import rms_norm
 from residency.kernels.recorder import Rows
 from residency.kernels.rotary import LayerPages, rotate_and_store
-from residency.spec.model import AttentionSpec
+from residency.spec.model import AttentionSpec, MoeSpec
 from residency.store.device import DTYPES
 
 INT4 = PlaneLayout(code_bits=4, group_columns=128, zero=8, scales="half")
@@ -61,6 +62,9 @@ def main() -> None:
     for layout in (PLANE_LAYOUTS["Q4_K"], PLANE_LAYOUTS["Q6_K"], PLANE_LAYOUTS["Q8_0"], INT4):
         for tokens in (1, 8, 64, 300):
             _product(layout, tokens)
+    for tokens in (1, 8, 64, 512):
+        _experts(None, tokens)
+        _experts(INT4, tokens)
     for kv_format, value_bytes in (("BF16", 2), ("INT8", 1), ("FP8", 1)):
         _attention(kv_format, value_bytes)
     _rest()
@@ -86,6 +90,29 @@ def _matrix(layout: PlaneLayout) -> Any:
 def _product(layout: PlaneLayout, tokens: int) -> None:
     buffers = {"matmul_partials": torch.empty(1), "matmul_slab": _rows(1, HIDDEN * HIDDEN)[0]}
     linear(_step(tokens, **buffers), Rows(_rows(tokens)), _matrix(layout), _rows(tokens))
+
+
+def _experts(layout: PlaneLayout | None, tokens: int) -> None:
+    """Of Mixtral's count."""
+    spec = MoeSpec(num_experts=8, experts_per_token=2, intermediate=HIDDEN, activation="silu")
+    whole = (
+        _matrix(layout)
+        if layout is not None
+        else DeviceMatrix(rows=HIDDEN, columns=HIDDEN, layout=None, planes={"codes": _rows(HIDDEN)})
+    )
+    experts: Any = DeviceExperts(spec=spec, gate=whole, up=whole, down=whole)
+    words = {name: torch.empty(16, dtype=torch.int32) for name in ("expert_choices", "expert_rows", "expert_blocks")}
+    step = _step(
+        tokens,
+        positions=torch.empty(tokens, dtype=torch.int64),
+        expert_weights=torch.empty(16),
+        **words,
+        **{name: _rows(2 * tokens) for name in ("expert_gate", "expert_up", "expert_out")},
+    )
+    x: Any = Rows(_rows(tokens))
+    route(step, _rows(tokens, 8), spec, torch.empty(8, dtype=torch.int32))  # type: ignore[arg-type]
+    multiply(step, x, HIDDEN, experts)
+    combine(step, spec, HIDDEN, _rows(tokens), None)
 
 
 def _attention(kv_format: Any, value_bytes: int) -> None:

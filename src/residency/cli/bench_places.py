@@ -7,7 +7,6 @@ from residency.cli.planned import fetched, measured_machine, planned
 from residency.cli.progress import Progress
 from residency.engine.device import linked_device
 from residency.engine.planning import plan_rows, planned_spec
-from residency.errors import UsageError
 from residency.hardware import Machine
 from residency.models.specs import model_spec
 from residency.planner import Plan
@@ -41,8 +40,6 @@ def place_of(model: str, asked: PlanOptions, progress: Progress) -> Place:
     """Where a bench of `model` runs. UsageError or MachineError where there is no device and one is asked for."""
     if asked.device == "cuda":
         return _on_device(model, asked, progress)
-    if asked.random_weights is not None:
-        raise UsageError("--random-weights makes weights on a device; give --device cuda too.")
     path = fetched(model, progress)
     machine = measured_machine(progress)
 

@@ -39,6 +39,11 @@ class PlanOptions:
     device: DeviceName | None = None
     random_weights: RandomWeights | None = None
 
+    def __post_init__(self) -> None:
+        """UsageError where weights are to be made up on the processor."""
+        if self.random_weights is not None and self.device != "cuda":
+            raise UsageError("--random-weights makes weights on a device; give --device cuda too.")
+
     def refuse_any(self, source: str) -> None:
         """UsageError if something is asked for that the plan `source` has decided."""
         given = {

@@ -37,8 +37,6 @@ def planned(
     if asked.device == "cuda":
         named = Path(model) if asked.random_weights and is_known(model) else fetched(model, progress)
         return device_plan(named, asked, chunk_tokens=chunk_tokens, logit_rows=logit_rows, max_sequences=max_sequences)
-    if asked.random_weights is not None:
-        raise UsageError("--random-weights makes weights on a device; give --device cuda too.")
     path = fetched(model, progress)
     if asked.kv_format == "BF16" or asked.kv_format == "FP8":
         raise UsageError(f"--kv {asked.kv_format} is for --device cuda; give F16, F32, INT8 or INT4.")

@@ -17,7 +17,7 @@ from residency.ledger import KvPages
 from residency.models.made_up import made_up, made_up_spec
 from residency.models.specs import model_spec
 from residency.planner.device_speed import LinkedDevice
-from residency.planner.on_device import DeviceRequest, decode_batches, plan_on_device
+from residency.planner.on_device import DeviceRequest, plan_on_device, runtime_beside
 from residency.planner.plan import MemoryBytes, Plan
 from residency.scheduler import Batch
 from residency.spec.model import ModelSpec
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 _NEEDED = ("torch", "triton")
 PINNED_PART = 0.8  # of the RAM that is free, at most
-GRAPH_BYTES = 8 << 20  # of one recorded step: some hundred kernels' nodes and the driver's copies of their words
 
 Progress = Callable[[int, int], None]
 
@@ -88,7 +87,7 @@ def plan_for_device(model: str | Path, asked: DeviceRequest) -> Plan:
         asked,
         device=figures.device(),
         multiprocessors=figures.multiprocessors,
-        runtime_bytes=figures.runtime_bytes + len(decode_batches(asked.max_sequences)) * GRAPH_BYTES,
+        runtime_bytes=runtime_beside(figures.runtime_bytes, asked.max_sequences),
         ram_bytes=int(read_host().available_bytes * PINNED_PART),
         link_bytes_per_second=figures.pinned_to_device,
         model_path=path,

@@ -148,7 +148,8 @@ def _grouped_planes(number_format: GroupedFormat, rows_RB: Bytes) -> dict[str, A
     packed_RGB, scales_RGB = np.split(blocks_RGB, [-number_format.scales.block_bytes], axis=2)
     codes_RGV = unpacked_codes(packed_RGB[:, :, : number_format.code_bytes], number_format.bits)
     codes_RC = codes_RGV.reshape(len(rows_RB), -1)
-    planes: dict[str, Array] = {"codes": codes_RC if number_format.bits == 8 else _nibbles(codes_RC)}
+    low_RC = codes_RC if number_format.bits == 8 else _nibbles(codes_RC).reshape(len(rows_RB), -1)
+    planes: dict[str, Array] = {"codes": low_RC}
     planes["scales"] = np.ascontiguousarray(scales_RGB).view(_SCALE_BITS[number_format.scales.name])[:, :, 0]
     if number_format.has_zero:
         planes["zeros"] = packed_RGB[:, :, -1]

@@ -11,6 +11,7 @@ from typing import Any
 
 from residency.formats.planes import PlaneLayout
 from residency.kernels.recorder import Inputs, Recorder
+from residency.spec.model import MoeSpec
 
 Tensor = Any  # torch.Tensor, which nothing here imports
 NO_ADDRESSES = Inputs(*[0] * 10)  # a device's kernels are handed tensors
@@ -25,6 +26,18 @@ class DeviceMatrix:
     layout: PlaneLayout | None  # None: values of the activations' type
     planes: dict[str, Tensor]
     order: Tensor | None = None  # which of x's columns each one multiplies, where not its own
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceExperts:
+    """The experts of a layer: matrices in which each expert's rows lie behind those of the one before."""
+
+    spec: MoeSpec
+    gate: DeviceMatrix  # rows and columns are of one expert
+    up: DeviceMatrix
+    down: DeviceMatrix
+    given: None = None  # routes come from logits
+    paged: None = None  # all are where their layer is
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from residency.planner.buffers import rope_variants
 from residency.planner.plan import PAGE_TOKENS, Buffer
-from residency.spec.model import ModelSpec
+from residency.spec.model import ModelSpec, MoeSpec
 
 INPUTS = ("token_ids", "positions", "logit_rows", "slots", "items", "draws", "block_tables")
 
@@ -50,10 +50,11 @@ def device_buffers(
     key_values = max(a.num_kv_heads * a.head_dim for a in attentions)
     head_dim = max(a.head_dim for a in attentions)
     partials = max(most_parts(multiprocessors, a.num_kv_heads) * a.num_heads * (a.head_dim + 2) for a in attentions)
-    intermediate = max(layer.gated_mlp.intermediate for layer in model.layers)
+    gated = [layer.gated_matrices[0].shape[0] for layer in model.layers if layer.gated_matrices]
     groups = len({(a.window_tokens, a.num_kv_heads * a.head_dim) for a in attentions})
     tokens, hidden, logits = chunk_tokens, model.hidden, logit_rows or max_sequences
     pages = -(-context_tokens // PAGE_TOKENS)
+    ordered = [tensor.shape[1] for tensor in model.tensors if tensor.packed is not None and tensor.packed.order]
     offsets = quantizes_keys and any(a.bias for a in attentions)
 
     def rows(name: str, columns: int) -> Buffer:
@@ -71,13 +72,44 @@ def device_buffers(
         *(rows(name, hidden) for name in ("hidden", "normed")),
         *(rows(name, width) for name, width in (("q", query_values), ("k", key_values), ("v", key_values))),
         rows("attended", query_values),
-        *(rows(name, intermediate) for name in ("gate", "up")),
+        *(rows(name, max(gated)) for name in ("gate", "up") if gated),
+        *_mixture_buffers(model, tokens, activation_type),
         Buffer(name="logits", shape=(logits, model.vocabulary), dtype=activation_type),
         Buffer(name="drawn", shape=(logits,), dtype="int64"),
         *((Buffer(name="key_offsets", shape=(len(attentions), key_values), dtype="float32"),) if offsets else ()),
         Buffer(name="attention_partials", shape=(max_sequences * partials,), dtype="float32"),
+        *((rows("ordered", max(ordered)),) if ordered else ()),
         *(_unpacking(model, activation_type, multiprocessors) if unpacks else ()),
     )
+
+
+def _mixture_buffers(model: ModelSpec, tokens: int, activation_type: str) -> tuple[Buffer, ...]:
+    """What mixtures of experts write: routes, and rows for each pair of a token and one of its experts.
+
+    "expert_blocks" has three words for each block of rows of one expert: the expert, its first row, how many.
+    """
+    specs = [layer.mlp for layer in model.layers if isinstance(layer.mlp, MoeSpec)]
+    if not specs:
+        return ()
+    experts, per_token = max(s.num_experts for s in specs), max(s.experts_per_token for s in specs)
+    intermediate, pairs = max(s.intermediate for s in specs), tokens * per_token
+    found = [
+        Buffer(name="router", shape=(tokens, experts), dtype=activation_type),
+        Buffer(name="expert_choices", shape=(tokens, per_token), dtype="int32"),
+        Buffer(name="expert_weights", shape=(tokens, per_token), dtype="float32"),
+        Buffer(name="experts_used", shape=(len(model.layers), experts), dtype="int32"),
+        Buffer(name="expert_rows", shape=(pairs,), dtype="int32"),
+        Buffer(name="expert_blocks", shape=(pairs, 3), dtype="int32"),
+        *(
+            Buffer(name=name, shape=(pairs, intermediate), dtype=activation_type)
+            for name in ("expert_gate", "expert_up")
+        ),
+        Buffer(name="expert_out", shape=(pairs, model.hidden), dtype=activation_type),
+    ]
+    if any(s.shared_intermediate for s in specs):
+        found.append(Buffer(name="shared_out", shape=(tokens, model.hidden), dtype=activation_type))
+        found.append(Buffer(name="shared_gate", shape=(tokens, 1), dtype=activation_type))
+    return tuple(found)
 
 
 def _unpacking(model: ModelSpec, activation_type: str, multiprocessors: int) -> tuple[Buffer, ...]:

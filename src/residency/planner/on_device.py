@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from residency.errors import BudgetError, ContextError, UnsupportedError, UsageError
+from residency.errors import BudgetError, ContextError, UsageError
 from residency.hardware import Device
 from residency.ledger.kv import pages_of_a_sequence
 from residency.planner.cost import ModelCost, Step
@@ -13,13 +13,17 @@ from residency.planner.device_buffers import device_buffers
 from residency.planner.device_speed import LinkedDevice, device_seconds, workload
 from residency.planner.plan import PAGE_TOKENS, Buffer, DevicePlan, KvGroup, MemoryBytes, Plan, SpeedForecast
 from residency.spec.device_layout import SLOTS, DeviceLayout, device_layout
-from residency.spec.model import ModelSpec, MoeSpec
+from residency.spec.model import ModelSpec
 from residency.spec.state import AnyKvName, kv_format_named
 from residency.units import binary_bytes, enough_mib
 
 DEFAULT_CONTEXT_TOKENS = 2048
 DEFAULT_CHUNK_TOKENS = 2048  # enough rows for the library's products to be bound by arithmetic
 DEVICE_KV_FORMATS = ("BF16", "F16", "F32", "FP8", "INT8")
+# What PyTorch takes beside the plan's arrays, as part of the runtime: it rounds each to 2 MiB, makes logits float32 on
+# their way to the host, and gives the library a workspace for the stream on which graphs are recorded.
+ALLOCATOR_BYTES = 96 << 20
+GRAPH_BYTES = 8 << 20  # of one recorded step: some hundred kernels' nodes and the driver's copies of their words
 _MOST_GRAPHED = 256  # sequences
 _FORECAST_CONTEXT_TOKENS = 129  # the token itself and those before it
 
@@ -140,6 +144,11 @@ def planned_layout(planned: DevicePlan, model: ModelSpec) -> DeviceLayout:
     return device_layout(model, planned.activation_type, num_streamed=planned.streamed_layers)
 
 
+def runtime_beside(driver_bytes: int, max_sequences: int) -> int:
+    """What a run takes beside its arrays: the driver and libraries, the graphs, and the allocator's own."""
+    return driver_bytes + len(decode_batches(max_sequences)) * GRAPH_BYTES + ALLOCATOR_BYTES
+
+
 def decode_batches(max_sequences: int) -> tuple[int, ...]:
     """Sequences of the steps that have a graph: 1, 2, 4, 8, then every eighth, as far as they may be needed."""
     most = min(max_sequences, _MOST_GRAPHED)
@@ -212,10 +221,6 @@ def _streaming(needs: _Needs, budget: int, context: int, chunk: int, ram_bytes: 
 
 
 def _check(model: ModelSpec, asked: DeviceRequest) -> None:
-    if any(isinstance(layer.mlp, MoeSpec) for layer in model.layers):
-        raise UnsupportedError(
-            f"{model.name} is a mixture of experts, which a CUDA device does not compute yet; run it with --device cpu."
-        )
     numbers = {
         "context": asked.context_tokens,
         "sequences": asked.max_sequences,

@@ -10,10 +10,10 @@ import torch
 
 from residency.formats import unpack_rows
 from residency.formats.planes import PlaneLayout, to_planes
-from residency.kernels.device import DeviceMatrix
+from residency.kernels.device import DeviceExperts, DeviceMatrix
 from residency.planner.plan import Buffer
 from residency.spec.device_layout import DeviceLayout, DevicePlane, DeviceTensor
-from residency.spec.model import ModelSpec, TensorSpec
+from residency.spec.model import ModelSpec, MoeSpec, TensorSpec
 from residency.store.convert import stored_chunks
 from residency.store.device_stream import StreamedLayers
 
@@ -96,6 +96,10 @@ class DeviceWeights:
         """Bytes on the device, slots included."""
         return self._layout.device_bytes
 
+    def close(self) -> None:
+        """Let the pinned RAM go; no step is under way any more."""
+        self._streamed.close()
+
     def begin_step(self, *, copies: bool = True) -> None:
         """Start copying the first streamed layers, before anything of a step is computed; without `copies`, in a step
         that reads none of them, nothing is copied.
@@ -125,6 +129,13 @@ class DeviceWeights:
         planes = {part: self._view(plane) for part, plane in placed.planes.items()}
         return DeviceMatrix(rows=rows, columns=columns, layout=placed.layout, planes=planes, order=order)
 
+    def experts(self, index: int) -> DeviceExperts:
+        """The experts of a layer that is a mixture."""
+        layer = self._model.layers[index]
+        assert isinstance(layer.mlp, MoeSpec)
+        gate, up, down = (self.matrix(tensor.name) for tensor in layer.experts)
+        return DeviceExperts(spec=layer.mlp, gate=gate, up=up, down=down)
+
     def vector(self, name: str) -> torch.Tensor:
         """A norm's weights or a bias, as float32; an order of columns, as int32."""
         return self._view(self._layout.tensors[name].planes["codes"])
@@ -139,10 +150,17 @@ class DeviceWeights:
                 progress(done, self._model.weight_bytes)
 
     def randomise(self, seed: int = 0) -> None:
-        """Make the weights up: of the right shapes and sizes, so that speed can be measured, and without a meaning."""
+        """Make the weights up: of the right shapes and sizes, so that speed can be measured, and without a meaning.
+
+        Streamed layers that are alike have the same: to make up all of a large model on the host would take minutes.
+        """
         here = {kind: torch.Generator(device=kind).manual_seed(seed) for kind in {"cpu", self._bytes.device.type}}
+        likeness = {layer: self._model.layers[layer].likeness for layer in self._layout.streamed_layers}
+        first = {like: layer for layer, like in reversed(likeness.items())}
         for placed in self._layout.tensors.values():
             for part, plane in placed.planes.items():
+                if plane.layer is not None and first[likeness[plane.layer]] != plane.layer:
+                    continue
                 view = self._home(plane)
                 random = here[view.device.type]
                 if len(plane.shape) == 1:
@@ -155,6 +173,10 @@ class DeviceWeights:
                     view.fill_(2 ** (placed.layout.code_bits - 1))
                 else:
                     view.view(torch.uint8).random_(0, 256, generator=random)
+
+        for layer, like in likeness.items():
+            if first[like] != layer:
+                self._streamed.home(layer).copy_(self._streamed.home(first[like]))
 
     def _load_tensor(self, tensor: TensorSpec, placed: DeviceTensor) -> None:
         if len(tensor.shape) == 1:

@@ -87,7 +87,8 @@ def measure() -> DeviceFigures:
     bf16, int8 = _matrix_rates()
     torch.cuda.empty_cache()
     free_bytes, total_bytes = torch.cuda.mem_get_info()
-    runtime_bytes = total_bytes - free_bytes - torch.cuda.memory_reserved()
+    # what is still allocated is the library's workspace, which runs have, too
+    runtime_bytes = total_bytes - free_bytes - torch.cuda.memory_reserved() + torch.cuda.memory_allocated()
     links = [rate for pinned in (True, False) for rate in _link_rates(pinned=pinned)]
     return DeviceFigures(
         name=properties.name,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from residency.spec.device_layout import SLOTS, DeviceLayout
+from residency.store.pinned import PinnedBytes
 
 
 class StreamedLayers:
@@ -15,14 +16,19 @@ class StreamedLayers:
 
     def __init__(self, layout: DeviceLayout, device: str) -> None:
         self._order = {layer: place for place, layer in enumerate(layout.streamed_layers)}
-        pinned = device != "cpu"
-        self._homes = [torch.zeros(layout.layer_bytes, dtype=torch.uint8, pin_memory=pinned) for _ in self._order]
+        on_device = device != "cpu"
+        self._pinned = PinnedBytes(layout.host_bytes, device)
+        self._homes: list[torch.Tensor] = list(self._pinned.tensor.view(len(self._order), -1)) if self._order else []
         slots = min(SLOTS, len(self._order))
         self._slots = [torch.zeros(layout.layer_bytes, dtype=torch.uint8, device=device) for _ in range(slots)]
-        self._stream: Any = torch.cuda.Stream() if pinned and slots else None  # type: ignore[no-untyped-call]
+        self._stream: Any = torch.cuda.Stream() if on_device and slots else None  # type: ignore[no-untyped-call]
         self._arrived: list[Any] = [None] * len(self._order)
         self._entered = -1  # place of the layer that was last asked for in this step
         self._copies = True
+
+    def close(self) -> None:
+        """Let the RAM go."""
+        self._pinned.close()
 
     def home(self, layer: int) -> torch.Tensor:
         """Where the bytes of a layer are kept."""

@@ -16,7 +16,7 @@ from residency.engine.sampler import Draw, Sampling
 from residency.engine.stamps import LaunchTime
 from residency.engine.tiers import NextTier
 from residency.errors import BudgetError, FileError, StoreError, UnsupportedError
-from residency.kernels.device import DeviceStep, StepShape, on_device
+from residency.kernels.device import DeviceExperts, DeviceStep, StepShape, on_device
 from residency.kernels.embed import embed
 from residency.kernels.rotary import LayerPages, key_offset
 from residency.ledger import KvPages, PageCopy
@@ -24,7 +24,7 @@ from residency.models.layers import Parts
 from residency.models.registry import forward_of
 from residency.planner.device_buffers import INPUTS
 from residency.planner.device_speed import cost_of
-from residency.planner.on_device import planned_layout
+from residency.planner.on_device import ALLOCATOR_BYTES, planned_layout
 from residency.planner.plan import DevicePlan, MemoryBytes, Plan
 from residency.scheduler import Batch
 from residency.spec.model import ModelSpec
@@ -56,8 +56,8 @@ class CudaExecutor:
 
     def _take_memory(self, planned: DevicePlan, loading: Progress | None) -> None:
         if self._device == "cuda":
-            # runtime is the driver's and the library's, all else PyTorch's, which takes no byte more than this
-            allocated = self._plan.budget_bytes - self._plan.memory.runtime
+            # the rest of runtime is the driver's; all else is PyTorch's, which takes no byte more than this
+            allocated = self._plan.budget_bytes - self._plan.memory.runtime + ALLOCATOR_BYTES
             torch.cuda.set_per_process_memory_fraction(min(1.0, allocated / torch.cuda.mem_get_info()[1]))
         layout = planned_layout(planned, self._spec)
         self._weights = DeviceWeights(self._spec, layout, planned.activation_type, self._device)
@@ -89,10 +89,15 @@ class CudaExecutor:
         self._opened.close()
 
     def _forget(self) -> None:
+        if self._device == "cuda":
+            torch.cuda.synchronize()  # before what steps copy from is let go
+        if "_weights" in self.__dict__:
+            self._weights.close()
         for name in ("_graphs", "_parts", "_kv_pages", "_arena", "_weights"):
             self.__dict__.pop(name, None)
         if self._device == "cuda":
             torch.cuda.empty_cache()
+            torch.cuda.set_per_process_memory_fraction(1.0)
 
     @property
     def activation_bytes(self) -> int:
@@ -195,7 +200,8 @@ class CudaExecutor:
             self._write_key_offsets(self._arena.tensors["key_offsets"])
         angles: Any = dict(zip(ropes, self._arena.tensors["rope"], strict=True))
         weights: Any = self._weights
-        return Parts(spec=self._spec, weights=weights, caches=self._layer_pages(), angles=angles)
+        experts: Any = _LayersExperts(self._weights)
+        return Parts(spec=self._spec, weights=weights, caches=self._layer_pages(), angles=angles, experts=experts)
 
     def _write_key_offsets(self, offsets: torch.Tensor) -> None:
         for index, layer in enumerate(self._spec.layers):
@@ -213,6 +219,16 @@ class CudaExecutor:
                 words: dict[str, Any] = {"pages": pages[place], "slots": slots[index], "tables": tables[index]}
                 layers[layer] = LayerPages(**words, number_format=self._plan.kv_format)
         return [layers[layer] for layer in range(len(layers))]
+
+
+class _LayersExperts:
+    """The experts of a layer, looked up when the forward pass comes to them: a streamed layer has arrived then."""
+
+    def __init__(self, weights: DeviceWeights) -> None:
+        self._weights = weights
+
+    def __getitem__(self, layer: int) -> DeviceExperts:
+        return self._weights.experts(layer)
 
 
 class DeviceLogits:

@@ -34,6 +34,7 @@ class StepGraphs:
             for name in ("token_ids", "logit_rows", "block_tables"):
                 arena.inputs[name].fill(0)
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())  # on which inputs and weights are still on their way
         for size in sorted(self._batch_sizes, reverse=True):
             shape = StepShape(tokens=size, sampled=size, logits=size, items=0)
             with torch.cuda.stream(stream):

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from residency.formats import Format
+from residency.kernels.device import DeviceStep, on_device
 from residency.kernels.recorder import FloatArray, Recorder, Rows, address_of, row_bytes
 from residency.spec.model import MoeSpec
 
@@ -59,6 +60,9 @@ def route(
     How many rows each expert gets is written to `used` (experts,). `given` (tokens, experts of a token) are the experts
     that are chosen, whatever the logits say. Destroys the logits.
     """
+    if isinstance(step, DeviceStep):
+        on_device("experts").route(step, logits, spec, used, given)
+        return
     chosen, inputs = address_of(step.buffers["expert_choices"]), step.inputs
     step.launch(
         "experts.route",
@@ -119,6 +123,8 @@ def guess(step: Recorder, logits: FloatArray, experts: Experts, paged: Paged) ->
 
 def send(step: Recorder, x: Rows, columns: int, experts: Experts) -> None:
     """Copy x (tokens, columns) to the sorted rows, in the way that the experts' matrices multiply."""
+    if isinstance(step, DeviceStep):
+        return  # rows are read where they are
     source = x.as_q8() if experts.is_packed else x.as_values()
     out = step.buffers["expert_in_q8" if experts.is_packed else "expert_in"]
     assert columns % 32 == 0 and row_bytes(out) >= columns * (2 if experts.is_packed else 4)
@@ -136,10 +142,13 @@ def send(step: Recorder, x: Rows, columns: int, experts: Experts) -> None:
     )
 
 
-def multiply(step: Recorder, columns: int, experts: Experts) -> None:
-    """down(activation(gate(x)) * up(x)) of each expert, for the rows that `send` has copied to it."""
+def multiply(step: Recorder, x: Rows, columns: int, experts: Experts) -> None:
+    """down(activation(gate(x)) * up(x)) of each expert, for the rows of x that `send` has copied to it."""
+    if isinstance(step, DeviceStep):
+        on_device("experts").multiply(step, x, experts)
+        return
     kind = "_q8" if experts.is_packed else ""
-    x, gated, out = (step.buffers[name] for name in (f"expert_in{kind}", f"expert_gated{kind}", "expert_out"))
+    sent, gated, out = (step.buffers[name] for name in (f"expert_in{kind}", f"expert_gated{kind}", "expert_out"))
     intermediate, spec = experts.spec.intermediate, experts.spec
     assert experts.gate_format.is_float == experts.down_format.is_float, "rows are packed for both or for neither"
     runs = address_of(step.buffers["expert_runs"])
@@ -148,8 +157,8 @@ def multiply(step: Recorder, columns: int, experts: Experts) -> None:
         table=address_of(experts.addresses),
         up_at=experts.up_at,
         runs=runs,
-        x=address_of(x),
-        x_stride=row_bytes(x),
+        x=address_of(sent),
+        x_stride=row_bytes(sent),
         out=address_of(gated),
         out_stride=row_bytes(gated),
         groups=intermediate // 32,
@@ -173,6 +182,9 @@ def combine(step: Recorder, spec: MoeSpec, columns: int, hidden: FloatArray, sha
     """hidden (tokens, columns) += each token's experts' products by their weights, in the order in which they were
     chosen, and the shared network's by the sigmoid of its gate.
     """
+    if isinstance(step, DeviceStep):
+        on_device("experts").combine(step, spec, columns, hidden, shared)
+        return
     products = step.buffers["expert_out"]
     step.launch(
         "experts.combine",

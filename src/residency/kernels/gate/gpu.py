@@ -12,12 +12,16 @@ _BLOCK = 1024
 
 def gated(step: DeviceStep, gate: Tensor, up: Tensor, activation: Activation, columns: int) -> Rows:
     """See kernels.gate.gated."""
-    tokens = step.rows()
-    if step.only_logits:
-        return Rows(gate)
-    grid = (tokens, triton.cdiv(columns, _BLOCK))
+    rows = gate[: step.rows()]
+    if not step.only_logits:
+        activate_rows(rows, up, activation, columns)
+    return Rows(rows)
+
+
+def activate_rows(gate: Tensor, up: Tensor, activation: Activation, columns: int) -> None:
+    """gate = activation(gate) * up, of all rows of gate."""
+    grid = (len(gate), triton.cdiv(columns, _BLOCK))
     _gated[grid](gate, up, columns, gate.stride(0), up.stride(0), ACTIVATION=activation, BLOCK=_BLOCK)
-    return Rows(gate[:tokens])
 
 
 @triton.jit

@@ -14,7 +14,8 @@ import triton.language as tl
 from residency.formats.planes import PlaneLayout
 from residency.kernels.device import DeviceMatrix, DeviceStep, Tensor
 from residency.kernels.device_language import dot, power_of_two
-from residency.kernels.matmul.gpu_unpack import unpack, unpack_codes, unpack_scales
+from residency.kernels.matmul.gpu_few import few_rows
+from residency.kernels.matmul.gpu_unpack import unpack
 from residency.kernels.recorder import Rows
 from residency.planner.device_buffers import MOST_TILED_ROWS, TILE_ROWS, TILE_TOKENS, splits
 
@@ -208,30 +209,29 @@ def _multiply_few(
     ZERO: tl.constexpr,
     SCALES: tl.constexpr,
 ):
-    """R rows of the matrix, times every token: chunk by chunk, each scaled once, added up across lanes at the end."""
+    """R rows of the matrix, times every token."""
     row = tl.program_id(0) * R + tl.arange(0, R)
-    same = tl.zeros((R, 1, 1), tl.int32)  # x is read where the codes are, so that each lane has both
-    sums = ()
-    for _ in tl.static_range(TOKENS):
-        sums = sums + (tl.zeros((R, C), tl.float32),)
-    for start in tl.range(0, columns // 32, C, loop_unroll_factor=2):
-        chunk = start + tl.arange(0, C)[None, :]
-        live = (row < rows)[:, None] & (chunk < columns // 32)
-        low, upper = unpack_codes(codes, high, row[:, None], chunk, live, columns, row_bytes, BITS, ZERO)
-        first_scale, last_scale, least = unpack_scales(
-            scales, supers, row[:, None], chunk, live, columns, GROUP, SCALES
-        )
-        column = same + chunk[:, :, None] * 32 + tl.arange(0, 16)[None, None, :]
-        added = ()
-        for token in tl.static_range(TOKENS):
-            at = x + token * x_stride + column
-            first = tl.load(at, mask=live[:, :, None], other=0.0).to(tl.float32)
-            last = tl.load(at + 16, mask=live[:, :, None], other=0.0).to(tl.float32)
-            total = first_scale * tl.sum(low * first, 2) + last_scale * tl.sum(upper * last, 2)
-            if SCALES != "half" and SCALES != "byte":
-                total += least * tl.sum(first + last, 2)
-            added = added + (sums[token] + total,)
-        sums = added
+    sources = ()
+    for token in tl.static_range(TOKENS):
+        sources = sources + (x + token * x_stride,)
+    sums = few_rows(
+        sources,
+        codes,
+        high,
+        scales,
+        supers,
+        row,
+        row < rows,
+        columns,
+        row_bytes,
+        TOKENS,
+        R,
+        C,
+        BITS,
+        GROUP,
+        ZERO,
+        SCALES,
+    )
     for token in tl.static_range(TOKENS):
         total = tl.sum(sums[token], 1)
         if BIAS:

@@ -26,22 +26,29 @@ def unpack(
 ):
     """The values, in float32."""
     low, upper = unpack_codes(codes, high, row, chunk, live, columns, row_bytes, BITS, ZERO)
-    first, last, least = unpack_scales(scales, supers, row, chunk, live, columns, GROUP, SCALES)
-    low *= first[:, :, None]
-    upper *= last[:, :, None]
-    if SCALES != "half" and SCALES != "byte":
-        low += least[:, :, None]
-        upper += least[:, :, None]
+    if SCALES != "none":
+        first, last, least = unpack_scales(scales, supers, row, chunk, live, columns, GROUP, SCALES)
+        low *= first[:, :, None]
+        upper *= last[:, :, None]
+        if SCALES != "half" and SCALES != "byte":
+            low += least[:, :, None]
+            upper += least[:, :, None]
     return low, upper
 
 
 @triton.jit
 def unpack_codes(codes, high, row, chunk, live, columns, row_bytes, BITS: tl.constexpr, ZERO: tl.constexpr):
-    """The codes, less the one that stands for zero, in float32. `row_bytes` are of the plane of codes."""
+    """The codes, less the one that stands for zero, in float32. `row_bytes` are of the plane of codes; BITS 16: it has
+    plain values instead, and `row_bytes` counts these.
+    """
     row = row.to(tl.int64)
     J = tl.arange(0, 16)[None, None, :]
     mask = live[:, :, None]
-    if BITS == 8:
+    if BITS == 16:
+        at = (codes + row * row_bytes + chunk * 32)[:, :, None] + J
+        low = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        upper = tl.load(at + 16, mask=mask, other=0.0).to(tl.float32)
+    elif BITS == 8:
         at = (codes + row * row_bytes + chunk * 32)[:, :, None] + J
         low = tl.load(at, mask=mask, other=0).to(tl.int32)
         upper = tl.load(at + 16, mask=mask, other=0).to(tl.int32)
@@ -56,7 +63,9 @@ def unpack_codes(codes, high, row, chunk, live, columns, row_bytes, BITS: tl.con
         at_words = high + row * (columns // 16) + chunk * 2
         low |= ((tl.load(at_words, mask=live, other=0)[:, :, None] >> (2 * J)) & 3) << 4
         upper |= ((tl.load(at_words + 1, mask=live, other=0)[:, :, None] >> (2 * J)) & 3) << 4
-    return _as_float(low, ZERO), _as_float(upper, ZERO)
+    if BITS != 16:
+        low, upper = _as_float(low, ZERO), _as_float(upper, ZERO)
+    return low, upper
 
 
 @triton.jit

@@ -46,9 +46,7 @@ def rotate_and_store(
     epsilon: float = 0.0,
     key_offset: Tensor | None = None,
 ) -> None:
-    """See kernels.rotary.rotate_and_store. angles (positions, head_dim): cosines | sines of each position. Nothing is
-    spread: codes of eight bits do without.
-    """
+    """See kernels.rotary.rotate_and_store. angles (positions, head_dim): cosines | sines of each position."""
     if step.only_logits:
         return
     pages = typed_pages(cache)
@@ -77,6 +75,7 @@ def rotate_and_store(
         OFFSET=key_offset is not None,
         INT8=cache.number_format == "INT8",
         FP8=cache.number_format == "FP8",
+        ORDER=spec.head_dim & -spec.head_dim,
         PAGE_TOKENS=PAGE_TOKENS,
         num_warps=1,
     )
@@ -105,6 +104,21 @@ def _store(pages, scales, values, slot, head, part, page_values, D, inside, INT8
 
 
 @triton.jit
+def _spread(x, BLOCK: tl.constexpr, ORDER: tl.constexpr):
+    """x times the Hadamard matrix of this order, block by block: see reference_codes.spread.
+
+    Sums of neighbours before their differences, as many times as the order has bits (M. C. Pease, 1968).
+    """
+    spread = tl.reshape(x, (BLOCK // ORDER, ORDER))
+    for place in tl.static_range(16):
+        if (1 << place) < ORDER:
+            even, odd = tl.split(tl.reshape(spread, (BLOCK // ORDER, ORDER // 2, 2)))
+            both = tl.permute(tl.join(even + odd, even - odd), (0, 2, 1))
+            spread = tl.reshape(both, (BLOCK // ORDER, ORDER))
+    return tl.reshape(spread, (BLOCK,)) * tl.rsqrt(ORDER * 1.0)
+
+
+@triton.jit
 def _rotate_and_store(
     q,
     k,
@@ -130,6 +144,7 @@ def _rotate_and_store(
     OFFSET: tl.constexpr,
     INT8: tl.constexpr,
     FP8: tl.constexpr,
+    ORDER: tl.constexpr,
     PAGE_TOKENS: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
@@ -155,11 +170,15 @@ def _rotate_and_store(
     rotated = mine * cosine + tl.where(D < HEAD_DIM // 2, -pair, pair) * sine
     tl.debug_barrier()  # all of the head is read before any of it is written
     if is_query:
+        if INT8:
+            rotated = _spread(rotated, BLOCK, ORDER)
         tl.store(x + D, rotated, mask=inside)
     else:
         group = head - HEADS
         if OFFSET:
             rotated -= tl.load(key_offset + group * HEAD_DIM + D, mask=inside, other=0.0)
+        if INT8:
+            rotated = _spread(rotated, BLOCK, ORDER)
         value = tl.load(v + token * k_stride + group * HEAD_DIM + D, mask=inside, other=0.0).to(tl.float32)
         _store(
             pages, scales, rotated, slot, group, 0, page_values, D, inside, INT8, FP8, KV_HEADS, HEAD_DIM, PAGE_TOKENS

@@ -115,7 +115,7 @@ def mixture(step: Recorder, parts: Parts, index: int, x: Rows, hidden: FloatArra
         if experts.given is None:
             guess_next(step, parts, index, x)
     send(step, x, columns, experts)
-    multiply(step, columns, experts)
+    multiply(step, x, columns, experts)
     shared = None
     if shared_gate:
         shared = SharedProduct(rows=step.buffers["shared_out"], gate=step.buffers["shared_gate"])

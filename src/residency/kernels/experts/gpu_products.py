@@ -1,0 +1,138 @@
+"""Products of a block's rows with its expert's matrix, of which it is `expert * rows` rows down: see gpu.py."""
+
+import triton
+import triton.language as tl
+
+from residency.kernels.device_language import dot
+from residency.kernels.matmul.gpu_few import few_rows
+from residency.kernels.matmul.gpu_unpack import unpack
+
+
+@triton.jit
+def multiply_few_of_experts(
+    x,
+    codes,
+    high,
+    scales,
+    supers,
+    sorted_pairs,
+    blocks,
+    out,
+    rows,
+    columns,
+    row_bytes,
+    x_stride,
+    out_stride,
+    PER_TOKEN: tl.constexpr,
+    GATHERS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    R: tl.constexpr,
+    C: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    ZERO: tl.constexpr,
+    SCALES: tl.constexpr,
+):
+    """R rows of a block's expert times the block's rows, of which there are at most TOKENS; the last stands for those
+    that are missing.
+    """
+    block = blocks + tl.program_id(1) * 3
+    expert, first, count = tl.load(block), tl.load(block + 1), tl.load(block + 2)
+    if count == 0:
+        return
+    row = tl.program_id(0) * R + tl.arange(0, R)
+    sources = ()
+    for token in tl.static_range(TOKENS):
+        place = (first + tl.minimum(token, count - 1)).to(tl.int64)
+        source = tl.load(sorted_pairs + place).to(tl.int64) // PER_TOKEN if GATHERS else place
+        sources = sources + (x + source * x_stride,)
+    sums = few_rows(
+        sources,
+        codes,
+        high,
+        scales,
+        supers,
+        expert.to(tl.int64) * rows + row,
+        row < rows,
+        columns,
+        row_bytes,
+        TOKENS,
+        R,
+        C,
+        BITS,
+        GROUP,
+        ZERO,
+        SCALES,
+    )
+    for token in tl.static_range(TOKENS):
+        place = (first + tl.minimum(token, count - 1)).to(tl.int64)
+        target = place if GATHERS else tl.load(sorted_pairs + place).to(tl.int64)
+        stored_rows = tl.where(token < count, rows, 0)
+        tl.store(out + target * out_stride + row, tl.sum(sums[token], 1), mask=row < stored_rows)
+
+
+@triton.jit
+def multiply_tiles_of_experts(
+    x,
+    codes,
+    high,
+    scales,
+    supers,
+    sorted_pairs,
+    blocks,
+    out,
+    rows,
+    columns,
+    row_bytes,
+    x_stride,
+    out_stride,
+    PER_TOKEN: tl.constexpr,
+    GATHERS: tl.constexpr,
+    T: tl.constexpr,
+    R: tl.constexpr,
+    C: tl.constexpr,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    ZERO: tl.constexpr,
+    SCALES: tl.constexpr,
+):
+    """R rows of a block's expert times the block's rows, on tensor cores."""
+    block = blocks + tl.program_id(1) * 3
+    expert, first, count = tl.load(block), tl.load(block + 1), tl.load(block + 2)
+    if count == 0:
+        return
+    row = tl.program_id(0) * R + tl.arange(0, R)
+    token = tl.arange(0, T)
+    there = token < count
+    pair = tl.load(sorted_pairs + first + token, mask=there, other=0).to(tl.int64)
+    place = (first + token).to(tl.int64)
+    source = x + (pair // PER_TOKEN if GATHERS else place)[None, :] * x_stride
+    matrix_row = (expert.to(tl.int64) * rows + row)[:, None]
+    place_in_tile = tl.arange(0, 16 * C)
+    sums = tl.zeros((R, T), tl.float32)
+    for start in range(0, columns // 32, C):
+        chunk = start + tl.arange(0, C)
+        live = (row < rows)[:, None] & (chunk < columns // 32)[None, :]
+        low, upper = unpack(
+            codes,
+            high,
+            scales,
+            supers,
+            matrix_row,
+            chunk[None, :],
+            live,
+            columns,
+            row_bytes,
+            BITS,
+            GROUP,
+            ZERO,
+            SCALES,
+        )
+        column = (start + place_in_tile // 16) * 32 + place_in_tile % 16
+        mask = (column < columns)[:, None] & there[None, :]
+        left = tl.load(source + column[:, None], mask=mask, other=0.0)
+        right = tl.load(source + column[:, None] + 16, mask=mask, other=0.0)
+        sums = dot(tl.reshape(low, (R, 16 * C)).to(left.dtype), left, sums)
+        sums = dot(tl.reshape(upper, (R, 16 * C)).to(left.dtype), right, sums)
+    target = place if GATHERS else pair
+    tl.store(out + target[None, :] * out_stride + row[:, None], sums, mask=(row < rows)[:, None] & there[None, :])
