@@ -1,6 +1,6 @@
 """A CUDA device measured: decode, batches, prefill, attention and offload, beside transformers on the same card.
 
-    python benchmarks/gpu.py [--tables correct,decode,...] [--models 1b,8b,...] [--minutes 9]
+    PYTHONPATH=src python benchmarks/gpu.py [--tables correct,decode,...] [--models 1b,8b,...] [--minutes 9]
 
 Weights are made up, of the published models' shapes: what is written has no meaning, how fast it is has. Shares are of
 the copy bandwidth and the matrix rates that are measured in the same run. Each row is kept as soon as it is there, in

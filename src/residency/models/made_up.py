@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from residency.models.specs import named_spec
+from residency.models.specs import model_spec, named_spec
 from residency.spec.model import AttentionSpec, LayerSpec, ModelSpec, RopeSpec
+from residency.spec.opening import open_checkpoint
 from residency.spec.requantize import in_groups
 
 RandomWeights = Literal["source", "int8", "int4"]
@@ -21,7 +22,9 @@ def made_up_spec(model: str | Path, weights: RandomWeights) -> ModelSpec:
 
     Fails as named_spec does.
     """
-    spec = named_spec(model)
+    path = Path(model)
+    has_tensors = path.is_file() or any(path.glob("*.safetensors"))
+    spec = model_spec(open_checkpoint(path)) if has_tensors else named_spec(model)
     runnable = replace(spec, layers=tuple(map(_runnable, spec.layers)))
     return made_up(runnable, weights)
 

@@ -82,7 +82,7 @@ def plan_on_device(
         model_fingerprint=fingerprint,
         model_name=model.name,
         architecture=model.architecture,
-        format_label=model.format_label,
+        format_label=model.format_label if asked.random_weights in (None, "source") else asked.random_weights,
         budget_bytes=budget,
         context_tokens=context,
         max_sequences=asked.max_sequences,
