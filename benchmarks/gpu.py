@@ -301,7 +301,7 @@ def correct() -> dict[str, Any]:
     return {
         "passes": finished.returncode == 0,
         "told": lines[-1] if lines else finished.stderr[-300:],
-        "failed": failed,
+        "failures": failed,
     }
 
 
