@@ -2,7 +2,7 @@
 
 from residency.formats import F32
 from residency.models.configuration import Configuration
-from residency.models.planned.dense import Fill, blocks
+from residency.models.planned.dense import Fill, blocks, exaone_windows
 from residency.models.planned.parts import (
     Block,
     Draft,
@@ -98,9 +98,7 @@ def exaone_moe(c: Configuration) -> Draft:
     heads = heads_of(c)
     moe = _routed_and_shared(c, "num_experts", "num_shared_experts", shared=1)
     is_dense, intermediate = _dense_layers(c, first=0), c.integer("intermediate_size")
-    pattern = 0 if c.says("sliding_window_pattern", "LLLG") else c.integer("sliding_window_pattern", 4, least=0)
-    every = pattern or 4
-    sliding = windows(c, slides=lambda number: (number + 1) % every != 0, default_tokens=4096)
+    sliding = exaone_windows(c, default_tokens=4096)
 
     def fill(b: Block, number: int) -> None:
         b.norm("input_layernorm", heads.hidden)

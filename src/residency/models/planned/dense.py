@@ -243,10 +243,13 @@ def olmo3(c: Configuration) -> Draft:
 
 def exaone4(c: Configuration) -> Draft:
     """EXAONE 4: norms after both parts and on heads; windows in most layers of the larger model."""
+    return decoder(c, exaone_windows(c), norms=AFTER, qk_norm=True)
+
+
+def exaone_windows(c: Configuration, default_tokens: int | None = None) -> list[int | None]:
+    """Windows in all but every fourth layer; the pattern may be written as "LLLG"."""
     pattern = 0 if c.says("sliding_window_pattern", "LLLG") else c.integer("sliding_window_pattern", 0, least=0)
-    every = pattern or 4
-    sliding = windows(c, slides=lambda number: (number + 1) % every != 0)
-    return decoder(c, sliding, norms=AFTER, qk_norm=True)
+    return windows(c, slides=lambda number: (number + 1) % (pattern or 4) != 0, default_tokens=default_tokens)
 
 
 def cohere(c: Configuration) -> Draft:
