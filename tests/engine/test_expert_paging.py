@@ -84,9 +84,9 @@ def test_a_report_counts_what_streams_and_what_is_paged(path: Path) -> None:
 
 
 def test_what_is_needed_again_is_mostly_there(path: Path) -> None:
-    with Engine.open(paged_plan(path, slots=17)) as engine:
+    with Engine.open(paged_plan(path, slots=14)) as engine:  # of 18
         hit_rate = engine.generate([5, 6, 7], max_tokens=100).expert_hit_rate
-    assert hit_rate is not None and hit_rate > 0.8
+    assert hit_rate is not None and hit_rate > 0.7
 
 
 def test_the_router_of_the_layer_before_guesses_better_than_chance(path: Path) -> None:

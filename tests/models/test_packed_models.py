@@ -8,13 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from residency.errors import UnsupportedError
 from residency.formats import format_named
 from residency.kernels.simd.tiles import has_tiles
 from residency.models.specs import model_spec
 from residency.spec import open_checkpoint
 from support.engines import engine_logits
 from support.folders import write_folder
-from support.models import small_model
+from support.models import MIXTURES, small_model
 from support.packed_folders import Kind, write_packed
 from support.plain import Rounding, plain_logits
 from support.reference import reference_logits
@@ -63,6 +64,24 @@ def test_every_architecture_reads_packed_integers(architecture: str, tmp_path: P
     ours = engine_logits(tmp_path / "packed", TOKENS, prompt_tokens=90)
     plain = write_folder(tmp_path / "plain", model, weights=meant)
     assert usual(ours, plain_logits(model_spec(open_checkpoint(plain)), TOKENS)) < 0.015
+
+
+@pytest.mark.slow  # for the kernels to be compiled
+@pytest.mark.parametrize("name", ["gptq", "awq", "packed"])
+@pytest.mark.parametrize("architecture", MIXTURES)
+def test_experts_are_read_as_packed_integers(architecture: str, name: str, tmp_path: Path) -> None:
+    """A token passes all experts, so that rounding sends none another way."""
+    model = small_model(architecture, num_experts=4, experts_per_token=4, num_layers=2)
+    meant = write_packed(tmp_path / "packed", model, KINDS[name])
+    ours = engine_logits(tmp_path / "packed", TOKENS, prompt_tokens=90)
+    plain = write_folder(tmp_path / "plain", model, weights=meant)
+    assert usual(ours, plain_logits(model_spec(open_checkpoint(plain)), TOKENS)) < 0.015
+
+
+def test_experts_in_act_order_are_refused(tmp_path: Path) -> None:
+    write_packed(tmp_path / "packed", small_model("mixtral"), KINDS["gptq, act-order"])
+    with pytest.raises(UnsupportedError, match="an order of its own"):
+        model_spec(open_checkpoint(tmp_path / "packed"))
 
 
 def test_logits_are_those_of_transformers(tmp_path: Path) -> None:

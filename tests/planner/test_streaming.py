@@ -10,7 +10,7 @@ import pytest
 from residency.errors import BudgetError, FileError
 from residency.planner import Plan, plan_run
 from residency.planner.check import check_plan
-from residency.planner.streaming import Streaming, best_streaming, least_streaming, placed
+from residency.planner.streaming import READING_BYTES, Streaming, best_streaming, least_streaming, placed
 from residency.spec.model import ModelSpec
 from support.machines import machine_with_disk
 
@@ -116,7 +116,7 @@ def test_a_plan_that_streams_keeps_to_its_budget(model: ModelSpec) -> None:
 
 def test_a_budget_below_two_buffers_is_refused_with_what_is_missing(model: ModelSpec) -> None:
     whole = plan(model, 64 << 20).memory
-    least = whole.peak - whole.weights + least_streaming(model, 1e9).memory_bytes
+    least = whole.peak - whole.weights + READING_BYTES + least_streaming(model, 1e9).memory_bytes
     assert plan(model, least).memory.peak == least
     with pytest.raises(BudgetError, match=r"streamed through 2 buffers.*\(1 bytes\) too little"):
         plan(model, least - 1)

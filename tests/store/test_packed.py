@@ -12,7 +12,7 @@ from residency.formats import unpack_rows
 from residency.models.specs import model_spec
 from residency.spec import ModelSpec, open_checkpoint
 from residency.store.packed import PackedRows, column_order
-from support.models import small_model
+from support.models import MIXTURES, small_model
 from support.packed_folders import Kind, write_packed
 
 KINDS = {
@@ -51,6 +51,15 @@ def test_every_value_is_what_the_file_means(kind: Kind, tmp_path: Path) -> None:
         order = slice(None) if index is None else column_order(index)
         close = 1e-7 if kind.layout == "llm-int8" else 0.0  # there a scale is 127 times what it is for
         np.testing.assert_allclose(found, meant[tensor.name][:, order], rtol=close)
+
+
+@pytest.mark.parametrize("architecture", MIXTURES)
+def test_every_expert_s_values_are_what_the_file_means(architecture: str, tmp_path: Path) -> None:
+    meant = write_packed(tmp_path / "model", small_model(architecture, num_layers=1), Kind(layout="awq", group=64))
+    copies = [copy for experts in spec_of(tmp_path / "model").layers[0].experts for copy in experts.each_copy]
+    found = [unpack_rows(copy.format, PackedRows(copy).rows(0, copy.shape[0])) for copy in copies]
+    for copy, values in zip(copies, found, strict=True):
+        np.testing.assert_array_equal(values, meant[copy.name])
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

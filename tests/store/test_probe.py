@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from residency.hardware import Machine
-from residency.store.disk_rate import BLOCK_BYTES, disk_read_rates
+from residency.store.direct import BLOCK_BYTES
+from residency.store.disk_rate import disk_read_rates
 from residency.store.memory_rate import ReadBytes, memory_read_rates, thread_counts
 from residency.store.probe import (
     DISTURBED_MAX_AGE_SECONDS,

@@ -157,23 +157,26 @@ class TensorFinder:
         FileError if one is missing or not of `shape`, UnsupportedError if they are not all in one format.
         """
         sources = self._copies(name, copies, shape)
-        if len({source.format.name for source in sources}) > 1:
-            names = " and ".join(sorted({source.format.name for source in sources}))
+        formats = {source.format for source in sources}
+        if len(formats) > 1:
+            names = " and ".join(sorted(each.name for each in formats))
             raise UnsupportedError(f"{self._checkpoint.path} holds the copies of {name} in {names}, not all alike.")
         role, split = role_and_split(name)
         return TensorSpec(
             name=name,
             shape=shape,
-            format=sources[0].format,
+            format=formats.pop(),
             role=role,
             split=split,
             copies=copies,
-            copy_sources=tuple(sources),
+            copy_sources=tuple(each.source if isinstance(each, PackedMatrix) else each for each in sources),
         )
 
-    def _copies(self, name: str, copies: int, shape: tuple[int, ...]) -> list[SourceTensor]:
+    def _copies(self, name: str, copies: int, shape: tuple[int, ...]) -> Sequence[SourceTensor | PackedMatrix]:
         if self._checkpoint.kind == "safetensors":
             names = [self.file_name(name.replace("{}", str(number))) for number in range(copies)]
+            if (packed := [self._packed_copy(each, shape) for each in names]) and None not in packed:
+                return [each for each in packed if each is not None]
         else:
             merged = self.file_name(name)
             if (whole := self._checkpoint.tensors.get(merged)) is not None:
@@ -186,6 +189,19 @@ class TensorFinder:
         for source in sources:
             self._check(source, shape)
         return sources
+
+    def _packed_copy(self, file_name: str, shape: tuple[int, ...]) -> PackedMatrix | None:
+        """A copy that is a matrix of integers. UnsupportedError where its columns are in another order than theirs."""
+        found = find_packed(self._checkpoint, self._scheme, file_name, shape)
+        if found is None:
+            return None
+        if column_groups(found.source, shape[1]) is not None:
+            raise UnsupportedError(
+                f"{self._checkpoint.path} holds the expert {file_name} with columns in an order of its own, which is "
+                "not run; quantize the model without act-order, or run a GGUF file."
+            )
+        self._taken |= {part.name for part in found.source.parts}
+        return found
 
     def _check(self, source: SourceTensor, shape: tuple[int, ...]) -> None:
         """Mark a tensor as taken. FileError for another shape, UnsupportedError for a format that is not run."""

@@ -9,10 +9,10 @@ from residency.hardware import Machine
 from residency.ledger.kv import pages_of_a_sequence
 from residency.planner.buffers import activation_buffers
 from residency.planner.cost import ModelCost, step_seconds, step_workload
-from residency.planner.paging import Paging, least_paging, with_slots
+from residency.planner.paging import PAGING_BYTES, Paging, least_paging, with_slots
 from residency.planner.plan import PAGE_TOKENS, Buffer, KvGroup, MemoryBytes, Plan
 from residency.planner.speed import DECODE_CONTEXT_TOKENS, forecast_speed, prefill_seconds
-from residency.planner.streaming import READERS, Streaming, best_streaming, least_streaming
+from residency.planner.streaming import READERS, READING_BYTES, Streaming, best_streaming, least_streaming
 from residency.spec.layout import store_layout
 from residency.spec.model import ModelSpec
 from residency.spec.state import KV_FORMATS, KvName
@@ -227,10 +227,16 @@ def _requests(request: _Request, machine: Machine, *, shares: bool) -> Iterator[
     disk_bytes_per_second = machine.tier("disk").read_bytes_per_second(READERS)
     request = replace(request, kv_at_most_weights=shares, paging=least_paging(request.model, disk_bytes_per_second))
     if request.paging is not None:
+        request = replace(request, runtime_bytes=request.runtime_bytes + PAGING_BYTES)
         unrouted_bytes = store_layout(request.model).experts_offset
         yield replace(request, weights_bytes=unrouted_bytes + request.slots_bytes)
     least = least_streaming(request.model, disk_bytes_per_second)
-    yield replace(request, weights_bytes=least.memory_bytes + request.slots_bytes, streaming=least)
+    yield replace(
+        request,
+        weights_bytes=least.memory_bytes + request.slots_bytes,
+        streaming=least,
+        runtime_bytes=request.runtime_bytes + READING_BYTES,
+    )
 
 
 def _with_the_rest_as_weights(

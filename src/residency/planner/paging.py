@@ -6,6 +6,7 @@ from residency.spec.layout import store_layout
 from residency.spec.model import ModelSpec, MoeSpec
 
 READERS = 4  # reads of the disk that are in flight
+PAGING_BYTES = 640 * 1024  # of the runtime: threads that read, the one that decides, and the code that they alone touch
 
 
 @dataclass(frozen=True, kw_only=True)

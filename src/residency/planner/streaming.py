@@ -13,6 +13,7 @@ from residency.spec.model import ModelSpec
 from residency.spec.spans import least_span_bytes, store_spans
 
 READERS = 4  # reads in flight
+READING_BYTES = 128 * 1024  # of the runtime: stacks and heaps of the threads that read
 LEAST_SLOTS = 2  # one is computed with while the other is read
 _SLOT_CHOICES = (2, 3, 4, 6, 8)
 _USUAL_SPAN_BYTES = 8 * 1024**2

@@ -83,7 +83,7 @@ class TensorSpec:
     role: Role = "matrix"
     split: Split = "replicated"
     copies: int = 1  # 0: the model has none
-    copy_sources: tuple[SourceTensor, ...] = ()  # of each copy, where there are several
+    copy_sources: tuple[SourceTensor | PackedSource, ...] = ()  # of each copy, where there are several
 
     @property
     def each_copy(self) -> Iterator["TensorSpec"]:
@@ -92,9 +92,9 @@ class TensorSpec:
             yield self
             return
         for number in range(self.copies):
-            source = self.copy_sources[number] if self.copy_sources else None
-            name = self.name.replace("{}", str(number))
-            yield replace(self, name=name, copies=1, source=source, copy_sources=())
+            name, found = self.name.replace("{}", str(number)), self.copy_sources[number] if self.copy_sources else None
+            source, packed = (None, found) if isinstance(found, PackedSource) else (found, None)
+            yield replace(self, name=name, copies=1, source=source, packed=packed, copy_sources=())
 
     @cached_property
     def num_bytes(self) -> int:

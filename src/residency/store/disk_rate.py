@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from residency.hardware import ThreadRate
+from residency.store.direct import BLOCK_BYTES
 
-BLOCK_BYTES = 4 * 1024**2
 _THREADS = (1, 4)
 
 
 def disk_read_rates(folder: Path, *, max_bytes: int, limit_seconds: float) -> tuple[ThreadRate, ...]:
-    """Sequential reads of a temporary file in blocks of 4 MiB, on one thread and on four.
+    """Sequential reads of a temporary file, block by block as weights stream, on one thread and on four.
 
     The file is at most `max_bytes` long and has no name while it exists, so that nothing of it outlives the process.
     Writing takes half of the time, reading the other half. Empty where the folder cannot be written to or is full.

@@ -12,6 +12,7 @@ import threading
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 
 from residency.errors import StoreError
 from residency.kernels.library import Library
@@ -56,7 +57,7 @@ class _Handler:
         if install(signal.SIGBUS, action, address_of(self._board)):
             raise StoreError("this system lets nobody handle SIGBUS, which mapped weights need.")
 
-    def enter(self, address: int, num_bytes: int) -> np.typing.NDArray[np.int64]:
+    def enter(self, address: int, num_bytes: int) -> npt.NDArray[np.int64]:
         """The words of a map: where it begins and ends, and its faults."""
         with self._changing:
             for start in range(_BEFORE_WORDS, len(self._board) - _MAP_WORDS, _MAP_WORDS):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from residency.planner.plan import Plan
-from residency.planner.streaming import Streaming, best_streaming, least_streaming
+from residency.planner.streaming import READING_BYTES, Streaming, best_streaming, least_streaming
 from residency.spec.model import ModelSpec
 from residency.verifier.roofline import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Scale, drawn_line, drawn_text, page
 
@@ -43,7 +43,7 @@ class Sweep:
         """The budget in which about this part of the weights stays."""
         weights = self.whole.memory.weights
         room = self.least.buffer_bytes + resident_part * (weights - self.least.buffer_bytes)
-        return self.whole.memory.peak - weights + int(room)
+        return self.whole.memory.peak - weights + READING_BYTES + int(room)
 
     def resident_part(self, plan: Plan) -> float:
         """The part of the weights that stays in a plan of this sweep."""
