@@ -107,7 +107,13 @@ class ExpertPager:
         """The experts of a layer, as a step finds those that are in memory and asks for the others."""
         first = layer * self._per_layer
         table = self._table[first : first + experts.spec.num_experts]
-        paged = Paged(layer=layer, board=self._board, bell=self._bell, guessed=self._guessed[layer])
+        paged = Paged(
+            layer=layer,
+            board=self._board,
+            bell=self._bell,
+            guessed=self._guessed[layer],
+            found=np.zeros_like(table),
+        )
         return replace(experts, addresses=table, paged=paged)
 
     def watch(self, used: npt.NDArray[np.int32]) -> None:

@@ -19,6 +19,7 @@ class Paged:
     board: npt.NDArray[np.int64]  # see experts.fetch
     bell: int  # the file descriptor that is written to when somebody shall look
     guessed: npt.NDArray[np.int32]  # of each expert, whether the layer before would have sent a token to it
+    found: npt.NDArray[np.int64]  # where this step has found each expert that it needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +98,7 @@ def fetch(step: Recorder, experts: Experts, paged: Paged) -> None:
         "experts.fetch",
         runs=address_of(step.buffers["expert_runs"]),
         table=address_of(experts.addresses),
+        found=address_of(paged.found),
         board=address_of(paged.board),
         layer=paged.layer,
         bell=paged.bell,
@@ -152,9 +154,10 @@ def multiply(step: Recorder, x: Rows, columns: int, experts: Experts) -> None:
     intermediate, spec = experts.spec.intermediate, experts.spec
     assert experts.gate_format.is_float == experts.down_format.is_float, "rows are packed for both or for neither"
     runs = address_of(step.buffers["expert_runs"])
+    table = experts.addresses if experts.paged is None else experts.paged.found
     step.launch(
         f"experts.gate_up_{spec.activation}_{experts.gate_format.name}",
-        table=address_of(experts.addresses),
+        table=address_of(table),
         up_at=experts.up_at,
         runs=runs,
         x=address_of(sent),
@@ -166,7 +169,7 @@ def multiply(step: Recorder, x: Rows, columns: int, experts: Experts) -> None:
     )
     step.launch(
         f"experts.down_{experts.down_format.name}",
-        table=address_of(experts.addresses),
+        table=address_of(table),
         down_at=experts.down_at,
         runs=runs,
         x=address_of(gated),

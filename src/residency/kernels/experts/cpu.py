@@ -160,8 +160,9 @@ def _missing(runs, table):
     return missing
 
 
-def fetch(runs, table, board, layer, bell, thread, threads):
-    """Wait until all experts that rows are sent to are in memory.
+def fetch(runs, table, found, board, layer, bell, thread, threads):
+    """Wait until all experts that rows are sent to are in memory, and note in `found` where: whoever finds that he has
+    taken one out of the table while a step is at its layer puts it back, so that the table may lack it for a moment.
 
     `board`: the layer that steps are at, which is written before the table is read, so that whoever takes an expert out
     of the table and then reads the board knows whether a step may be using it; 64 bytes on, how often a step has asked
@@ -174,6 +175,14 @@ def fetch(runs, table, board, layer, bell, thread, threads):
             ring(bell)
     while _missing(runs, table) > 0 and atomic_load(board + 128) == 0:
         sleep_shortly()
+    if thread == 0:
+        for i in range(load_i64(runs)):
+            expert = load_i64(runs + FIRST_RUN + RUN_BYTES * i)
+            address = atomic_load(table + 8 * expert)
+            while address == 0:
+                sleep_shortly()
+                address = atomic_load(table + 8 * expert)
+            store_i64(found + 8 * expert, address)
 
 
 def guess(logits, stride, experts, per_token, guessed, table, bell, int8_at, thread, threads):
