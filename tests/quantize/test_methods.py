@@ -67,13 +67,33 @@ def test_gptq_keeps_outputs_far_better_than_rounding(weights: Floats, inputs: Fl
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_awq_keeps_outputs_better_than_rounding(weights: Floats, inputs: Floats, scheme: IntegerScheme) -> None:
     gram = gram_of(inputs)
-    magnitude: Floats = np.abs(inputs).mean(axis=0)
-    scales = column_scales([weights], gram, magnitude, scheme)
+    scales = column_scales([weights], gram.diagonal(), scheme)
     scaled: Floats = weights * scales
     scaled_gram: Floats = gram / np.outer(scales, scales)
     found: Floats = clipped(scaled, scaled_gram, scheme).values_RC / scales
     rounded = output_error(weights, round_to_nearest(weights, scheme).values_RC, gram)
     assert output_error(weights, found, gram) < 0.8 * rounded
+
+
+@pytest.mark.parametrize("group", [64, 48, None])
+def test_a_strong_column_is_scaled_up(weights: Floats, inputs: Floats, group: int | None) -> None:
+    inputs[:, 40] *= 30
+    scales = column_scales([weights], gram_of(inputs).diagonal(), IntegerScheme(bits=4, group=group, symmetric=False))
+    assert scales[40] > 1.5 * np.median(scales)
+
+
+def test_columns_that_are_tied_are_scaled_alike(weights: Floats, inputs: Floats) -> None:
+    tied = np.arange(weights.shape[1]) % 80
+    scheme = IntegerScheme(bits=4, group=64, symmetric=True)
+    scales = column_scales([weights], gram_of(inputs).diagonal(), scheme, tied)
+    np.testing.assert_array_equal(scales[:80], scales[80:])
+    assert len(np.unique(scales)) == 80
+
+
+def test_scales_are_one_where_nothing_is_met() -> None:
+    scheme = IntegerScheme(bits=4, group=32, symmetric=True)
+    nothing = np.zeros((8, 64), np.float32)
+    np.testing.assert_allclose(column_scales([nothing], nothing[0], scheme), 1)
 
 
 def test_gptq_of_eight_bits_is_nearly_exact(weights: Floats, inputs: Floats) -> None:

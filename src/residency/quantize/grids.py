@@ -12,7 +12,7 @@ Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
 
 _LEAST_SCALE = float(np.finfo(np.float16).smallest_subnormal)
-SHRINKS = tuple(float(x) for x in np.linspace(1.0, 0.6, 17))  # what a search tries to narrow each group's range by
+_SHRINKS = np.linspace(1.0, 0.6, 17, dtype=np.float32)  # what a search tries to narrow each group's range by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,11 @@ class Grid:
         """The scale and the zero of each row, at one of `columns` columns."""
         group = index // self.scheme.group_values(columns)
         return self.scales_RG[:, group], self.zeros_RG[:, group].astype(np.float32)
+
+    def of_group(self, group: int) -> "Grid":
+        """Of one group's columns."""
+        part = slice(group, group + 1)
+        return Grid(scheme=self.scheme, scales_RG=self.scales_RG[:, part], zeros_RG=self.zeros_RG[:, part])
 
     def encode(self, weights_RC: Floats) -> Codes:
         """The nearest codes."""
@@ -102,6 +107,12 @@ def grid_of(weights_RC: Floats, scheme: IntegerScheme) -> Grid:
     return _grid(*_extremes(weights_RC, scheme), scheme)
 
 
+def narrowed_grids(weights_RC: Floats, scheme: IntegerScheme) -> list[Grid]:
+    """Grids that reach each group's extremes and ever less of them, down to 60%."""
+    low_RG, high_RG = _extremes(weights_RC, scheme)
+    return [_grid(low_RG * shrink, high_RG * shrink, scheme) for shrink in _SHRINKS]
+
+
 def searched_grid(weights_RC: Floats, scheme: IntegerScheme, importance_C: Floats | None = None) -> Grid:
     """The grid whose rounding errors, squared and weighed by `importance` of their columns, are least in each group.
 
@@ -110,12 +121,10 @@ def searched_grid(weights_RC: Floats, scheme: IntegerScheme, importance_C: Float
     weight_C = np.ones(weights_RC.shape[1], np.float32) if importance_C is None else importance_C.astype(np.float32)
     weight_1GV = by_group(weight_C[None, :], scheme)
     grouped_RGV = by_group(weights_RC, scheme)
-    low_RG, high_RG = _extremes(weights_RC, scheme)
-    best = _grid(low_RG, high_RG, scheme)
-    scales_RG, zeros_RG = best.scales_RG.copy(), best.zeros_RG.copy()
+    tried = narrowed_grids(weights_RC, scheme)
+    scales_RG, zeros_RG = tried[0].scales_RG.copy(), tried[0].zeros_RG.copy()
     least_RG = np.full(scales_RG.shape, np.inf, np.float32)
-    for shrink in SHRINKS:
-        grid = _grid(low_RG * np.float32(shrink), high_RG * np.float32(shrink), scheme)
+    for grid in tried:
         error_RG = rounding_error(grouped_RGV, grid, weight_1GV)
         better_RG = error_RG < least_RG
         scales_RG[better_RG], zeros_RG[better_RG] = grid.scales_RG[better_RG], grid.zeros_RG[better_RG]

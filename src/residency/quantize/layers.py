@@ -102,19 +102,18 @@ def advance(layer: Layer, x_STC: Floats) -> None:
 def gathered(columns: int, inputs: Iterator[Floats], *, with_gram: bool) -> Inputs:
     """What all inputs say together."""
     gram_CC = np.zeros((columns, columns), np.float32) if with_gram else None
-    energy_C, magnitude_C = np.zeros(columns, np.float32), np.zeros(columns, np.float32)
+    energy_C = np.zeros(columns, np.float32)
     count = 0
     for batch in inputs:
         x_NC = batch.reshape(-1, columns)
         if gram_CC is not None:
             gram_CC += x_NC.T @ x_NC
         energy_C += np.einsum("nc,nc->c", x_NC, x_NC)
-        magnitude_C += np.abs(x_NC).sum(axis=0)
         count += len(x_NC)
     share = np.float32(1 / count)
     if gram_CC is not None:
         gram_CC *= share
-    return Inputs(energy_C=energy_C * share, magnitude_C=magnitude_C * share, gram_CC=gram_CC)
+    return Inputs(energy_C=energy_C * share, gram_CC=gram_CC)
 
 
 def batches(x_STC: Floats) -> Iterator[slice]:

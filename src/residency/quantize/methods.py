@@ -20,7 +20,6 @@ class Inputs:
     """What calibration says of the inputs that some matrices share."""
 
     energy_C: Floats  # mean of x²
-    magnitude_C: Floats  # mean of |x|
     gram_CC: Floats | None  # xᵀx over all tokens, divided by their number, for methods that need it
 
 
@@ -96,29 +95,27 @@ class Awq:
     def quantize(self, layer: Layer, names: tuple[str, ...], inputs: Inputs | None, done: Matrices) -> Matrices:
         """As the protocol says."""
         assert inputs is not None and inputs.gram_CC is not None
-        magnitude_C = _shared_magnitude(layer, inputs.magnitude_C) if _OUTPUT in names else inputs.magnitude_C
         matrices = [layer.tensors[name] for name in names]
-        scales_C = column_scales(matrices, inputs.gram_CC, magnitude_C, self.scheme)
+        tied_C = _shared_values(layer) if _OUTPUT in names else None
+        scales_C = column_scales(matrices, inputs.energy_C, self.scheme, tied_C)
         _scale_down_before(layer, names, scales_C, done)
-        gram_CC = inputs.gram_CC / np.outer(scales_C, scales_C)
+        gram_CC = inputs.gram_CC / scales_C
+        gram_CC /= scales_C[:, None]
         return {
             name: clipped(matrix_RC * scales_C, gram_CC, self.scheme)
-            if name not in _UNCLIPPED
-            else round_to_nearest(matrix_RC * scales_C, self.scheme)
             for name, matrix_RC in zip(names, matrices, strict=True)
         }
 
 
 _OUTPUT, _VALUES = "self_attn.o_proj.weight", "self_attn.v_proj.weight"
 _UP, _DOWN = "mlp.up_proj.weight", "mlp.down_proj.weight"
-_UNCLIPPED = ("self_attn.q_proj.weight", "self_attn.k_proj.weight")  # their products' extremes matter to the softmax
 
 
-def _shared_magnitude(layer: Layer, magnitude_C: Floats) -> Floats:
-    """Query heads that share values share the mean of their magnitudes, so that values can be scaled for all."""
+def _shared_values(layer: Layer) -> npt.NDArray[np.int64]:
+    """Which value each column of the output projection meets: query heads share them, so that they are scaled alike."""
     spec = layer.spec.grouped_attention
-    by_head = magnitude_C.reshape(spec.num_kv_heads, -1, spec.head_dim)
-    return np.broadcast_to(by_head.mean(axis=1, keepdims=True), by_head.shape).ravel().copy()
+    values = np.arange(spec.num_kv_heads * spec.head_dim).reshape(spec.num_kv_heads, 1, spec.head_dim)
+    return np.repeat(values, spec.num_heads // spec.num_kv_heads, axis=1).ravel()
 
 
 def _scale_down_before(layer: Layer, names: tuple[str, ...], scales_C: Floats, done: Matrices) -> None:
