@@ -275,6 +275,7 @@ def gpt_neo(c: Configuration) -> Draft:
         norm_bias=True,
         tied=True,
         extra=around.found,
+        notes=("the published files also hold causal masks, which nothing loads; they are not counted",),
     )
 
 
