@@ -8,7 +8,7 @@ import pytest
 
 from residency.formats import FORMATS, pack_rows
 from residency.formats.tiles import tile_rows
-from residency.kernels.experts import Experts, combine, multiply, reference, route, send
+from residency.kernels.experts import Experts, Paged, combine, fetch, multiply, reference, route, send
 from residency.kernels.gate import reference as gate_reference
 from residency.kernels.matmul import reference as matmul_reference
 from residency.kernels.recorder import FloatArray, address_of
@@ -189,6 +189,24 @@ def _ends(num_prompt: int) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 @pytest.mark.skipif(not has_tiles(), reason="this processor has no tile registers for bfloat16")
+def test_a_step_notes_where_it_found_the_experts_that_it_needs(run: Runner) -> None:
+    """So that one that is taken out of the table and put back meanwhile is not missing."""
+    step = routed_step(3, SPEC)
+    experts = network("F32").given(step)
+    paged = Paged(
+        layer=0,
+        bell=0,
+        board=step.given(np.zeros(24, np.int64)),
+        guessed=step.given(np.zeros(5, np.int32)),
+        found=step.given(np.zeros(5, np.int64)),
+    )
+    route(step.recorder, padded(step, random(3, 5)), SPEC, step.buffers["experts_used"])
+    fetch(step.recorder, experts, paged)
+    run(step, 2)
+    needed = step.buffers["experts_used"] > 0
+    np.testing.assert_array_equal(paged.found, np.where(needed, experts.addresses, 0))
+
+
 def test_prompts_in_tile_registers_are_nearer_than_rows_in_int8(run: Runner) -> None:
     experts, x_TC, logits_TE = network("Q4_1"), random(40, HIDDEN), random(40, 5)
     in_tiles, _ = mixed(run, experts, x_TC, logits_TE, num_prompt=40)

@@ -28,7 +28,7 @@ KERNELS = (
     *(f"rotary.rotate_and_store_{name}" for name in RUN_KV_NAMES),
     *(f"attention.attend_{name}" for name in RUN_KV_NAMES),
     "attention.combine",
-    *(f"experts.{name}" for name in ("route", "sort", "gather_packed", "gather_floats", "combine")),
+    *(f"experts.{name}" for name in ("route", "sort", "fetch", "gather_packed", "gather_floats", "combine")),
     *(f"experts.{name}" for each in ("F32", "Q4_1") for name in (f"gate_up_silu_{each}", f"down_{each}")),
     "step.run",
     "step.serve",
