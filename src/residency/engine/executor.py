@@ -68,9 +68,15 @@ class Executor(Protocol):
         """Bytes of the experts that the last step's tokens were sent to."""
 
     def compute(
-        self, batch: Batch, pages: KvPages, tokens: npt.NDArray[np.int64], *, every_logit: bool = False
+        self,
+        batch: Batch,
+        pages: KvPages,
+        tokens: npt.NDArray[np.int64],
+        *,
+        every_logit: bool = False,
+        before_run: Callable[[], None] = lambda: None,
     ) -> Logits:
-        """Run one step."""
+        """Run one step; `before_run` is called when nothing of it is left to be done in Python."""
 
     def likeliest(self, num_rows: int) -> Sequence[int]:
         """The token with the largest logit, of equals the first, in each of the rows that the last step gave."""
@@ -171,15 +177,23 @@ class CpuExecutor:
         return resident_bytes(self._activations.address, self._activations.num_bytes)
 
     def compute(
-        self, batch: Batch, pages: KvPages, tokens: npt.NDArray[np.int64], *, every_logit: bool = False
+        self,
+        batch: Batch,
+        pages: KvPages,
+        tokens: npt.NDArray[np.int64],
+        *,
+        every_logit: bool = False,
+        before_run: Callable[[], None] = lambda: None,
     ) -> npt.NDArray[np.float32]:
         """Run one step on the batch's `tokens`, entry after entry.
 
-        Returns the logits (rows, vocabulary) of the entries that need them, in order, or with `every_logit` of all
-        tokens; a view that the next step overwrites. StoreError where weights cannot be read.
+        `before_run` is called before the kernels, which let go of Python's lock, begin. Returns the logits (rows,
+        vocabulary) of the entries that need them, in order, or with `every_logit` of all tokens; a view that the next
+        step overwrites. StoreError where weights cannot be read.
         """
         self._start(tokens)
         rows = self._inputs.write(batch, pages, every_logit=every_logit)
+        before_run()
         self._run()
         return self._logits[: len(rows), : self._vocabulary]
 

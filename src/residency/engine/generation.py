@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -78,9 +78,8 @@ class PromptLogprobs:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenEvent:
-    """A token of one answer, or the answer's end without one.
+class TokenEvent(NamedTuple):
+    """A token of one answer, or the answer's end without one. A tuple, for many are made in each step.
 
     An end-of-text token comes as the last one, with the reason "stop". An answer that is cancelled or fails ends with
     an event that has no token, and `error` says what happened.

@@ -63,7 +63,7 @@ class StepInputs:
         self._positions[:first] = [entry.start_token for entry in single]
         self._sequences[:first] = self._items[:first, 0] = self._numbers[:first]
         self._items[:first, 1] = 1
-        self._write_slots([entry.start_token for entry in single], [tables[entry.request_id] for entry in single])
+        self._write_slots([tables[entry.request_id] for entry in single])
         rows = [index for index, entry in enumerate(single) if every_logit or entry.needs_logits]
         for index, entry in enumerate(batch.entries[first:], first):
             last = first + entry.num_tokens
@@ -90,17 +90,15 @@ class StepInputs:
         self._logit_rows[: len(rows)] = rows
         self._counts[NUM_LOGITS] = len(rows)
 
-    def _write_slots(self, positions: Sequence[int], tables: Sequence[Sequence[SequencePages]]) -> None:
-        """Where tokens, each the only one of its sequence, are written and what they see."""
-        for group in range(len(self.slots)):
-            slots = []
-            for token, (position, sequences) in enumerate(zip(positions, tables, strict=True)):
-                sequence = sequences[group]
-                self._write_table(group, token, sequence)
-                page = sequence.page_at(position // self._page_tokens)
-                assert page is not None, "a batch comes with its pages"
-                slots.append(page * self._page_tokens + position % self._page_tokens)
-            self.slots[group, : len(slots)] = slots
+    def _write_slots(self, tables: Sequence[Sequence[SequencePages]]) -> None:
+        """Where the first tokens, each the only one of its sequence, are written and what they see."""
+        num_tokens = len(tables)
+        pages, offsets = np.divmod(self._positions[:num_tokens], self._page_tokens)
+        for group, slots in enumerate(self.slots):
+            for index, sequences in enumerate(tables):
+                self._write_table(group, index, sequences[group])
+            held = self.tables[group, self._numbers[:num_tokens], pages].astype(np.int64)
+            slots[:num_tokens] = held * self._page_tokens + offsets
 
     def _write_pages(self, index: int, first: int, last: int, sequences: Sequence[SequencePages]) -> None:
         positions = self._positions[first:last]
@@ -130,7 +128,7 @@ class StepInputs:
         Parts are summed in another order than the whole, so their number must not depend on who shares the step.
         """
         pages = self._positions[:num_sampled] // self._page_tokens + 1
-        splits = [min(max(count // _PAGES_PER_SPLIT, 1), MAX_SPLITS) for count in pages.tolist()]
-        self._splits[:num_sampled] = splits
-        self._splits[num_sampled:num_tokens] = 1
-        return max(splits, default=1)
+        splits = self._splits[:num_tokens]
+        splits[:num_sampled] = np.minimum(np.maximum(pages // _PAGES_PER_SPLIT, 1), MAX_SPLITS)
+        splits[num_sampled:] = 1
+        return int(splits.max())

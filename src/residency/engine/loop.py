@@ -1,7 +1,7 @@
 """The loop: schedule, compute, sample, commit. The same scheduler serves one request and many."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -243,10 +243,12 @@ class Loop:
             **self._totals,
         )
 
-    def step(self) -> list[TokenEvent]:
-        """One step; what it gave."""
+    def step(self, before_run: Callable[[], None] = lambda: None) -> list[TokenEvent]:
+        """One step; what it gave. `before_run` is called just before the kernels, so that whom it wakes runs beside
+        them and does not hold the step up.
+        """
         batch = self._scheduled()
-        logits = self._compute(batch)
+        logits = self._compute(batch, before_run)
         events: list[TokenEvent] = []
         ended: list[int] = []
         forks: dict[int, list[Request]] = {}
@@ -312,11 +314,11 @@ class Loop:
         )
         return failed
 
-    def _compute(self, batch: Batch) -> Logits:
+    def _compute(self, batch: Batch, before_run: Callable[[], None]) -> Logits:
         """The logits of the batch's entries that need them."""
         answers = [(entry, self._answers[entry.request_id]) for entry in batch.entries]
         tokens = [answer.tokens[entry.start_token : entry.start_token + entry.num_tokens] for entry, answer in answers]
-        logits = self._executor.compute(batch, self._pages, np.concatenate(tokens))
+        logits = self._executor.compute(batch, self._pages, np.concatenate(tokens), before_run=before_run)
         if scored := {entry.request_id: answer.scored for entry, answer in answers if answer.scored is not None}:
             logits = score_prompts(self._executor, batch, scored)
         self._totals.update(

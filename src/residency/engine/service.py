@@ -49,8 +49,9 @@ class _Open:
 class Service:
     """Answers requests of any thread. Use it in a `with` statement; until its end the engine is its alone.
 
-    A listener is called in the service's thread with all events of a step at once, of all requests that it listens to:
-    it must be quick, and where it raises, the requests of these events are cancelled.
+    A listener is called in the service's thread with all events of a step at once, of all requests that it listens to,
+    when the next step is about to be computed: it must be quick, and where it raises, the requests of these events are
+    cancelled.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Service:
         self._submitted: list[_Open] = []
         self._cancelled: list[int] = []
         self._finished: list[tuple[int, int]] = []  # requests with one of their answers
+        self._untold: Sequence[TokenEvent] = ()  # of the last step
         self._ending = False
         self._failure: BaseException | None = None
         self._num_requests = self._num_refused = 0
@@ -219,6 +221,8 @@ class Service:
             while self._take_orders():
                 if self._loop.has_work:
                     self._step()
+                    if not self._loop.has_work:
+                        self._tell()
                 elif self._loop.has_unsaved_pages:
                     self._loop.save_page()
                     with self._changed:
@@ -226,6 +230,7 @@ class Service:
         except BaseException as error:  # whatever it is, nobody may wait for ever
             with self._changed:
                 self._failure = error
+            self._tell()
             self._end_all(list(self._open), "error", f"the service has failed: {error}")
         finally:
             self._loop.close()
@@ -246,6 +251,9 @@ class Service:
             submitted, self._submitted = self._submitted, []
             cancelled, self._cancelled = self._cancelled, []
             finished, self._finished = self._finished, []
+        if cancelled or finished:
+            self._tell()
+        with self._changed:
             for request in submitted:
                 self._loop.submit(request.prompt, request.options, request_id=request.request_id)
             for request_id in cancelled:
@@ -261,13 +269,11 @@ class Service:
 
     def _step(self) -> None:
         started, read_before = time.perf_counter(), self._loop.read_bytes
-        events = self._loop.step()
-        with self._changed:
-            self._counts = self._loop.counts()  # who hears that an answer has ended finds its pages free
-        self._deliver(events)
+        self._untold = self._loop.step(self._tell)
         seconds = time.perf_counter() - started
         rate = (self._loop.read_bytes - read_before) / seconds
         with self._changed:
+            self._counts = self._loop.counts()  # who hears that an answer has ended finds its pages free
             self._last_step_seconds = seconds
             self._step_seconds += seconds
             self._recent_rate += (rate - self._recent_rate) / _RECENT_STEPS
@@ -283,6 +289,11 @@ class Service:
         if request is not None:
             ended = [answer for answer in sorted(request.open_answers) if only is None or answer == only]
             self._deliver([request.end(answer, reason, error) for answer in ended])
+
+    def _tell(self) -> None:
+        """Tell the events of the last step, where that has not been done."""
+        events, self._untold = self._untold, ()
+        self._deliver(events)
 
     def _deliver(self, events: Iterable[TokenEvent]) -> None:
         heard: dict[Listener, list[TokenEvent]] = {}

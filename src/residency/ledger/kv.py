@@ -183,8 +183,11 @@ class KvPages:
 
     def has_room(self, sequence: int, *, start_token: int, num_tokens: int) -> bool:
         """Whether `extend` would change nothing: so it is for fifteen of sixteen tokens that are sampled."""
-        tables = self._tables.get(sequence)
-        return tables is not None and all(table.has_room_for(start_token, num_tokens) for table in tables)
+        tables = self._tables.get(sequence, ())
+        for table in tables:  # not all(...), which costs half of the time that this takes
+            if not table.has_room_for(start_token, num_tokens):
+                return False
+        return bool(tables)
 
     def can_extend(self, sequence: int, *, start_token: int, num_tokens: int) -> bool:
         """Whether `extend` would find its pages."""

@@ -1,13 +1,13 @@
 """One step's work."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from residency.ledger import PageCopy
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchEntry:
-    """Consecutive tokens of one request."""
+class BatchEntry(NamedTuple):
+    """Consecutive tokens of one request. A tuple, for many are made in each step."""
 
     request_id: int
     start_token: int  # position of the first

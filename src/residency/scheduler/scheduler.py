@@ -120,14 +120,14 @@ class Scheduler:
         if self._in_flight is not None:
             raise ValueError("commit the batch before the next one")
         step = _Step(free_tokens=self._chunk_tokens, free_sampled=self._max_sequences)
-        decoding = {each: None for each in self._running if each.pending_tokens == 1}
+        decoding = dict.fromkeys([each for each in self._running if each.pending_tokens == 1])
         for progress in decoding:
             self._put(progress, 1, step)
         if not step.preempted:
             self._admit(step)
-        prompts = [each for each in self._running if each not in decoding]
-        for progress, num_tokens in self._shares(prompts, step.free_tokens):
-            self._put(progress, num_tokens, step)
+        if prompts := [each for each in self._running if each not in decoding]:
+            for progress, num_tokens in self._shares(prompts, step.free_tokens):
+                self._put(progress, num_tokens, step)
         self._pages.save_next()  # a page a step, so that a store on disk costs no step more than a little
         step.copies += self._pages.take_copies()
         self._in_flight = step.batch()
@@ -157,9 +157,10 @@ class Scheduler:
             if not entry.needs_logits:
                 continue
             progress.known_tokens += 1
-            for each in (progress, *self._fork(progress, (forks or {}).get(entry.request_id, ()))):
+            twins = self._fork(progress, forks[entry.request_id]) if forks and entry.request_id in forks else ()
+            for each in (progress, *twins):
                 request = each.request
-                if each.sampled_tokens == request.wanted_tokens or request.request_id in ended:
+                if each.known_tokens == request.total_tokens or request.request_id in ended:
                     done.append(request.request_id)
                     self._leave(each)
         return tuple(done)
@@ -284,7 +285,10 @@ class Scheduler:
         waits for those before it.
         """
         request_id, start_token = progress.request.request_id, progress.computed_tokens
-        num_tokens = min(num_tokens, step.free_tokens if progress.in_prompt else step.free_sampled)
+        in_prompt = progress.in_prompt
+        num_tokens = min(num_tokens, step.free_tokens)
+        if not in_prompt:
+            num_tokens = min(num_tokens, step.free_sampled)
         if num_tokens == 0 or (step.preempted and progress not in self._running):
             return
         if not self._pages.has_room(request_id, start_token=start_token, num_tokens=num_tokens):
@@ -299,7 +303,7 @@ class Scheduler:
                 request_id=request_id,
                 start_token=start_token,
                 num_tokens=num_tokens,
-                of_prompt=progress.in_prompt,
+                of_prompt=in_prompt,
                 needs_logits=num_tokens == progress.pending_tokens,
                 cached_tokens=progress.cached_tokens,
             )
@@ -352,15 +356,10 @@ class _Step:
 
     def __init__(self, *, free_tokens: int, free_sampled: int) -> None:
         self.free_tokens = free_tokens
-        self._free_sampled = free_sampled
+        self.free_sampled = free_sampled  # answers' tokens that still find room, if free_tokens do
         self.copies: list[PageCopy] = []
         self.preempted: list[int] = []
         self._entries: dict[int, BatchEntry] = {}
-
-    @property
-    def free_sampled(self) -> int:
-        """Answers' tokens that still find room."""
-        return min(self.free_tokens, self._free_sampled)
 
     def put(self, entry: BatchEntry) -> None:
         self._entries[entry.request_id] = entry
@@ -375,7 +374,7 @@ class _Step:
     def _count(self, entry: BatchEntry, sign: int) -> None:
         self.free_tokens -= sign * entry.num_tokens
         if not entry.of_prompt:
-            self._free_sampled -= sign * entry.num_tokens
+            self.free_sampled -= sign * entry.num_tokens
 
     def batch(self) -> Batch:
         entries = sorted(self._entries.values(), key=lambda entry: entry.of_prompt)

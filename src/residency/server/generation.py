@@ -1,12 +1,14 @@
 """The engine's service, seen from the event loop: requests go in, events of their answers come out as they happen."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol
 
 from residency.engine.generation import GenerationOptions, TokenEvent
 from residency.errors import ServiceError
+from residency.server.doorbell import Doorbell
 from residency.server.problems import Problem, Refused
 
 
@@ -71,7 +73,8 @@ class Generator:
     def __init__(self, service: Submits) -> None:
         self._service = service
         self._places: dict[int, tuple[Generation, int]] = {}  # by request: the generation and its submission
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._told: deque[Sequence[TokenEvent]] = deque()  # by the service's thread
+        self._bell: Doorbell | None = None
 
     def require_service(self) -> None:
         """ServiceError if the service has failed."""
@@ -86,8 +89,10 @@ class Generator:
 
         Raises what `submit` does; then none of them runs.
         """
-        self._loop = asyncio.get_running_loop()
-        generation = Generation(self._service, self._loop)
+        loop = asyncio.get_running_loop()
+        if self._bell is None or self._bell.loop is not loop:
+            self._bell = Doorbell(loop, self._deliver)
+        generation = Generation(self._service, loop)
         try:
             for part, (tokens, options) in enumerate(submissions):
                 request_id = self._service.submit(tokens, options, self._post)
@@ -101,18 +106,17 @@ class Generator:
 
     def _post(self, events: Sequence[TokenEvent]) -> None:
         """Called in the service's thread."""
-        assert self._loop is not None, "who listens has a loop"
-        try:
-            self._loop.call_soon_threadsafe(self._deliver, events)
-        except RuntimeError:
-            pass  # the event loop has ended, and with it whoever listened
+        assert self._bell is not None, "who listens has a loop"
+        self._told.append(events)
+        self._bell.ring()
 
-    def _deliver(self, events: Sequence[TokenEvent]) -> None:
-        for event in events:
-            place = self._places.get(event.request_id)
-            if place is not None:
-                generation, part = place
-                generation.take(part, event)
+    def _deliver(self) -> None:
+        while self._told:
+            for event in self._told.popleft():
+                place = self._places.get(event.request_id)
+                if place is not None:
+                    generation, part = place
+                    generation.take(part, event)
 
 
 def _failure(reason: str) -> Problem:

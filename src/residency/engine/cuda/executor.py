@@ -115,7 +115,13 @@ class CudaExecutor:
         return MemoryBytes(weights=weights, kv_cache=kv_cache_bytes, activations=activations, runtime=runtime)
 
     def compute(
-        self, batch: Batch, pages: KvPages, tokens: npt.NDArray[np.int64], *, every_logit: bool = False
+        self,
+        batch: Batch,
+        pages: KvPages,
+        tokens: npt.NDArray[np.int64],
+        *,
+        every_logit: bool = False,
+        before_run: Callable[[], None] = lambda: None,
     ) -> "DeviceLogits":
         """Start one step on the batch's `tokens`, entry after entry.
 
@@ -125,6 +131,7 @@ class CudaExecutor:
         sizes = () if every_logit else self._planned.decode_batches
         with self._arena.uploading():
             shape = self._inputs.write(batch, pages, tokens, every_logit=every_logit, batch_sizes=sizes)
+        before_run()
         wanted = sum(entry.num_tokens if every_logit else entry.needs_logits for entry in batch.entries)
         started = time.perf_counter()
         self._graphs.run(shape)
