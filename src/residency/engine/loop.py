@@ -304,6 +304,8 @@ class Loop:
 
     def _make(self, copies: Sequence[PageCopy]) -> Sequence[PageCopy]:
         """Make copies; those that failed."""
+        if not copies:
+            return ()
         failed = self._executor.copy_pages(copies, self._tier)
         for copy in failed:
             if copy.way in ("save", "load"):
@@ -321,12 +323,10 @@ class Loop:
         logits = self._executor.compute(batch, self._pages, np.concatenate(tokens), before_run=before_run)
         if scored := {entry.request_id: answer.scored for entry, answer in answers if answer.scored is not None}:
             logits = score_prompts(self._executor, batch, scored)
-        self._totals.update(
-            steps=1,
-            computed_tokens=batch.num_tokens,
-            preemptions=len(batch.preempted),
-            read_bytes=self._read_bytes(batch),
-        )
+        self._totals["steps"] += 1
+        self._totals["computed_tokens"] += batch.num_tokens
+        self._totals["preemptions"] += len(batch.preempted)
+        self._totals["read_bytes"] += self._read_bytes(batch)
         return logits
 
     def _take_in(self, answer: _Answer) -> int:

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,8 @@ class Shown:
     top_logprobs: npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """What an answer grew by."""
+class Piece(NamedTuple):
+    """What an answer grew by. A tuple, for each token makes one."""
 
     text: str = ""
     tokens: tuple[Shown, ...] = ()  # only where log probabilities were asked for
@@ -63,24 +62,24 @@ class Answer:
         if self._is_empty:
             self.has_ended = True
             return Piece(finish_reason="length")
-        text = ""
+        text, is_last = "", event.is_last
         if event.token is not None:
             self.num_tokens += 1
-            at_end = event.finish_reason == "stop" and event.token in self._eos_ids
+            at_end = is_last and event.finish_reason == "stop" and event.token in self._eos_ids
             if event.logprob is not None and not at_end:
                 self._waiting.append(_shown(event, event.token, event.logprob, self._decoded_characters))
             text = "" if at_end else self._decoder.feed(event.token)
-        if event.is_last:
+        if is_last:
             text += self._decoder.flush()
         self._decoded_characters += len(text)
         text = self._stops.feed(text)
-        if event.is_last:
+        if is_last:
             text += self._stops.flush()
         self._shown_characters += len(text)
         finish: FinishReason | None = None
         if self._stops.has_stopped:
             finish = "stop"
-        elif event.is_last:
+        elif is_last:
             finish = "length" if event.finish_reason == "length" else "stop"
         self.has_ended = finish is not None
         tokens = self._tokens_shown(everything=self.has_ended and not self._stops.has_stopped) if self._waiting else ()

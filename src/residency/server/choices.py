@@ -71,8 +71,10 @@ class Choice:
             self.called = self.called or bool(parsed.calls)
             delta.text += parsed.text
             delta.calls += parsed.calls
-        delta.tokens += piece.tokens
-        delta.prompt_logprobs = delta.prompt_logprobs or event.prompt_logprobs
+        if piece.tokens:
+            delta.tokens += piece.tokens
+        if event.prompt_logprobs is not None:
+            delta.prompt_logprobs = event.prompt_logprobs
         ended_by_call = self.called and piece.finish_reason == "stop"
         delta.finish_reason = "tool_calls" if ended_by_call else piece.finish_reason
 
@@ -89,6 +91,7 @@ class Choices:
         self._per_submission = self.submissions[0][1].num_answers
         self._choices = [self.make(index) for index in range(len(self.submissions) * self._per_submission)]
         prompts = {id(tokens): len(tokens) for tokens, _ in self.submissions}  # those of one prompt count it once
+        self._open_answers = len(self._choices)
         self._cached: dict[int, int] = {}  # by prompt, as its first answer told
         self.usage = Usage(prompt_tokens=sum(prompts.values()))
 
@@ -98,7 +101,7 @@ class Choices:
     @property
     def have_ended(self) -> bool:
         """Whether all answers are complete."""
-        return all(choice.answer.has_ended for choice in self._choices)
+        return self._open_answers == 0
 
     def place_of(self, index: int) -> tuple[int, int]:
         """The submission, and its answer, that has the index."""
@@ -111,11 +114,13 @@ class Choices:
             choice = self._choices[part * self._per_submission + event.answer]
             if choice.answer.has_ended:
                 continue
-            if choice.index not in grown:
-                grown[choice.index] = Delta(index=choice.index)
+            delta = grown.get(choice.index)
+            if delta is None:
+                delta = grown[choice.index] = Delta(index=choice.index)
             tokens_before = choice.answer.num_tokens
-            choice.take(event, grown[choice.index])
+            choice.take(event, delta)
             self.usage.completion_tokens += choice.answer.num_tokens - tokens_before
+            self._open_answers -= choice.answer.has_ended
             prompt = id(self.submissions[part][0])
             if prompt not in self._cached:
                 self._cached[prompt] = event.cached_tokens

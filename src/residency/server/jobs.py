@@ -7,11 +7,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from residency.engine.generation import GenerationOptions, LogitMask, TokenEvent
+from residency.engine.generation import GenerationOptions, LogitMask
 from residency.engine.sampler import Sampling
 from residency.errors import ContextError
 from residency.server.choices import Choices, Delta, Submission
-from residency.server.generation import Generation, Generator
+from residency.server.generation import Generator
 from residency.server.grammar import Constraint
 from residency.server.problems import Refused
 from residency.server.requests import GenerationRequest
@@ -84,22 +84,23 @@ class Job:
         with self.watch:
             async with generator.started(self.choices.submissions) as generation:
                 while not self.choices.have_ended:
-                    deltas = self.choices.take(await self._events(generation))
+                    try:
+                        events = await generation.events()
+                    except Refused as refused:
+                        raise self._reason(refused) from None
+                    deltas = self.choices.take(events)
                     for delta in deltas:
                         if delta.finish_reason is not None:  # a stop string is nothing that the engine knows of
                             generation.finish(*self.choices.place_of(delta.index))
                     self.watch.saw(self.choices.usage, deltas)
                     yield deltas
 
-    async def _events(self, generation: Generation) -> list[tuple[int, TokenEvent]]:
-        """See Generation; a schema that became too complex is the client's fault and refused as such."""
-        try:
-            return await generation.events()
-        except Refused:
-            for _, options in self.choices.submissions:
-                if isinstance(options.logit_mask, Constraint) and options.logit_mask.failure is not None:
-                    raise options.logit_mask.failure from None
-            raise
+    def _reason(self, refused: Refused) -> Exception:
+        """Why the engine gave an answer up: a schema that became too complex is the client's fault, refused as such."""
+        for _, options in self.choices.submissions:
+            if isinstance(options.logit_mask, Constraint) and options.logit_mask.failure is not None:
+                return options.logit_mask.failure
+        return refused
 
 
 def generation_options(

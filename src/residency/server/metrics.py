@@ -1,10 +1,12 @@
 """Metrics for Prometheus: the service's counts as they are when somebody asks, and times of requests."""
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
@@ -14,7 +16,7 @@ from residency.planner import Plan
 from residency.server.choices import Usage
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
 class Metrics:
@@ -54,8 +56,29 @@ class Metrics:
         """In Prometheus' text format. To be asked for in the event loop's thread, whose time is told."""
         return generate_latest(self._registry)
 
-    def _histogram(self, name: str, help_: str) -> Histogram:
-        return Histogram(f"residency_{name}", help_, buckets=_SECONDS, registry=self._registry)
+    def _histogram(self, name: str, help_: str) -> "_Histogram":
+        histogram = _Histogram(f"residency_{name}", help_)
+        self._registry.register(histogram)
+        return histogram
+
+
+class _Histogram(Collector):
+    """Times that one thread observes. The library's own takes a lock and ten times as long, for each token."""
+
+    def __init__(self, name: str, help_: str) -> None:
+        self._name, self._help = name, help_
+        self._counts = [0] * (len(_SECONDS) + 1)
+        self._sum_seconds = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """One more."""
+        self._counts[bisect_left(_SECONDS, seconds)] += 1
+        self._sum_seconds += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        bounds = [*map(str, _SECONDS), "+Inf"]
+        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
+        yield HistogramMetricFamily(self._name, self._help, buckets=buckets, sum_value=self._sum_seconds)
 
 
 class _Service(Collector):

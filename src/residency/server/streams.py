@@ -64,7 +64,7 @@ async def send_events(send: Send, events: AsyncGenerator[bytes, None]) -> None:
                 if not has_begun:
                     has_begun = True
                     await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-                await _send(send, data, more=True)
+                await send({"type": "http.response.body", "body": data, "more_body": True})
     except Exception as error:
         if has_begun:
             await _send(send, event_bytes(problem_of(error).body), more=False)
