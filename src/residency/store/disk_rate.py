@@ -25,8 +25,8 @@ def disk_read_rates(folder: Path, *, max_bytes: int, limit_seconds: float) -> tu
     """
     deadline = time.perf_counter() + limit_seconds / 2
     try:
-        with _nameless_file(folder) as file:
-            num_blocks = _write(file.writer, max_bytes // BLOCK_BYTES, deadline)
+        with _nameless_file(folder) as (writer, file):
+            num_blocks = _write(writer, max_bytes // BLOCK_BYTES, deadline)
             read_seconds = limit_seconds / 2 / len(_THREADS)
             return tuple(
                 ThreadRate(
@@ -39,33 +39,46 @@ def disk_read_rates(folder: Path, *, max_bytes: int, limit_seconds: float) -> tu
         return ()
 
 
+def file_read_rate(path: Path, *, threads: int, limit_seconds: float) -> float:
+    """Bytes per second of sequential reads of a file, block by block as weights stream. OSError where that fails."""
+    with contextlib.ExitStack() as stack:
+        file = _opened(str(path), stack)
+        num_blocks = path.stat().st_size // BLOCK_BYTES
+        return _read_rate(file, num_blocks, threads=threads, limit_seconds=limit_seconds)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _File:
     """Descriptors of one file."""
 
-    writer: int
     reader: int  # its reads come from the disk where the system can do that
     cached_reader: int
 
 
+def _opened(name: str, stack: contextlib.ExitStack) -> _File:
+    cached_reader = os.open(name, os.O_RDONLY)
+    stack.callback(os.close, cached_reader)
+    try:
+        reader = os.open(name, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
+    except OSError:  # a file system without direct reads
+        reader = os.open(name, os.O_RDONLY)
+    stack.callback(os.close, reader)
+    if not hasattr(os, "O_DIRECT") and hasattr(fcntl, "F_NOCACHE"):
+        fcntl.fcntl(reader, fcntl.F_NOCACHE, 1)
+    return _File(reader=reader, cached_reader=cached_reader)
+
+
 @contextlib.contextmanager
-def _nameless_file(folder: Path) -> Iterator[_File]:
+def _nameless_file(folder: Path) -> Iterator[tuple[int, _File]]:
+    """A descriptor to write by, and those to read by."""
     with contextlib.ExitStack() as stack:
         writer, name = tempfile.mkstemp(dir=folder, prefix="probe-")
         stack.callback(os.close, writer)
         try:
-            cached_reader = os.open(name, os.O_RDONLY)
-            stack.callback(os.close, cached_reader)
-            try:
-                reader = os.open(name, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
-            except OSError:  # a file system without direct reads
-                reader = os.open(name, os.O_RDONLY)
-            stack.callback(os.close, reader)
+            file = _opened(name, stack)
         finally:
             os.unlink(name)
-        if not hasattr(os, "O_DIRECT") and hasattr(fcntl, "F_NOCACHE"):
-            fcntl.fcntl(reader, fcntl.F_NOCACHE, 1)
-        yield _File(writer=writer, reader=reader, cached_reader=cached_reader)
+        yield writer, file
 
 
 def _write(descriptor: int, max_blocks: int, deadline: float) -> int:
@@ -81,7 +94,7 @@ def _write(descriptor: int, max_blocks: int, deadline: float) -> int:
 
 def _read_rate(file: _File, num_blocks: int, *, threads: int, limit_seconds: float) -> float:
     if hasattr(os, "posix_fadvise"):  # for what reads through the cache after all
-        os.posix_fadvise(file.writer, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(file.cached_reader, 0, 0, os.POSIX_FADV_DONTNEED)
     blocks_read: list[int] = []
     begin_seconds = time.perf_counter()
     deadline = begin_seconds + limit_seconds
