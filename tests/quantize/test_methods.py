@@ -75,6 +75,13 @@ def test_awq_keeps_outputs_better_than_rounding(weights: Floats, inputs: Floats,
     assert output_error(weights, found, gram) < 0.8 * rounded
 
 
+def test_clipping_leaves_outputs_as_large_as_they_were(weights: Floats, inputs: Floats) -> None:
+    found = clipped(weights, gram_of(inputs), IntegerScheme(bits=3, group=64, symmetric=False)).values_RC
+    outputs, clipped_outputs = inputs @ weights.T, inputs @ found.T
+    gains = (outputs * clipped_outputs).sum(axis=0) / (outputs**2).sum(axis=0)
+    np.testing.assert_allclose(gains, 1, atol=1e-3)
+
+
 @pytest.mark.parametrize("group", [64, 48, None])
 def test_a_strong_column_is_scaled_up(weights: Floats, inputs: Floats, group: int | None) -> None:
     inputs[:, 40] *= 30

@@ -4,7 +4,8 @@ J. Lin et al.: AWQ, activation-aware weight quantization (arXiv 2306.00978). The
 magnitude to one power for all columns; of many matrices that search finds only that no power helps, as a column that is
 scaled up far widens the range of all that share its group. So each column has a scale of its own here, found by
 descent of what rounding errors are expected to add up to. Then each group's range is narrowed as far as that pays,
-with the errors of the groups beside it in sight.
+with the errors of the groups beside it in sight. Clipping makes outputs smaller, each a little, all to the same side:
+layer upon layer that costs more than errors which point anywhere. So each row is stretched to what its outputs were.
 
 Shape suffixes: R rows, C columns, G groups, V values of a group.
 """
@@ -33,6 +34,7 @@ _FLOOR = 1e-4  # of a group's error, so that columns that end no range keep a fi
 _FAINTEST = np.float32(1e-8)  # of the strongest input, what silent ones are taken for
 _TINY = np.float32(1e-30)  # so that nothing is divided by 0
 _SWEEPS = 2  # over a matrix' groups
+_GAINS = (0.5, 2.0)  # between which a row is stretched
 
 
 def column_scales(
@@ -72,7 +74,7 @@ def clipped(weights_RC: Floats, gram_CC: Floats, scheme: IntegerScheme) -> Integ
     """The matrix on the grid that leaves its outputs off by least, of those that narrow groups' ranges.
 
     Group after group, each with the errors of the others as they are; after the first sweep the first ones are chosen
-    again, with all others in sight.
+    again, with all others in sight. Then each row is stretched until its outputs are as large as they were.
     """
     columns = weights_RC.shape[1]
     width, count = scheme.group_values(columns), scheme.num_groups(columns)
@@ -94,7 +96,17 @@ def clipped(weights_RC: Floats, gram_CC: Floats, scheme: IntegerScheme) -> Integ
             zeros_RG[better_R, group] = grid.zeros_RG[better_R, group]
             delta_RC[better_R, part] = delta_RV[better_R]
     grid = Grid(scheme=scheme, scales_RG=scales_RG, zeros_RG=zeros_RG)
-    return IntegerMatrix(grid=grid, codes_RC=grid.encode(weights_RC))
+    codes_RC = grid.encode(weights_RC)
+    gain_R = _gain(weights_RC, grid.decode(codes_RC), gram_CC)
+    return IntegerMatrix(grid=grid.divided(gain_R), codes_RC=codes_RC)
+
+
+def _gain(weights_RC: Floats, rounded_RC: Floats, gram_CC: Floats) -> Floats:
+    """How much of each output is left: its regression on what it was."""
+    projected_RC = weights_RC @ gram_CC
+    left_R, energy_R = (np.einsum("rc,rc->r", projected_RC, each_RC) for each_RC in (rounded_RC, weights_RC))
+    gain_R: Floats = np.divide(left_R, energy_R, out=np.ones_like(left_R), where=energy_R > 0)
+    return gain_R.clip(*_GAINS)
 
 
 def output_error(weights_RC: Floats, rounded_RC: Floats, gram_CC: Floats) -> float:

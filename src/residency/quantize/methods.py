@@ -9,7 +9,7 @@ import numpy.typing as npt
 from residency.quantize.awq import clipped, column_scales
 from residency.quantize.forward import Floats, Layer
 from residency.quantize.gptq import gptq
-from residency.quantize.grids import Grid, IntegerMatrix, IntegerScheme
+from residency.quantize.grids import IntegerMatrix, IntegerScheme
 from residency.quantize.rtn import round_to_nearest
 
 MethodName = Literal["rtn", "gptq", "awq"]
@@ -137,8 +137,6 @@ def _scale_rows(layer: Layer, name: str, scales_R: Floats, done: Matrices) -> No
     """A quantized row divided by a number is the same codes on a grid that is as much finer."""
     matrix = done[name]
     assert isinstance(matrix, IntegerMatrix)
-    scales_RG = (matrix.grid.scales_RG / scales_R[:, None]).astype(np.float16).astype(np.float32)
-    grid = Grid(scheme=matrix.grid.scheme, scales_RG=scales_RG, zeros_RG=matrix.grid.zeros_RG)
-    scaled = IntegerMatrix(grid=grid, codes_RC=matrix.codes_RC)
+    scaled = IntegerMatrix(grid=matrix.grid.divided(scales_R), codes_RC=matrix.codes_RC)
     done[name] = scaled
     layer.tensors[name] = scaled.values_RC
