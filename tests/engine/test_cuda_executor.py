@@ -63,7 +63,6 @@ def test_a_mixture_gives_the_tokens_that_the_cpu_gives(architecture: str, tmp_pa
     assert device_answers(path, EXACT, greedy()) == cpu_answers(path, greedy())
 
 
-@pytest.mark.slow
 def test_a_mixture_larger_than_the_device_gives_the_same_tokens(tmp_path: Path) -> None:
     """Experts arrive with their layers."""
     path = model_at(tmp_path, "mixtral", num_layers=4, num_experts=2, intermediate=32)

@@ -87,7 +87,6 @@ def test_greedy_tokens_are_the_same_alone_and_among_31_others(path: Path) -> Non
     assert together == alone
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-coder-0.5b"])
 def test_greedy_tokens_of_a_real_model_are_the_same_alone_and_among_31_others(name: str) -> None:
     with loop_of(real_model(name), max_sequences=32) as loop:

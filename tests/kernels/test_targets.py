@@ -52,7 +52,6 @@ def test_products_on_another_processor_are_those_of_the_definition(
     run.close()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number_format", ["INT8", "INT4"])
 def test_attention_to_codes_on_another_processor_is_that_of_the_definition(
     number_format: KvName, monkeypatch: pytest.MonkeyPatch

@@ -42,3 +42,7 @@ def test_any_question_gets_a_sound_answer(
     assert 0 < found.decode_tokens_per_second_alone <= found.plain_roofline_tokens_per_second
     assert found.decode_tokens_per_second >= found.decode_tokens_per_second_per_sequence
     assert AnswerRecord.from_json(answer.to_json()) == answer
+
+
+def test_a_model_that_holds_gate_and_up_as_one_matrix_is_planned_on_a_processor() -> None:
+    assert told("microsoft/phi-4", "epyc-9654", context=512, concurrency=2).fits

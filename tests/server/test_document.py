@@ -3,7 +3,6 @@
 from typing import Any
 
 import httpx
-import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
@@ -34,7 +33,6 @@ def test_an_answer_is_as_the_document_says(case: schemathesis.Case[Any], server:
     check(case, server)
 
 
-@pytest.mark.slow
 @schema.include(path_regex=GENERATIONS).parametrize()
 @SETTINGS
 def test_a_generation_is_as_the_document_says(case: schemathesis.Case[Any], server: Running) -> None:

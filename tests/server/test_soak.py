@@ -169,37 +169,30 @@ def soaked(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Soaked:
     return result
 
 
-@pytest.mark.slow
 def test_resident_memory_is_under_the_budget_at_every_moment(soaked: Soaked, plan: Plan) -> None:
     assert max(soaked.resident_bytes) <= plan.budget_bytes
 
 
-@pytest.mark.slow
 def test_no_answer_is_wrong(soaked: Soaked) -> None:
     assert soaked.wrong == []
 
 
-@pytest.mark.slow
 def test_a_request_is_answered_or_told_why_not(soaked: Soaked) -> None:
     assert set(soaked.statuses) <= {200, 400, 413, 503} and soaked.statuses[200] > 50
 
 
-@pytest.mark.slow
 def test_all_pages_are_free_at_the_end(soaked: Soaked) -> None:
     assert soaked.left["used_pages"] == 0
 
 
-@pytest.mark.slow
 def test_the_load_was_more_than_fits(soaked: Soaked) -> None:
     assert soaked.preemptions > 0 or soaked.statuses[503] > 0
 
 
-@pytest.mark.slow
 def test_the_server_ends_as_it_was_asked_to(soaked: Soaked) -> None:
     assert soaked.exit_code == 0
 
 
-@pytest.mark.slow
 def test_a_soak_survives_in_a_cgroup_of_exactly_the_budget(plan: Plan, tmp_path: Path) -> None:
     with memory_cgroup(plan.budget_bytes) as cgroup, serving(plan, tmp_path, cgroup) as (url, process):
         result = asyncio.run(soak(url, process.pid))

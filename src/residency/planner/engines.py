@@ -93,7 +93,8 @@ def can_run(model: ModelSpec) -> bool:
 
 
 def _is_plain(layer: LayerSpec) -> bool:
-    return layer.mixer is None and isinstance(layer.mlp, MlpSpec) and layer.mlp.gated
+    gated_apart = len(layer.gated_matrices) == 3  # some checkpoints hold gate and up as one matrix
+    return layer.mixer is None and isinstance(layer.mlp, MlpSpec) and layer.mlp.gated and gated_apart
 
 
 def _residency_activations(model: ModelSpec, shape: StepShape) -> int:
