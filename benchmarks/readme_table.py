@@ -35,9 +35,10 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
         cells = ["–" if share is None else f"{share:.0%}" for share in shares]
         lines.append("| decode's share of the read bandwidth | " + " | ".join(cells) + " |")
     first = results[0]
+    rounds = " or ".join(str(each) for each in sorted({result["rounds"] for result in results}))
     return (
         "\n".join(lines)
-        + f"\n\nMedians of {first['rounds']} interleaved rounds on {first['threads']} threads of an "
+        + f"\n\nMedians of {rounds} interleaved rounds on {first['threads']} threads of an "
         + f"{first['machine']['processor']}: residency over the peer, both figures in brackets. Made again by "
         + "`python benchmarks/peers.py MODEL.gguf`, and this table by `python benchmarks/readme_table.py`."
     )
