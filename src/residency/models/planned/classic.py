@@ -1,5 +1,6 @@
 """Decoders from before Llama: layer norms with biases, plain feed-forward networks, learned positions."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from residency.formats import BOOL
@@ -210,26 +211,16 @@ def mpt(c: Configuration) -> Draft:
 
 def gptj(c: Configuration) -> Draft:
     """GPT-J: attention and feed-forward network side by side behind one norm, a head with a bias."""
-    hidden, num_heads = c.integer("n_embd"), c.integer("n_head")
-    c = c.with_defaults(hidden_size=hidden, num_hidden_layers=c.integer("n_layer"), num_attention_heads=num_heads)
-    heads = heads_of(c)
-    intermediate = c.integer("n_inner", 4 * hidden)
-    activation = activation_of(c, "activation_function", "gelu_new")
-
-    def fill(b: Block, number: int) -> None:
-        b.attention = heads.attention()
-        b.norm("ln_1", hidden, bias=True)
-        for name in ("q_proj", "k_proj", "v_proj"):
-            b.matrix(f"attn.{name}", hidden, hidden)
-        b.matrix("attn.out_proj", hidden, hidden, "columns")
-        plain_mlp(b, hidden, intermediate, activation, names=("mlp.fc_in", "mlp.fc_out"), bias=True)
-
-    layers = blocks(c, fill, prefix="transformer.h.")
-    return whole(c, layers, embedding="transformer.wte", norm="transformer.ln_f", norm_bias=True, head_bias=True)
+    return _gptj_with(c, {"q_proj": 1, "k_proj": 1, "v_proj": 1})
 
 
 def codegen(c: Configuration) -> Draft:
     """CodeGen (arXiv 2203.13474): GPT-J with queries, keys and values in one matrix."""
+    return _gptj_with(c, {"qkv_proj": 3})
+
+
+def _gptj_with(c: Configuration, projections: Mapping[str, int]) -> Draft:
+    """GPT-J with these matrices before attention, of so many times the hidden width."""
     hidden, num_heads = c.integer("n_embd"), c.integer("n_head")
     c = c.with_defaults(hidden_size=hidden, num_hidden_layers=c.integer("n_layer"), num_attention_heads=num_heads)
     heads = heads_of(c)
@@ -239,7 +230,8 @@ def codegen(c: Configuration) -> Draft:
     def fill(b: Block, number: int) -> None:
         b.attention = heads.attention()
         b.norm("ln_1", hidden, bias=True)
-        b.matrix("attn.qkv_proj", 3 * hidden, hidden)
+        for name, times in projections.items():
+            b.matrix(f"attn.{name}", times * hidden, hidden)
         b.matrix("attn.out_proj", hidden, hidden, "columns")
         plain_mlp(b, hidden, intermediate, activation, names=("mlp.fc_in", "mlp.fc_out"), bias=True)
 
