@@ -19,6 +19,8 @@ from residency.models.planned.parts import (
 from residency.models.planned.windows import windows
 from residency.spec.model import LatentAttentionSpec, MoeSpec, TensorSpec
 
+_CORRECTION = "mlp.gate.e_score_correction_bias"
+
 
 def deepseek(c: Configuration) -> Draft:
     """DeepSeek-V2 to V3.2, Kimi K2, GLM-4.7 Flash and GLM-5: multi-head latent attention, in some with an index of what
@@ -32,6 +34,7 @@ def deepseek(c: Configuration) -> Draft:
     dense_intermediate = c.integer("intermediate_size")
     is_dense = _dense_layers(c, first=0)
     corrects = c.text("topk_method", "") == "noaux_tc" or c.architecture not in ("deepseek_v2", "kimi_k2")
+    correction = _CORRECTION if corrects else None
     has_index = c.integer("index_head_dim", 0, least=0) > 0
     if has_index and any(kind != "full" for kind in (c.strings("indexer_types") if c.has("indexer_types") else ())):
         raise c.unsupported("indexer_types")
@@ -44,12 +47,7 @@ def deepseek(c: Configuration) -> Draft:
         if has_index:
             _index(b, hidden, attention, heads=c.integer("index_n_heads"))
         b.norm("post_attention_layernorm", hidden)
-        if is_dense[number]:
-            gated_mlp(b, hidden, dense_intermediate, moe.activation)
-        else:
-            experts(b, hidden, moe, shared="shared_experts")
-            if corrects:
-                b.add("mlp.gate.e_score_correction_bias", moe.num_experts, role="router", format=F32)
+        _dense_or_routed(b, hidden, moe, dense_intermediate if is_dense[number] else None, correction)
 
     return _with_next_token_layer(c, fill)
 
@@ -84,11 +82,7 @@ def glm4_moe(c: Configuration) -> Draft:
         b.norm("input_layernorm", heads.hidden)
         grouped_attention(b, heads, window_tokens=sliding[number], bias=bias, qk_norm=qk_norm)
         b.norm("post_attention_layernorm", heads.hidden)
-        if is_dense[number]:
-            gated_mlp(b, heads.hidden, intermediate, moe.activation)
-        else:
-            experts(b, heads.hidden, moe, shared="shared_experts")
-            b.add("mlp.gate.e_score_correction_bias", moe.num_experts, role="router", format=F32)
+        _dense_or_routed(b, heads.hidden, moe, intermediate if is_dense[number] else None, _CORRECTION)
 
     return _with_next_token_layer(c, fill)
 
@@ -104,11 +98,9 @@ def exaone_moe(c: Configuration) -> Draft:
         b.norm("input_layernorm", heads.hidden)
         grouped_attention(b, heads, window_tokens=sliding[number], qk_norm=True)
         b.norm("post_attention_layernorm", heads.hidden)
-        if is_dense[number]:
-            gated_mlp(b, heads.hidden, intermediate, moe.activation)
-        else:
-            experts(b, heads.hidden, moe, shared="shared_experts")
-            b.add("mlp.e_score_correction_bias", moe.num_experts, role="router", format=F32)
+        _dense_or_routed(
+            b, heads.hidden, moe, intermediate if is_dense[number] else None, "mlp.e_score_correction_bias"
+        )
 
     return whole(c, blocks(c, fill))
 
@@ -152,6 +144,16 @@ def deepseek_moe(c: Configuration) -> Draft:
             experts(b, heads.hidden, moe, shared="shared_experts")
 
     return whole(c, blocks(c, fill))
+
+
+def _dense_or_routed(b: Block, hidden: int, moe: MoeSpec, dense_width: int | None, correction: str | None) -> None:
+    """A dense network of this width, or without one the experts, with a bias of their scores by this name if any."""
+    if dense_width is not None:
+        gated_mlp(b, hidden, dense_width, moe.activation)
+        return
+    experts(b, hidden, moe, shared="shared_experts")
+    if correction is not None:
+        b.add(correction, moe.num_experts, role="router", format=F32)
 
 
 def _dense_layers(c: Configuration, *, first: int) -> list[bool]:
