@@ -49,13 +49,14 @@ def sweep_memory(
         raise UsageError(f"{model.name} is a mixture of experts, whose speed follows its routes; use --expert-trace.")
     prepare_first(str(path), plan_options)
     weights_file = store_folder(whole.model_fingerprint) / "weights"
-    rates = [_disk_rate(weights_file)]
-    sweep = Sweep.of(whole, model, rates[0])
+    rates: list[float] = []
+    sweep = Sweep.of(whole, model, machine.tier("disk").read_bytes_per_second(READERS))
     points: list[SweepPoint] = []
     for done, part in enumerate(RESIDENT_PARTS):
         progress("running in ever more memory", done, len(RESIDENT_PARTS))
         budget_bytes = sweep.budget_bytes(part)
-        rates.append(_disk_rate(weights_file))
+        if part < 1.0:  # the last reads nothing from the disk
+            rates.append(_disk_rate(weights_file))
         now = _with_disk_rate(machine, rates[-1])
         plan = plan_rows(path, memory=budget_bytes, context=CONTEXT_TOKENS, threads=threads, machine=now)
         expected = plan.forecast.decode_tokens_per_second
