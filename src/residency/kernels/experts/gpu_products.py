@@ -3,9 +3,8 @@
 import triton
 import triton.language as tl
 
-from residency.kernels.device_language import dot
 from residency.kernels.matmul.gpu_few import few_rows
-from residency.kernels.matmul.gpu_unpack import unpack
+from residency.kernels.matmul.gpu_tiles import tile_sums
 
 
 @triton.jit
@@ -107,32 +106,26 @@ def multiply_tiles_of_experts(
     pair = tl.load(sorted_pairs + first + token, mask=there, other=0).to(tl.int64)
     place = (first + token).to(tl.int64)
     source = x + (pair // PER_TOKEN if GATHERS else place)[None, :] * x_stride
-    matrix_row = (expert.to(tl.int64) * rows + row)[:, None]
-    place_in_tile = tl.arange(0, 16 * C)
-    sums = tl.zeros((R, T), tl.float32)
-    for start in range(0, columns // 32, C):
-        chunk = start + tl.arange(0, C)
-        live = (row < rows)[:, None] & (chunk < columns // 32)[None, :]
-        low, upper = unpack(
-            codes,
-            high,
-            scales,
-            supers,
-            matrix_row,
-            chunk[None, :],
-            live,
-            columns,
-            row_bytes,
-            BITS,
-            GROUP,
-            ZERO,
-            SCALES,
-        )
-        column = (start + place_in_tile // 16) * 32 + place_in_tile % 16
-        mask = (column < columns)[:, None] & there[None, :]
-        left = tl.load(source + column[:, None], mask=mask, other=0.0)
-        right = tl.load(source + column[:, None] + 16, mask=mask, other=0.0)
-        sums = dot(tl.reshape(low, (R, 16 * C)).to(left.dtype), left, sums)
-        sums = dot(tl.reshape(upper, (R, 16 * C)).to(left.dtype), right, sums)
+    sums = tile_sums(
+        source,
+        codes,
+        high,
+        scales,
+        supers,
+        expert.to(tl.int64) * rows + row,
+        row < rows,
+        there,
+        0,
+        columns // 32,
+        columns,
+        row_bytes,
+        R,
+        T,
+        C,
+        BITS,
+        GROUP,
+        ZERO,
+        SCALES,
+    )
     target = place if GATHERS else pair
     tl.store(out + target[None, :] * out_stride + row[:, None], sums, mask=(row < rows)[:, None] & there[None, :])

@@ -13,8 +13,9 @@ import triton.language as tl
 
 from residency.formats.planes import PlaneLayout
 from residency.kernels.device import DeviceMatrix, DeviceStep, Tensor
-from residency.kernels.device_language import dot, power_of_two
+from residency.kernels.device_language import power_of_two
 from residency.kernels.matmul.gpu_few import few_rows
+from residency.kernels.matmul.gpu_tiles import tile_sums
 from residency.kernels.matmul.gpu_unpack import unpack
 from residency.kernels.recorder import Rows
 from residency.planner.device_buffers import MOST_TILED_ROWS, TILE_ROWS, TILE_TOKENS, splits
@@ -272,34 +273,29 @@ def _multiply_tiles(
     row = tl.program_id(0) * R + tl.arange(0, R)
     token = tl.program_id(1) * T + tl.arange(0, T)
     split = tl.program_id(2)
-    place = tl.arange(0, 16 * C)
     source = x + token[None, :].to(tl.int64) * x_stride
     end = tl.minimum((split + 1) * split_chunks, columns // 32)
-    sums = tl.zeros((R, T), tl.float32)
-    for start in range(split * split_chunks, end, C):
-        chunk = start + tl.arange(0, C)
-        live = (row < rows)[:, None] & (chunk < end)[None, :]
-        low, upper = unpack(
-            codes,
-            high,
-            scales,
-            supers,
-            row[:, None],
-            chunk[None, :],
-            live,
-            columns,
-            row_bytes,
-            BITS,
-            GROUP,
-            ZERO,
-            SCALES,
-        )
-        column = (start + place // 16) * 32 + place % 16
-        mask = (column < end * 32)[:, None] & (token < tokens)[None, :]
-        first = tl.load(source + column[:, None], mask=mask, other=0.0)
-        last = tl.load(source + column[:, None] + 16, mask=mask, other=0.0)
-        sums = dot(tl.reshape(low, (R, 16 * C)).to(first.dtype), first, sums)
-        sums = dot(tl.reshape(upper, (R, 16 * C)).to(first.dtype), last, sums)
+    sums = tile_sums(
+        source,
+        codes,
+        high,
+        scales,
+        supers,
+        row,
+        row < rows,
+        token < tokens,
+        split * split_chunks,
+        end,
+        columns,
+        row_bytes,
+        R,
+        T,
+        C,
+        BITS,
+        GROUP,
+        ZERO,
+        SCALES,
+    )
     if BIAS:
         sums += tl.load(bias + row, mask=row < rows, other=0.0)[:, None]
     target = out + (split * tokens + token[None, :]).to(tl.int64) * out_stride + row[:, None]
