@@ -129,43 +129,44 @@ def _attention(attend_by, value_bits, by_tiles):
         group = heads // kv_heads
         head_bytes = value_bits * PAGE_TOKENS // 8 * head_dim
         partial_bytes = 4 * head_dim + 64
-        units = load_i64(num_items_at) * kv_heads * most_splits
-        for unit in range(thread, units, threads):
-            item = unit // (kv_heads * most_splits)
-            kv_head = unit // most_splits % kv_heads
-            split = unit % most_splits
+        first_unit = thread  # of an item: the first that is this thread's
+        for item in range(load_i64(num_items_at)):
             first_token, tokens = load_i64(items_at + 16 * item), load_i64(items_at + 16 * item + 8)
             splits = load_i64(splits_at + 8 * first_token)
-            if split >= splits:
-                continue
             table = tables + table_stride * load_i64(sequences_at + 8 * first_token)
-            keys = head_bytes * kv_head
-            values = keys + head_bytes * kv_heads
-            scales = 2 * head_bytes * kv_heads + SCALE_BYTES * kv_head
-            if has_tiles and head_dim % TILE_VALUES == 0 and first_token >= load_i64(int8_at):
-                by_tiles(
-                    mine, first_token, tokens, kv_head, group, head_dim, q, q_stride, scale, table, pages, page_bytes,
-                    keys, values, scales, positions_at, window, out, out_stride,
-                )  # fmt: skip
-                continue
-            for start in range(0, tokens * group, MAX_ROWS):
-                rows = min(MAX_ROWS, tokens * group - start)
-                block = 1 if rows == 1 else 2 if rows == 2 else 4 if rows <= 4 else 8
-                first_key, last_key = load_rows(
-                    mine, block, rows, start, group, first_token, kv_head, q, q_stride, scale, head_dim, positions_at,
-                    window,
-                )  # fmt: skip
-                page_0 = first_key // PAGE_TOKENS
-                num_pages = last_key // PAGE_TOKENS + 1 - page_0
-                first_page = page_0 + num_pages * split // splits
-                last_page = page_0 + num_pages * (split + 1) // splits
-                by_block(block, mine, table, pages, page_bytes, keys, values, scales, head_dim, first_page, last_page)
-                for i in range(rows):
-                    token = first_token + (start + i) // group
-                    head = kv_head * group + (start + i) % group
-                    index = (token * heads + head) * most_splits + split
-                    part = partials + partial_bytes * index if splits > 1 else 0
-                    store_row(mine, i, out + out_stride * token + 4 * head_dim * head, part, head_dim)
+            in_tiles = has_tiles and head_dim % TILE_VALUES == 0 and first_token >= load_i64(int8_at)
+            for unit in range(first_unit, kv_heads * splits, threads):
+                kv_head, split = unit // splits, unit % splits
+                keys = head_bytes * kv_head
+                values = keys + head_bytes * kv_heads
+                scales = 2 * head_bytes * kv_heads + SCALE_BYTES * kv_head
+                if in_tiles:
+                    by_tiles(
+                        mine, first_token, tokens, kv_head, group, head_dim, q, q_stride, scale, table, pages,
+                        page_bytes, keys, values, scales, positions_at, window, out, out_stride,
+                    )  # fmt: skip
+                    continue
+                for start in range(0, tokens * group, MAX_ROWS):
+                    rows = min(MAX_ROWS, tokens * group - start)
+                    block = 1 if rows == 1 else 2 if rows == 2 else 4 if rows <= 4 else 8
+                    first_key, last_key = load_rows(
+                        mine, block, rows, start, group, first_token, kv_head, q, q_stride, scale, head_dim,
+                        positions_at, window,
+                    )  # fmt: skip
+                    page_0 = first_key // PAGE_TOKENS
+                    num_pages = last_key // PAGE_TOKENS + 1 - page_0
+                    first_page = page_0 + num_pages * split // splits
+                    last_page = page_0 + num_pages * (split + 1) // splits
+                    by_block(
+                        block, mine, table, pages, page_bytes, keys, values, scales, head_dim, first_page, last_page
+                    )
+                    for i in range(rows):
+                        token = first_token + (start + i) // group
+                        head = kv_head * group + (start + i) % group
+                        index = (token * heads + head) * most_splits + split
+                        part = partials + partial_bytes * index if splits > 1 else 0
+                        store_row(mine, i, out + out_stride * token + 4 * head_dim * head, part, head_dim)
+            first_unit = (first_unit - kv_heads * splits) % threads
 
     return attend
 
