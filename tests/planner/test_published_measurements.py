@@ -121,10 +121,50 @@ KIMI_VL = {
 
 @pytest.mark.parametrize(("ranks", "weights"), [(1, 30.74), (2, 15.53)])
 def test_a_gpu_holds_what_vllm_held_of_kimi_vl(ranks: int, weights: float, tmp_path: Path) -> None:
-    """Less near than the others: 0.02 and 0.07 GiB below the readings, and no reason found."""
     (tmp_path / "config.json").write_text(json.dumps(KIMI_VL))
     found = device(str(tmp_path), f"{ranks}xH100-80GB")
-    assert found.weights / GIB == pytest.approx(weights, abs=0.08)
+    assert found.weights / GIB == pytest.approx(weights, abs=0.01)
+
+
+# Readings that nothing here was fitted to (the same source's runs/*.json): model, ranks, format, weights, KV pool,
+# tokens in it. Ranks of latent attention hold one workspace, Mistral's tower is whole on each, Llama 4's is shared.
+OTHER_RUNS = [
+    ("DeepSeek-V2-Lite-Chat", 2, None, 14.83, 56.45, 1_948_752),
+    ("DeepSeek-V2-Lite-Chat", 4, None, 7.51, 63.73, 2_199_888),
+    ("gemma-7b", 1, None, 15.91, 55.44, 129_760),
+    ("granite-3.1-2b-instruct", 2, None, 2.38, 69.98, 1_834_528),
+    ("granite-3.1-8b-instruct", 4, None, 3.87, 68.39, 1_792_912),
+    ("granite-3.3-8b-instruct", 2, None, 7.64, 64.66, 847_536),
+    ("Llama-3.3-70B-Instruct", 1, "int8", 67.72, 5.01, 16_416),
+    ("Llama-4-Scout-17B-16E-Instruct", 4, None, 53.12, 16.75, 365_968),
+    ("Mistral-Small-3.1-24B-Instruct-2503", 2, None, 22.80, 48.33, 633_408),
+    ("Mistral-Small-3.1-24B-Instruct-2503", 4, None, 11.86, 59.18, 1_551_344),
+    ("Mixtral-8x7B-Instruct-v0.1", 4, None, 21.76, 50.43, 1_652_432),
+    ("phi-4", 2, None, 13.77, 57.87, 606_784),
+    ("Qwen1.5-MoE-A2.7B", 1, None, 26.67, 45.83, 250_304),
+    ("Qwen2.5-72B-Instruct", 4, None, 33.98, 36.74, 481_600),
+    ("Qwen3-30B-A3B", 4, None, 14.25, 56.17, 2_454_064),
+    ("Qwen3-8B", 4, None, 3.82, 67.05, 1_953_024),
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "ranks", "quant", "weights", "pool", "tokens"),
+    [pytest.param(*row, id=f"{row[0]} TP{row[1]}") for row in OTHER_RUNS],
+)
+def test_a_gpu_holds_what_vllm_held_in_other_runs(
+    model: str, ranks: int, quant: str | None, weights: float, pool: float, tokens: int
+) -> None:
+    found = device(model, f"{ranks}xH100-80GB", quant=quant, tensor_parallel=ranks)
+    assert found.weights / GIB == pytest.approx(weights, abs=0.011)
+    assert (found.kv_cache + found.free) / GIB == pytest.approx(pool, abs=0.3)
+    assert found.pool_tokens == pytest.approx(tokens, rel=0.01 + 0.17 / pool)  # 0.17 GiB of activations are open
+
+
+def test_gpt_oss_on_four_ranks_is_told_a_tenth_of_a_gib_too_small() -> None:
+    """3.63 GiB in the same source. One and two ranks agree; which extent kernels pad further on four is not known."""
+    found = device("gpt-oss-20b", "4xH100-80GB", tensor_parallel=4)
+    assert found.weights / GIB == pytest.approx(3.63, abs=0.11)
 
 
 # Qwen3-14B in five versions of vLLM: peak of activations, what torch does not allocate, KV pool (the same source).

@@ -7,19 +7,19 @@ from dataclasses import replace
 
 from residency.formats.schemes import Scheme
 from residency.hardware import Device
+from residency.planner.caching_allocator import allocated_bytes
 from residency.planner.graph import StepShape, peak_bytes
 from residency.spec.model import AttentionSpec, LatentAttentionSpec, LayerSpec, ModelSpec, MoeSpec, RopeSpec, TensorSpec
-from residency.spec.ranks import VOCABULARY_PADDING, kv_heads_of, rank_tensor_bytes
+from residency.spec.ranks import VOCABULARY_PADDING, kv_heads_of, layer_rank_bytes, rank_tensor_bytes
 from residency.spec.state import PAGE_TOKENS, StateSpec
 
 GIB = 1024**3
 MIB = 1024**2
 READINGS = "vLLM 0.19.0 on H100-80GB (github.com/jgchn/llm-d-planner)"
 
-# PyTorch's allocator hands out blocks of 10 MiB and more in whole 2 MiB; a rest of at most 1 MiB stays with its block.
-_OWN_BLOCK_BYTES = 10 * MIB
-_BLOCK_UNIT_BYTES = 2 * MIB
-_KEPT_REST_BYTES = MIB
+# Made where latent attention's backends are looked through, whichever is chosen (vLLM's
+# v1/attention/backends/mla/flashinfer_mla.py).
+_LATENT_WORKSPACE_BYTES = 128 * MIB
 
 _FUSED = (
     (re.compile(r"\.(?:q_proj|k_proj|v_proj)\."), ".qkv."),
@@ -33,13 +33,13 @@ def is_large(device: Device) -> bool:
 
 
 def held_bytes(stage: ModelSpec, ranks: int) -> int:
-    """Beside the tensors: what the allocator rounds up of fused matrices, rotation tables for all positions, latent
-    attention's up-projections a second time, and what kernels pad experts in MXFP4 with."""
-    in_layers = 0
-    for layer, count in stage.alike:
-        held = _rounded_layer_bytes(layer, ranks) + _absorbed_bytes(layer, ranks) + _padded_bytes(stage, layer, ranks)
-        in_layers += count * held
-    return in_layers + _rotation_bytes(stage)
+    """Beside the tensors: what PyTorch's allocator rounds up of fused matrices, what kernels pad experts in MXFP4 with,
+    rotation tables for all positions, latent attention's workspace, and what ranks do not share of a tower."""
+    tensors = sum(rank_tensor_bytes(tensor, ranks) for tensor in stage.beside_layers)
+    tensors += sum(count * layer_rank_bytes(layer, ranks) for layer, count in stage.alike)
+    workspace_bytes = _LATENT_WORKSPACE_BYTES if _is_latent(stage) else 0
+    beside_bytes = _rotation_bytes(stage) + workspace_bytes + _whole_tower_bytes(stage, ranks)
+    return allocated_bytes(_arrays(stage, ranks)) - tensors + beside_bytes
 
 
 def activation_bytes(model: ModelSpec, shape: StepShape, *, logit_bytes: float = 2 + 3 * 4) -> int:
@@ -103,18 +103,43 @@ def graphs_bytes(model: ModelSpec, ranks: int) -> int:
     return round((0.22 + per_layer + per_width / ranks) * GIB)
 
 
-def _rounded_layer_bytes(layer: LayerSpec, ranks: int) -> int:
-    blocks: dict[tuple[str, str], float] = defaultdict(float)
+def _arrays(stage: ModelSpec, ranks: int) -> Iterator[int]:
+    """Bytes of each array that a rank makes, layer after layer; what kernels want padded is made when all is read."""
+    around = [rank_tensor_bytes(each, ranks) for each in stage.beside_layers if each.copies == 1]
+    towers = [each for each in stage.beside_layers if each.copies > 1]
+    by_kind = {layer.likeness: _layer_arrays(layer, ranks) for layer, _ in stage.alike}
+    yield from around
+    for _ in range(max((each.copies for each in towers), default=0)):
+        yield from (rank_tensor_bytes(each, ranks) // each.copies for each in towers)
+    for layer in stage.layers:
+        yield from by_kind[layer.likeness]
+    for layer, count in stage.alike:
+        yield from count * _padded_experts(stage, layer, ranks)
+
+
+def _layer_arrays(layer: LayerSpec, ranks: int) -> list[int]:
+    """Those of one layer: what vLLM fuses is one array, and so are all experts' matrices of a kind."""
+    arrays: dict[tuple[str, str], float] = defaultdict(float)
+    are_padded = _has_mxfp4_experts(layer)
     for tensor in layer.tensors:
-        if _is_mxfp4(tensor):
-            continue  # what is padded has other sizes
+        if are_padded and tensor.role == "expert":
+            continue
         name = tensor.name
         for pattern, fused in _FUSED:
             name = pattern.sub(fused, name)
-        rank_part = rank_tensor_bytes(tensor, ranks, kv_heads_of(layer)) / tensor.num_bytes
+        rank_part = rank_tensor_bytes(tensor, ranks, kv_heads_of(layer)) / max(1, tensor.num_bytes)
         for suffix, part_bytes in _parts(tensor):
-            blocks[name, suffix] += part_bytes * rank_part
-    return sum(_rounding(round(block_bytes)) for block_bytes in blocks.values())
+            arrays[name, suffix] += part_bytes * rank_part
+    return [round(array_bytes) for array_bytes in arrays.values()]
+
+
+def _whole_tower_bytes(stage: ModelSpec, ranks: int) -> int:
+    """Mistral's repositories hold their weights in two forms. vLLM prefers the one whose tower (its models/pixtral.py)
+    is whole on every rank; quantized models have only the other."""
+    if stage.architecture != "mistral3" or not stage.embedding.format.is_float or stage.format_label != "BF16":
+        return 0
+    towers = [tensor for tensor in stage.others if tensor.role == "vision"]
+    return sum(tensor.num_bytes - rank_tensor_bytes(tensor, ranks) for tensor in towers)
 
 
 def _parts(tensor: TensorSpec) -> Iterator[tuple[str, int]]:
@@ -126,44 +151,27 @@ def _parts(tensor: TensorSpec) -> Iterator[tuple[str, int]]:
         yield suffix, tensor.copies * number_format.bytes_of(shape)
 
 
-def _rounding(block_bytes: int) -> int:
-    rest = -block_bytes % _BLOCK_UNIT_BYTES
-    return rest if block_bytes >= _OWN_BLOCK_BYTES and rest <= _KEPT_REST_BYTES else 0
-
-
-def _absorbed_bytes(layer: LayerSpec, ranks: int) -> int:
-    """Latent attention decodes with its up-projection split in two and in 16 bits, beside the one of prompts."""
-    attention = layer.attention
-    if not isinstance(attention, LatentAttentionSpec):
-        return 0
-    return 2 * attention.kv_rank * (attention.num_heads // ranks) * (attention.nope_dim + attention.value_dim)
-
-
-def _padded_bytes(stage: ModelSpec, layer: LayerSpec, ranks: int) -> int:
+def _padded_experts(stage: ModelSpec, layer: LayerSpec, ranks: int) -> list[int]:
     """What kernels make of MXFP4 experts: a rank's inner values in whole blocks of 32, the hidden ones in 256; codes
     in 256 outputs, scales in 128 outputs and pairs of blocks, biases in float32. The layouts are Triton's for Hopper;
-    which of their extents are padded is what two readings of gpt-oss-20b leave open and agree with.
+    which of their extents are padded is what readings of gpt-oss-20b on one and on two ranks leave open and agree with.
     """
-    if not isinstance(layer.mlp, MoeSpec):
-        return 0
-    experts = [tensor for tensor in layer.tensors if tensor.role == "expert"]
-    if not any(_is_mxfp4(tensor) for tensor in experts):
-        return 0
+    if not isinstance(layer.mlp, MoeSpec) or not _has_mxfp4_experts(layer):
+        return []
     num_experts = layer.mlp.num_experts
     hidden, inner = _up_to(256, stage.hidden), _up_to(32, -(-layer.mlp.intermediate // ranks))
-    held = 0
+    arrays = []
     for inputs, outputs in ((hidden, 2 * inner), (inner, hidden)):
         codes, scales = inputs // 2 * _up_to(256, outputs), _up_to(2, inputs // 32) * _up_to(128, outputs)
-        for block_bytes in (num_experts * codes, num_experts * scales, num_experts * outputs * 4):
-            held += block_bytes + _rounding(block_bytes)
-    return held - sum(rank_tensor_bytes(tensor, ranks) for tensor in experts)
+        arrays += [num_experts * codes, num_experts * scales, num_experts * outputs * 4]
+    return arrays
 
 
 def _experts_bytes(model: ModelSpec, layer: LayerSpec, shape: StepShape) -> int:
     """Where experts are fused: gate and up, or what comes out, of every token for each of its experts, and what lies
     between. Kernels for MXFP4 have none."""
     mlp = layer.mlp
-    if not isinstance(mlp, MoeSpec) or any(_is_mxfp4(tensor) for tensor in layer.tensors):
+    if not isinstance(mlp, MoeSpec) or _has_mxfp4_experts(layer):
         return 0
     inner = -(-mlp.intermediate // shape.tensor_parallel)
     outer = max((2 if mlp.gated else 1) * inner, model.hidden)
@@ -174,8 +182,8 @@ def _is_sparse(layer: LayerSpec) -> bool:
     return isinstance(layer.mlp, MoeSpec)
 
 
-def _is_mxfp4(tensor: TensorSpec) -> bool:
-    return tensor.format.name.lower() == "mxfp4"
+def _has_mxfp4_experts(layer: LayerSpec) -> bool:
+    return any(tensor.format.name.lower() == "mxfp4" for tensor in layer.tensors)
 
 
 def _up_to(multiple: int, count: int) -> int:
@@ -183,12 +191,11 @@ def _up_to(multiple: int, count: int) -> int:
 
 
 def _rotation_bytes(stage: ModelSpec) -> int:
-    """Cosines and sines of all positions, one table for each way of rotating: in 16 bits, latent attention's in 32."""
+    """Cosines and sines of all positions in 16 bits, one table for each way of rotating."""
     if any(tensor.role == "position" for tensor in stage.others):
         return 0
-    is_latent = any(isinstance(layer.attention, LatentAttentionSpec) for layer in stage.layers)
     if stage.rotations:
-        return sum((4 if is_latent else 2) * table.positions * table.width for table in stage.rotations)
+        return sum(2 * table.positions * table.width for table in stage.rotations)
     rotations: set[tuple[int, RopeSpec | None]] = set()
     for layer in stage.layers:
         if isinstance(layer.attention, AttentionSpec):
@@ -197,3 +204,7 @@ def _rotation_bytes(stage: ModelSpec) -> int:
         elif layer.attention is not None:
             rotations.add((layer.attention.rope_dim, None))
     return sum(2 * stage.max_context_tokens * width for width, _ in rotations)
+
+
+def _is_latent(stage: ModelSpec) -> bool:
+    return any(isinstance(layer.attention, LatentAttentionSpec) for layer in stage.layers)

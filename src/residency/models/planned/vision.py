@@ -101,11 +101,11 @@ def llama4_vision(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
     around.add("class_embedding", width, role="vision")
     patches = (v.integer("image_size", 448) // patch) ** 2
     around.add("positional_embedding_vlm", patches + 1, width, role="vision")
-    around.add("patch_embedding.linear.weight", width, channels * patch**2, role="vision")
+    around.add("patch_embedding.linear.weight", width, channels * patch**2, role="vision", split="rows")
     for name in ("layernorm_pre", "layernorm_post"):
         with_bias(around, name, (width,), 1)
-    around.add("vision_adapter.mlp.fc1.weight", between, intermediate, role="vision")
-    around.add("vision_adapter.mlp.fc2.weight", after, between, role="vision")
+    around.add("vision_adapter.mlp.fc1.weight", between, intermediate, role="vision", split="rows")
+    around.add("vision_adapter.mlp.fc2.weight", after, between, role="vision", split="columns")
     copies = v.integer("num_hidden_layers", 34)
     layers = Tensors(prefix="vision_model.model.layers.{}.", format=around.format)
     for name in ("input_layernorm", "post_attention_layernorm"):
@@ -115,7 +115,7 @@ def llama4_vision(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
     with_bias(layers, "mlp.fc1", (intermediate, width), copies)
     with_bias(layers, "mlp.fc2", (width, intermediate), copies)
     projector = Tensors(prefix="multi_modal_projector.", format=around.format)
-    projector.add("linear_1.weight", hidden, v.integer("vision_output_dim", 4096), role="vision")
+    projector.add("linear_1.weight", hidden, v.integer("vision_output_dim", 4096), role="vision", split="rows")
     return (*around.found, *layers.found, *projector.found)
 
 
