@@ -219,6 +219,14 @@ def test_a_prompt_that_comes_while_a_long_one_is_computed_waits_two_chunks_at_mo
     assert steps_until(one, 2) <= 2
 
 
+def test_a_short_prompt_ends_in_a_step_of_half_a_chunk_of_the_long_one_before_it() -> None:
+    one = scheduler(num_pages=4000, chunk_tokens=256, max_sequences=2, context_tokens=8000)
+    one.add(request(1, prompt_tokens=4096))
+    one.commit(one.schedule())
+    one.add(request(2, prompt_tokens=16))
+    assert entries(one.schedule()) == [(1, 256, 128, False), (2, 0, 16, True)]
+
+
 def test_a_long_prompt_advances_however_many_short_ones_come() -> None:
     one = scheduler(num_pages=4000, chunk_tokens=256, max_sequences=100, context_tokens=8000)
     one.add(request(0, prompt_tokens=4096, wanted_tokens=1))

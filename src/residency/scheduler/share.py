@@ -15,8 +15,9 @@ def shares_of_prompts(
     """Which of `prompts`, in order, advance, and by how many of `free_tokens`.
 
     Half of the tokens are the first prompt's, so that none starves; the rest goes to those with the least left, so that
-    a short one is not held up by a long one, and what is then left over to the first again. A prompt that `waits` for
-    one that advances does not. Where a prompt does not end and shares its pages, it stops at the end of a page.
+    a short one is not held up by a long one, and what is then left over to the first again: but not where another ends,
+    which would wait the longer for its first token. A prompt that `waits` for one that advances does not. Where a
+    prompt does not end and shares its pages, it stops at the end of a page.
     """
     if not prompts or free_tokens < 1:
         return ()
@@ -26,7 +27,11 @@ def shares_of_prompts(
     for progress in sorted(prompts, key=lambda each: each.pending_tokens - shares.get(each, 0)):
         if left_tokens == 0:
             break
-        if progress is first or not any(waits(progress, other) for other in shares):
+        if progress is first:
+            may_advance = not any(shares[other] == other.pending_tokens for other in shares if other is not first)
+        else:
+            may_advance = not any(waits(progress, other) for other in shares)
+        if may_advance:
             more_tokens = min(progress.next_tokens - shares.get(progress, 0), left_tokens)
             shares[progress] = shares.get(progress, 0) + more_tokens
             left_tokens -= more_tokens
