@@ -4,7 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from residency.quantize.awq import clipped, column_scales, output_error
+from residency.quantize.awq import column_scales
+from residency.quantize.clipping import clipped, output_error
 from residency.quantize.gptq import gptq, inverse_factor
 from residency.quantize.grids import IntegerScheme, grid_of, searched_grid
 from residency.quantize.rtn import round_to_nearest

@@ -109,13 +109,7 @@ def by_group(weights_RC: Floats, scheme: IntegerScheme) -> Floats:
 
 def grid_of(weights_RC: Floats, scheme: IntegerScheme) -> Grid:
     """The grid that just reaches each group's extremes, and zero."""
-    return _grid(*_extremes(weights_RC, scheme), scheme)
-
-
-def narrowed_grids(weights_RC: Floats, scheme: IntegerScheme) -> list[Grid]:
-    """Grids that reach each group's extremes and ever less of them, down to 60%."""
-    low_RG, high_RG = _extremes(weights_RC, scheme)
-    return [_grid(low_RG * shrink, high_RG * shrink, scheme) for shrink in _SHRINKS]
+    return grid_between(*extremes(weights_RC, scheme), scheme)
 
 
 def searched_grid(weights_RC: Floats, scheme: IntegerScheme, importance_C: Floats | None = None) -> Grid:
@@ -126,7 +120,8 @@ def searched_grid(weights_RC: Floats, scheme: IntegerScheme, importance_C: Float
     weight_C = np.ones(weights_RC.shape[1], np.float32) if importance_C is None else importance_C.astype(np.float32)
     weight_1GV = by_group(weight_C[None, :], scheme)
     grouped_RGV = by_group(weights_RC, scheme)
-    tried = narrowed_grids(weights_RC, scheme)
+    low_RG, high_RG = extremes(weights_RC, scheme)
+    tried = [grid_between(low_RG * shrink, high_RG * shrink, scheme) for shrink in _SHRINKS]
     scales_RG, zeros_RG = tried[0].scales_RG.copy(), tried[0].zeros_RG.copy()
     least_RG = np.full(scales_RG.shape, np.inf, np.float32)
     for grid in tried:
@@ -154,13 +149,17 @@ def rounding_difference(grouped_RGV: Floats, grid: Grid) -> Floats:
     return codes_RGV
 
 
-def _extremes(weights_RC: Floats, scheme: IntegerScheme) -> tuple[Floats, Floats]:
+def extremes(weights_RC: Floats, scheme: IntegerScheme) -> tuple[Floats, Floats]:
+    """The least and the largest value of each row and group."""
     grouped_RGV = by_group(weights_RC, scheme)
     return grouped_RGV.min(axis=2), grouped_RGV.max(axis=2)
 
 
-def _grid(low_RG: Floats, high_RG: Floats, scheme: IntegerScheme) -> Grid:
-    """Without symmetry zero is a code above 0, as GPTQ's files, which store it less one, can hold no other."""
+def grid_between(low_RG: Floats, high_RG: Floats, scheme: IntegerScheme) -> Grid:
+    """The grid that just reaches from the low ends to the high ones, and zero.
+
+    Without symmetry zero is a code above 0, as GPTQ's files, which store it less one, can hold no other.
+    """
     largest = scheme.largest_code
     if scheme.symmetric:
         scale_RG = np.maximum(high_RG, -low_RG) * np.float32(2 / largest)

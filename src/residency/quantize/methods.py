@@ -6,7 +6,8 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from residency.quantize.awq import clipped, column_scales
+from residency.quantize.awq import column_scales
+from residency.quantize.clipping import clipped
 from residency.quantize.forward import Floats, Layer
 from residency.quantize.gptq import gptq
 from residency.quantize.grids import IntegerMatrix, IntegerScheme
