@@ -39,7 +39,7 @@ from residency.models.made_up import made_up_spec
 from residency.planner import Plan
 from residency.planner.cost import Step
 from residency.planner.device_buffers import most_parts
-from residency.planner.device_speed import LinkedDevice, cost_of, device_seconds, workload
+from residency.planner.device_speed import LinkedDevice, cost_of, device_seconds, elsewhere, workload
 from residency.planner.explain import MEANINGLESS
 from residency.planner.on_device import DeviceRequest, plan_on_device, runtime_beside
 from residency.planner.plan import PAGE_TOKENS
@@ -91,7 +91,7 @@ class Bench:
             multiprocessors=self.figures.multiprocessors,
             runtime_bytes=runtime_beside(self.figures.runtime_bytes, request.max_sequences),
             ram_bytes=int(RAM_PART * read_host().available_bytes),
-            link_bytes_per_second=self.figures.pinned_to_device,
+            ways=self.figures.ways(),
             model_path=Path(spec.name),
             fingerprint="made up",
         )
@@ -121,14 +121,12 @@ class Bench:
                 executor.compute(batch, pages, tokens).drawn([GREEDY] * sequences)
 
             seconds = median_seconds(step, STEPS)
-            held = executor.measured_memory(plan.memory.kv_cache)
+            held, counts = executor.measured_memory(plan.memory.kv_cache), executor.expert_counts
         step = Step(sequences=sequences, context_tokens=context + 1)
-        work, linked = (
-            workload(cost_of(plan, spec), step),
-            LinkedDevice(device=self.figures.device(), link_bytes_per_second=self.figures.pinned_to_device),
-        )
-        pinned_bytes = plan.device.pinned_bytes if plan.device else 0
-        forecast = device_seconds(work, linked, num_layers=len(spec.layers), streamed_bytes=pinned_bytes).total
+        assert plan.device is not None, "a bench of a device"
+        cost, linked = cost_of(plan, spec), LinkedDevice(device=self.figures.device(), ways=self.figures.ways())
+        work, needed = workload(cost, step), elsewhere(plan.device, cost, sequences)
+        forecast = device_seconds(work, linked, num_layers=len(spec.layers), needed=needed).total
         return {
             "tokens_per_second": sequences / seconds,
             "share_of_copy_bandwidth": work.read_bytes / seconds / self.figures.copy_bytes_per_second,
@@ -139,8 +137,10 @@ class Bench:
             / seconds,
             "forecast_tokens_per_second": sequences / forecast,
             "memory": {"forecast": vars(plan.memory), "measured": vars(held)},
-            "streamed_layers": plan.device.streamed_layers if plan.device else 0,
-            "share_of_link": pinned_bytes / seconds / self.figures.pinned_to_device,
+            "streamed_layers": plan.device.streamed_layers,
+            "share_of_link": needed.copied / seconds / self.figures.pinned_to_device,
+            "expert_slots": plan.device.expert_slots,
+            "expert_hit_rate": None if counts is None else counts.hit_rate,
         }
 
     def prefill(self, spec: ModelSpec, tokens: int = 4096, made: Any = "source") -> dict[str, Any]:

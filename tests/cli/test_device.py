@@ -26,6 +26,8 @@ FIGURES = DeviceFigures(
     pinned_from_device=5.4e10,
     pageable_to_device=1.2e10,
     pageable_from_device=1.1e10,
+    pinned_by_kernels=4.8e10,
+    disk_to_pinned=3.0e9,
     measured_unix_seconds=1,
 )
 

@@ -3,6 +3,7 @@
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,11 @@ from residency.engine.loop import Loop
 from residency.engine.sampler import Sampling
 from residency.errors import UsageError
 from residency.formats import F32, Q8_0, Format, pack_rows, unpack_rows
+from residency.ledger import KvPages
+from residency.ledger.groups import PageGroup
 from residency.planner.on_device import DeviceRequest
+from residency.scheduler import Batch
+from residency.scheduler.batch import BatchEntry
 from support.device_plans import device_plan_of, executor_of
 from support.engines import plan_of
 from support.folders import write_folder
@@ -24,10 +29,11 @@ from support.packed_folders import Kind, write_packed
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4], [2, 7, 1]]
 SIZES = {"hidden": 64, "intermediate": 64, "num_layers": 1, "head_dim": 16, "num_heads": 4, "vocabulary": 96}
+MANY_EXPERTS: dict[str, Any] = {"num_layers": 3, "num_experts": 6, "intermediate": 64, "expert_intermediate": 64}
 EXACT = DeviceRequest(context_tokens=64, max_sequences=2, chunk_tokens=16, kv_format="F32", activation_type="float32")
 
 
-def model_at(folder: Path, architecture: str, number_format: str = "F32", **changes: int) -> Path:
+def model_at(folder: Path, architecture: str, number_format: str = "F32", **changes: Any) -> Path:
     return write_gguf(folder / f"{architecture}.gguf", small_model(architecture, **SIZES | changes), number_format)
 
 
@@ -64,13 +70,44 @@ def test_a_mixture_gives_the_tokens_that_the_cpu_gives(architecture: str, tmp_pa
 
 
 def test_a_mixture_larger_than_the_device_gives_the_same_tokens(tmp_path: Path) -> None:
-    """Experts arrive with their layers."""
-    path = model_at(tmp_path, "mixtral", num_layers=4, num_experts=2, intermediate=32)
+    """Of few experts, which arrive with their layers."""
+    few = {"num_layers": 4, "dense_layers": (0, 1), "num_experts": 2, "expert_intermediate": 32}
+    path = write_folder(tmp_path / "mixture", small_model("qwen3_moe", **SIZES | few))
     whole = device_plan_of(path, EXACT)
     small = replace(EXACT, budget_bytes=whole.memory.peak - whole.memory.weights // 6)
     planned = device_plan_of(path, small).device
     assert planned is not None and planned.streamed_layers >= 3
     assert device_answers(path, small, greedy(2)) == device_answers(path, EXACT, greedy(2))
+
+
+@pytest.mark.parametrize("number_format", ["F32", "Q8_0"])
+def test_experts_brought_one_by_one_give_the_same_tokens(number_format: str, tmp_path: Path) -> None:
+    """Slots for half of the experts: prompts fill and empty them, and each step finds what it needs."""
+    path = model_at(tmp_path, "qwen2_moe", number_format, **MANY_EXPERTS | {"shared_intermediate": 32})
+    whole = device_plan_of(path, EXACT)
+    small = replace(EXACT, budget_bytes=whole.memory.peak - whole.memory.weights // 6)
+    planned = device_plan_of(path, small).device
+    assert planned is not None and 0 < planned.expert_slots < planned.num_experts
+    assert device_answers(path, small, greedy(2)) == device_answers(path, EXACT, greedy(2))
+
+
+def test_an_expert_that_a_sequence_returns_to_is_on_the_device(tmp_path: Path) -> None:
+    """The ledger is told what steps use, and keeps it: with one expert to a token, always the same."""
+    path = model_at(tmp_path, "mixtral", **MANY_EXPERTS, experts_per_token=1)
+    whole = device_plan_of(path, EXACT)
+    plan = device_plan_of(path, replace(EXACT, budget_bytes=whole.memory.peak - whole.memory.weights // 6))
+    with executor_of(plan) as executor, closing(Loop(plan, executor, eos_ids=NOBODY, weight_read_bytes=1)) as loop:
+        loop.submit([5], greedy(4))
+        loop.step()
+        first = executor.expert_counts
+        assert first is not None and first.needed == first.missed == 3  # slots are empty
+        pages_of_one_token = KvPages([PageGroup(num_pages=4, window_tokens=None)], page_tokens=16)
+        pages_of_one_token.extend(0, start_token=0, num_tokens=1)
+        entry = BatchEntry(request_id=0, start_token=0, num_tokens=1, of_prompt=True, needs_logits=True)
+        for _ in range(3):
+            executor.compute(Batch(entries=(entry,)), pages_of_one_token, np.array([5])).rows()
+        again = executor.expert_counts
+        assert again is not None and again.since(first).needed == 9 and again.since(first).missed == 0
 
 
 def test_a_quantized_model_gives_the_tokens_of_the_values_that_it_stands_for(tmp_path: Path) -> None:

@@ -89,3 +89,22 @@ def test_on_suspicion_nothing_leaves_that_is_used_more() -> None:
     slots.use([0])
     slots.bring(0, kept=())
     assert slots.bring(1, kept=(), on_suspicion=True) is None
+
+
+def test_slots_are_filled_from_the_empty_ones_on_and_then_by_worth() -> None:
+    slots = ExpertSlots(4, 8, LeastFrequent(8))
+    for expert in (5, 2, 7):
+        slots.bring(expert, kept=())
+    slots.use([2, 2, 7])
+    slots.use([2])
+    empty, *filled = slots.order()
+    assert empty == 3 and filled == [0, 2, 1]  # who is in no slot, then 5, 7 and 2
+
+
+def test_what_somebody_else_has_decided_is_followed() -> None:
+    slots = ExpertSlots(3, 8, LeastFrequent(8))
+    slots.bring(5, kept=())
+    slots.follow(np.array([6, -1, 4]))
+    assert [expert for expert in range(8) if expert in slots] == [4, 6]
+    brought = slots.bring(1, kept=())
+    assert brought is not None and (brought.slot, brought.evicted) == (1, None)

@@ -78,3 +78,57 @@ def test_a_plan_whose_arrays_are_not_its_model_s_is_refused(path: Path) -> None:
 @pytest.mark.parametrize(("sequences", "batches"), [(1, (1,)), (3, (1, 2, 3)), (20, (1, 2, 4, 8, 16, 20))])
 def test_every_batch_has_a_graph_that_is_little_larger(sequences: int, batches: tuple[int, ...]) -> None:
     assert decode_batches(sequences) == batches
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = small_model("mixtral", num_layers=4, num_experts=6, hidden=64, intermediate=64)
+    return write_gguf(tmp_path_factory.mktemp("models") / "mixture.gguf", model)
+
+
+def with_less(path: Path, **changes: int) -> tuple[Plan, Plan]:
+    """The plan with all weights on the device, and that with a sixth less."""
+    asked = DeviceRequest(context_tokens=64, chunk_tokens=16)
+    whole = device_plan_of(path, asked)
+    budget_bytes = whole.memory.peak - whole.memory.weights // 6
+    return whole, device_plan_of(path, replace(asked, budget_bytes=budget_bytes), **changes)
+
+
+def test_experts_that_do_not_fit_lie_in_ram_and_have_the_slots_that_there_is_room_for(mixture: Path) -> None:
+    _, plan = with_less(mixture)
+    device = plan.device
+    assert device is not None and 2 * 6 <= device.expert_slots < device.num_experts == 4 * 6
+    slot_bytes = device.pinned_bytes // device.num_experts
+    assert 0 <= plan.free_bytes < slot_bytes + 4
+    check_plan(Plan.from_json(plan.to_json()), model_spec(open_checkpoint(mixture)))
+
+
+def test_a_plan_with_fewer_slots_than_a_step_may_need_is_refused(mixture: Path) -> None:
+    _, plan = with_less(mixture)
+    assert plan.device is not None
+    with pytest.raises(FileError, match="does not fit its model"):
+        check_plan(replace(plan, device=replace(plan.device, expert_slots=11)), model_spec(open_checkpoint(mixture)))
+
+
+def test_experts_that_are_fetched_cost_time_in_the_forecast(mixture: Path) -> None:
+    whole, plan = with_less(mixture)
+    assert plan.forecast.decode_tokens_per_second < whole.forecast.decode_tokens_per_second
+
+
+def test_layers_that_ram_has_no_room_for_lie_on_the_disk(path: Path) -> None:
+    """Half of a model's bytes in RAM would do; there is room for less, and for the buffers that the disk needs."""
+    model = write_gguf(path.with_name("deep.gguf"), small_model("qwen2", num_layers=9), "Q4_K")
+    _, streamed = with_less(model)
+    assert streamed.device is not None and streamed.device.disk_layers == 0
+    ram_bytes = streamed.device.pinned_bytes - streamed.device.layer_bytes // 2
+    _, plan = with_less(model, ram_bytes=ram_bytes)
+    device = plan.device
+    assert device is not None and device.streamed_layers == streamed.device.streamed_layers
+    assert device.disk_layers >= 1 and device.pinned_bytes <= ram_bytes
+    assert plan.forecast.decode_tokens_per_second < streamed.forecast.decode_tokens_per_second
+    check_plan(Plan.from_json(plan.to_json()), model_spec(open_checkpoint(model)))
+
+
+def test_without_room_in_ram_a_model_that_does_not_fit_is_refused(path: Path) -> None:
+    with pytest.raises(BudgetError, match="too little"):
+        with_less(path, ram_bytes=0)

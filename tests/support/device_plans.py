@@ -6,10 +6,13 @@ from residency.engine.cuda.executor import CudaExecutor
 from residency.hardware import Device
 from residency.hardware.figures import assumed_device_figures
 from residency.models.specs import model_spec
+from residency.planner.device_speed import Ways
 from residency.planner.on_device import DeviceRequest, plan_on_device
 from residency.planner.plan import Plan
 from residency.spec import open_checkpoint
 from support.device import DEVICE, MULTIPROCESSORS
+
+WAYS = Ways(copied=5e10, gathered=4e10, disk=2e9)
 
 
 def some_device(usable_bytes: int = 1 << 30) -> Device:
@@ -25,7 +28,7 @@ def some_device(usable_bytes: int = 1 << 30) -> Device:
     )
 
 
-def device_plan_of(path: Path, asked: DeviceRequest, *, usable_bytes: int = 1 << 30) -> Plan:
+def device_plan_of(path: Path, asked: DeviceRequest, *, usable_bytes: int = 1 << 30, ram_bytes: int = 1 << 30) -> Plan:
     """The plan of the model at `path`."""
     checkpoint = open_checkpoint(path)
     return plan_on_device(
@@ -34,7 +37,8 @@ def device_plan_of(path: Path, asked: DeviceRequest, *, usable_bytes: int = 1 <<
         device=some_device(usable_bytes),
         multiprocessors=MULTIPROCESSORS,
         runtime_bytes=1 << 20,
-        ram_bytes=1 << 30,
+        ram_bytes=ram_bytes,
+        ways=WAYS,
         model_path=checkpoint.path,
         fingerprint=checkpoint.fingerprint,
     )

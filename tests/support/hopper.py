@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from triton.runtime.jit import JITFunction
 
 from residency.formats.planes import PLANE_LAYOUTS, PlaneLayout
 from residency.kernels.attention import attention
-from residency.kernels.device import DeviceExperts, DeviceMatrix, DeviceStep, StepShape, on_device
+from residency.kernels.device import DeviceExperts, DeviceMatrix, DevicePaged, DeviceStep, StepShape, on_device
 from residency.kernels.embed import embed
-from residency.kernels.experts import combine, multiply, route
+from residency.kernels.experts import combine, fetch, guess, multiply, route
 from residency.kernels.gate import gated
 from residency.kernels.matmul import linear
 from residency.kernels.norm import rms_norm
@@ -28,6 +29,7 @@ from residency.kernels.recorder import Rows
 from residency.kernels.rotary import LayerPages, rotate_and_store
 from residency.spec.model import AttentionSpec, MoeSpec
 from residency.store.device import DTYPES
+from residency.store.device_experts import AsideStream
 
 INT4 = PlaneLayout(code_bits=4, group_columns=128, zero=8, scales="half")
 MULTIPROCESSORS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM = 132, 4096, 32, 8, 128
@@ -112,7 +114,27 @@ def _experts(layout: PlaneLayout | None, tokens: int) -> None:
     x: Any = Rows(_rows(tokens))
     route(step, _rows(tokens, 8), spec, torch.empty(8, dtype=torch.int32))  # type: ignore[arg-type]
     multiply(step, x, HIDDEN, experts)
+    paged = replace(experts, paged=_paged(step, spec))
+    fetch(step, paged, paged.paged)
+    guess(step, _rows(tokens, 8), paged, paged.paged)  # type: ignore[arg-type]
+    multiply(step, x, HIDDEN, paged)
     combine(step, spec, HIDDEN, _rows(tokens), None)
+
+
+def _paged(step: DeviceStep, spec: MoeSpec) -> DevicePaged:
+    """Two layers' experts in slots."""
+    per_expert = dict.fromkeys(("expert_places", "experts_used", "experts_guessed"), (2, spec.num_experts))
+    shapes: dict[str, tuple[int, ...]] = per_expert | {
+        "experts_missed": (2, spec.num_experts),
+        "expert_order": (2 * spec.num_experts,),
+        "expert_occupants": (2 * spec.num_experts,),
+        "expert_turn": (1,),
+        "expert_copies": (2, 1 + 2 * spec.num_experts),
+    }
+    step.buffers.update({name: torch.zeros(shape, dtype=torch.int32) for name, shape in shapes.items()})
+    words = torch.empty(2 * spec.num_experts, 1 << 10, dtype=torch.int64)
+    aside = AsideStream("cpu")
+    return DevicePaged(layer=1, before=0, first=spec.num_experts, homes=words, slots=words, words=1 << 10, aside=aside)
 
 
 def _attention(kv_format: Any, value_bytes: int) -> None:

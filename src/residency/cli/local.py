@@ -19,7 +19,7 @@ from residency.planner.answers import (
     PhaseFigures,
     PlacementFigures,
 )
-from residency.planner.explain import arithmetic, placement, slots
+from residency.planner.explain import arithmetic, beside_device, placement, slots
 from residency.planner.plan import PLAN_VERSION, TOLD_BESIDE
 from residency.planner.recording import model_figures
 from residency.records import to_data
@@ -100,9 +100,11 @@ def local_data(plan: Plan) -> dict[str, Any]:
 def _where(plan: Plan) -> str:
     where = [] if plan.streaming is None else [placement(plan.streaming)]
     where += [] if plan.paging is None else [slots(plan.paging)]
+    where += [] if plan.device is None else beside_device(plan.device)
     if where:
         return "; ".join(where)
-    return f"all that a token needs is in RAM: {binary_bytes(plan.memory.peak)} of {binary_bytes(plan.budget_bytes)}"
+    tier = "RAM" if plan.device is None else f"the memory of {plan.device.name}"
+    return f"all that a token needs is in {tier}: {binary_bytes(plan.memory.peak)} of {binary_bytes(plan.budget_bytes)}"
 
 
 def _placement(plan: Plan) -> PlacementFigures:

@@ -74,8 +74,10 @@ def device_in_words(figures: "DeviceFigures") -> str:
         ("products in int8", operations_rate(figures.int8_operations_per_second)),
         ("to it from pinned RAM", rate(figures.pinned_to_device)),
         ("from it to pinned RAM", rate(figures.pinned_from_device)),
+        ("to it from pinned RAM, by kernels", rate(figures.pinned_by_kernels)),
         ("to it from pageable RAM", rate(figures.pageable_to_device)),
         ("from it to pageable RAM", rate(figures.pageable_from_device)),
+        ("to pinned RAM from the disk", rate(figures.disk_to_pinned)),
     ]
     taken = f"{binary_bytes(figures.total_bytes)}, of which the driver and libraries take "
     about = [f"{figures.name} · {figures.multiprocessors} multiprocessors"]

@@ -23,6 +23,7 @@ from residency.scheduler import Batch
 from residency.spec.model import ModelSpec
 from residency.spec.opening import open_checkpoint
 from residency.store.fetch import resolve
+from residency.store.paging import PagingCounts
 
 if TYPE_CHECKING:
     from residency.store.device_rate import DeviceFigures
@@ -40,6 +41,10 @@ class DeviceExecutor(Executor, Protocol):
     @property
     def activation_bytes(self) -> int:
         """Bytes of the activation buffers."""
+
+    @property
+    def expert_counts(self) -> PagingCounts | None:
+        """How often experts were on the device when they were needed; None where all of them are."""
 
     def measured_memory(self, kv_cache_bytes: int) -> MemoryBytes:
         """Memory by class on the device, with so many bytes of pages in use."""
@@ -65,7 +70,7 @@ def this_device(*, renew: bool = False) -> "DeviceFigures":
 def linked_device() -> LinkedDevice:
     """The first CUDA device, to forecast with; as `this_device` where there is none."""
     figures = this_device()
-    return LinkedDevice(device=figures.device(), link_bytes_per_second=figures.pinned_to_device)
+    return LinkedDevice(device=figures.device(), ways=figures.ways())
 
 
 def plan_for_device(model: str | Path, asked: DeviceRequest) -> Plan:
@@ -89,7 +94,7 @@ def plan_for_device(model: str | Path, asked: DeviceRequest) -> Plan:
         multiprocessors=figures.multiprocessors,
         runtime_bytes=runtime_beside(figures.runtime_bytes, asked.max_sequences),
         ram_bytes=int(read_host().available_bytes * PINNED_PART),
-        link_bytes_per_second=figures.pinned_to_device,
+        ways=figures.ways(),
         model_path=path,
         fingerprint=fingerprint,
     )

@@ -125,8 +125,8 @@ class Engine:
     @property
     def expert_counts(self) -> PagingCounts | None:
         """How often experts were in memory when they were needed; None where all of them are."""
-        if self.plan.device is not None:
-            return None
+        if isinstance(self._executor, DeviceExecutor):
+            return self._executor.expert_counts
         return None if self._weights.pager is None else self._weights.pager.counts
 
     @property

@@ -6,8 +6,9 @@ such step is computed, and with it PyTorch and Triton.
 """
 
 import importlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from residency.formats.planes import PlaneLayout
 from residency.kernels.recorder import Inputs, Recorder
@@ -28,16 +29,41 @@ class DeviceMatrix:
     order: Tensor | None = None  # which of x's columns each one multiplies, where not its own
 
 
+class Aside(Protocol):
+    """What a device does beside the kernels that compute."""
+
+    def begun(self) -> AbstractContextManager[None]:
+        """What is started inside comes after all that has been started, and beside what is started next."""
+
+    def join(self) -> None:
+        """What is started from now on comes after it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevicePaged:
+    """How a step gets a layer's experts that are not on the device: see experts/gpu_paging.py."""
+
+    layer: int
+    before: int  # the mixture before it, or itself where there is none
+    first: int  # number of its first expert
+    homes: Tensor  # (experts, words of eight bytes) in pinned RAM
+    slots: Tensor  # (slots, words) on the device
+    words: int  # of one expert
+    aside: Aside  # where guesses are copied
+
+
 @dataclass(frozen=True, kw_only=True)
 class DeviceExperts:
-    """The experts of a layer: matrices in which each expert's rows lie behind those of the one before."""
+    """The experts of a layer: matrices in which each expert's rows lie behind those of the one before, or, where they
+    are paged, those of the first slot.
+    """
 
     spec: MoeSpec
     gate: DeviceMatrix  # rows and columns are of one expert
     up: DeviceMatrix
     down: DeviceMatrix
     given: None = None  # routes come from logits
-    paged: None = None  # all are where their layer is
+    paged: DevicePaged | None = None  # None: all are where their layer is
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -139,6 +139,21 @@ class ExpertSlots:
         self._free.append(int(self._slots[expert]))
         self._slots[expert] = -1
 
+    def order(self) -> list[int]:
+        """All slots in the order in which whoever decides by itself shall fill them: empty ones, then those whose
+        experts are worth least.
+        """
+        held = np.flatnonzero(self._slots >= 0)
+        by_worth = held[np.argsort(self._policy.worth[held], kind="stable")]
+        return [*self._free[::-1], *self._slots[by_worth].tolist()]
+
+    def follow(self, occupants: npt.NDArray[np.integer]) -> None:
+        """Somebody has decided by itself: the expert that each slot has now, -1 for none."""
+        filled = np.flatnonzero(occupants >= 0)
+        self._slots[:] = -1
+        self._slots[occupants[filled]] = filled
+        self._free = np.flatnonzero(occupants < 0)[::-1].tolist()
+
     def undo(self, expert: int, brought: Brought) -> None:
         """What `bring` has decided for an expert does not happen."""
         self.forget(expert)

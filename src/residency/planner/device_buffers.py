@@ -2,9 +2,10 @@
 
 from residency.planner.buffers import rope_variants
 from residency.planner.plan import PAGE_TOKENS, Buffer
+from residency.spec.device_layout import DeviceLayout, ExpertsLayout
 from residency.spec.model import ModelSpec, MoeSpec
 
-INPUTS = ("token_ids", "positions", "logit_rows", "slots", "items", "draws", "block_tables")
+INPUTS = ("token_ids", "positions", "logit_rows", "slots", "items", "draws", "block_tables", "expert_order")
 
 PROMPT_TOKENS = 64  # of a prompt in one program of attention
 _MOST_PARTS = 128  # that the context of a sequence is attended to in, side by side
@@ -38,12 +39,12 @@ def device_buffers(
     context_tokens: int,
     logit_rows: int | None = None,
     quantizes_keys: bool,
-    unpacks: bool,
+    layout: DeviceLayout,
 ) -> tuple[Buffer, ...]:
     """All arrays that a step of at most `chunk_tokens` tokens of at most `max_sequences` sequences uses.
 
-    "rope" is a table of cosines and sines of every position. `unpacks`: there are matrices in planes.
-    `quantizes_keys`: "key_offsets" is what they are kept without.
+    "rope" is a table of cosines and sines of every position. `quantizes_keys`: "key_offsets" is what they are kept
+    without. `layout` is where the weights lie.
     """
     attentions = [layer.grouped_attention for layer in model.layers]
     query_values = max(a.num_heads * a.head_dim for a in attentions)
@@ -68,6 +69,7 @@ def device_buffers(
         Buffer(name="items", shape=(max_sequences + tokens // PROMPT_TOKENS, 4), dtype="int32"),
         Buffer(name="draws", shape=(logits, 5), dtype="float32"),
         Buffer(name="block_tables", shape=(groups, max_sequences, pages), dtype="int32"),
+        *(() if layout.experts is None else _paging_buffers(layout.experts)),
         Buffer(name="rope", shape=(rope_variants(model), context_tokens, head_dim), dtype="float32"),
         *(rows(name, hidden) for name in ("hidden", "normed")),
         *(rows(name, width) for name, width in (("q", query_values), ("k", key_values), ("v", key_values))),
@@ -79,7 +81,7 @@ def device_buffers(
         *((Buffer(name="key_offsets", shape=(len(attentions), key_values), dtype="float32"),) if offsets else ()),
         Buffer(name="attention_partials", shape=(max_sequences * partials,), dtype="float32"),
         *((rows("ordered", max(ordered)),) if ordered else ()),
-        *(_unpacking(model, activation_type, multiprocessors) if unpacks else ()),
+        *(_unpacking(model, activation_type, multiprocessors) if layout.has_planes else ()),
     )
 
 
@@ -110,6 +112,23 @@ def _mixture_buffers(model: ModelSpec, tokens: int, activation_type: str) -> tup
         found.append(Buffer(name="shared_out", shape=(tokens, model.hidden), dtype=activation_type))
         found.append(Buffer(name="shared_gate", shape=(tokens, 1), dtype=activation_type))
     return tuple(found)
+
+
+def _paging_buffers(experts: ExpertsLayout) -> tuple[Buffer, ...]:
+    """What a step knows of experts that are brought one by one. "expert_order", an input, has the slots that it may
+    fill, in that order, and "expert_turn" which of them is next. "expert_places" has each expert's slot and
+    "expert_occupants" each slot's expert, or -1. "expert_copies" is for those that are asked for, and those that are
+    guessed: how many, which of their layer, then to which slots.
+    """
+    per_expert = (experts.num_layers, experts.per_layer)
+    return (
+        Buffer(name="expert_order", shape=(experts.window,), dtype="int32"),
+        Buffer(name="expert_places", shape=per_expert, dtype="int32"),
+        Buffer(name="expert_occupants", shape=(experts.slots,), dtype="int32"),
+        Buffer(name="expert_turn", shape=(1,), dtype="int32"),
+        Buffer(name="expert_copies", shape=(2, 1 + 2 * experts.per_layer), dtype="int32"),
+        *(Buffer(name=name, shape=per_expert, dtype="int32") for name in ("experts_guessed", "experts_missed")),
+    )
 
 
 def _unpacking(model: ModelSpec, activation_type: str, multiprocessors: int) -> tuple[Buffer, ...]:

@@ -1,20 +1,50 @@
-"""How long a step takes on a device: reading its memory or multiplying, or the way from RAM where layers stream."""
+"""How long a step takes on a device: reading its memory or multiplying, or the way there for what is elsewhere."""
 
 from dataclasses import dataclass
 
 from residency.hardware import Device
 from residency.planner.cost import ModelCost, Step, StepSeconds, Workload, step_workload
-from residency.planner.plan import Plan
+from residency.planner.plan import DevicePlan, Plan
 from residency.spec.model import ModelSpec
 from residency.spec.state import KV_FORMATS
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ways:
+    """Rates in bytes a second at which weights come to a device that are not in its memory."""
+
+    copied: float  # from pinned RAM, by the device's copy engines
+    gathered: float  # from pinned RAM, by kernels that read it themselves
+    disk: float  # from the disk to pinned RAM; 0: there is none
+
+
+@dataclass(frozen=True, kw_only=True)
 class LinkedDevice:
-    """A device, and the rate at which what streams arrives from RAM."""
+    """A device, and the ways that lead to it."""
 
     device: Device
-    link_bytes_per_second: float
+    ways: Ways
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elsewhere:
+    """What one step needs of the weights that are not on the device, in bytes."""
+
+    copied: int = 0  # from pinned RAM, while others are computed
+    disk: int = 0  # of these, what is read from the disk first, meanwhile as well
+    gathered: float = 0.0  # experts, which nobody knows of before their layer
+
+
+def elsewhere(planned: DevicePlan, cost: ModelCost, tokens: int) -> Elsewhere:
+    """What a step of so many tokens needs. Experts that are drawn evenly are on the device as often as there are slots
+    for them; favourites are there more often, and some of the others come ahead of time.
+    """
+    missing = 1 - planned.expert_slots / planned.num_experts if planned.expert_slots else 0.0
+    return Elsewhere(
+        copied=planned.streamed_layers * planned.layer_bytes,
+        disk=planned.disk_layers * planned.layer_bytes,
+        gathered=missing * cost.routed_bytes(tokens),
+    )
 
 
 def cost_of(plan: Plan, model: ModelSpec) -> ModelCost:
@@ -36,24 +66,28 @@ def workload(cost: ModelCost, step: Step) -> Workload:
 
 
 def device_prefill_seconds(
-    cost: ModelCost, linked: LinkedDevice, *, prompt_tokens: int, chunk_tokens: int, streamed_bytes: int = 0
+    planned: DevicePlan, cost: ModelCost, linked: LinkedDevice, *, prompt_tokens: int, chunk_tokens: int
 ) -> float:
     """From an empty cache to the logits after the prompt, chunk by chunk."""
-    chunks = [
-        step_workload(cost, start_token=start, num_tokens=min(chunk_tokens, prompt_tokens - start))
-        for start in range(0, prompt_tokens, chunk_tokens)
-    ]
-    times = [device_seconds(work, linked, num_layers=cost.num_layers, streamed_bytes=streamed_bytes) for work in chunks]
-    return sum(time.total for time in times)
+    total = 0.0
+    for start in range(0, prompt_tokens, chunk_tokens):
+        num_tokens = min(chunk_tokens, prompt_tokens - start)
+        work = step_workload(cost, start_token=start, num_tokens=num_tokens)
+        needed = elsewhere(planned, cost, num_tokens)
+        total += device_seconds(work, linked, num_layers=cost.num_layers, needed=needed).total
+    return total
 
 
-def device_seconds(work: Workload, linked: LinkedDevice, *, num_layers: int, streamed_bytes: int = 0) -> StepSeconds:
-    """A roofline with what steps lose between kernels (see assumed-device.toml); what streams arrives meanwhile."""
-    device = linked.device
+def device_seconds(work: Workload, linked: LinkedDevice, *, num_layers: int, needed: Elsewhere) -> StepSeconds:
+    """A roofline with what steps lose between kernels (see assumed-device.toml). What streams arrives meanwhile, over
+    the slower of the link and the disk; what is gathered is waited for.
+    """
+    device, ways = linked.device, linked.ways
     read_rate = device.memory_bytes_per_second * device.figure("read_efficiency")
     operations_rate = device.dense_operations_per_second("bf16") * device.figure("matrix_efficiency")
     read = work.read_bytes / read_rate
     compute = (work.matrix_operations + work.attention_operations) / operations_rate
     overhead = device.figure("step_overhead_seconds") + num_layers * device.figure("layer_overhead_seconds")
-    late = streamed_bytes / linked.link_bytes_per_second - max(read, compute) - overhead
-    return StepSeconds(read=read, compute=compute, overhead=overhead, transfer=max(0.0, late))
+    arriving = max(needed.copied / ways.copied, needed.disk / ways.disk if needed.disk else 0.0)
+    late = max(0.0, arriving - max(read, compute) - overhead)
+    return StepSeconds(read=read, compute=compute, overhead=overhead, transfer=late + needed.gathered / ways.gathered)

@@ -1,7 +1,7 @@
 """A plan in words: the lines that are printed before anything is loaded."""
 
 from residency.planner.paging import Paging
-from residency.planner.plan import Plan
+from residency.planner.plan import DevicePlan, Plan
 from residency.planner.streaming import Streaming
 from residency.units import binary_bytes, decimal_bytes, mib, operations_rate, rate
 
@@ -24,9 +24,8 @@ def explain(plan: Plan) -> str:
         lines.insert(2, slots(plan.paging))
     if plan.streaming is not None:
         lines.insert(2, placement(plan.streaming))
-    if plan.device and plan.device.streamed_layers:
-        num, pinned = plan.device.streamed_layers, mib(plan.device.pinned_bytes)
-        lines.append(f"the last {num} layers, {pinned}, stay in RAM and arrive in each step")
+    if plan.device is not None:
+        lines += beside_device(plan.device)
     if plan.is_made_up:
         lines.append(MEANINGLESS)
     if plan.forecast.assumed:
@@ -54,6 +53,20 @@ def slots(paging: Paging) -> str:
         f"{paging.slots} of {paging.num_experts} experts are in memory, {mib(paging.slot_bytes)} each; the others are "
         f"read from the disk when a token is sent to them, at {rate(paging.disk_bytes_per_second)}"
     )
+
+
+def beside_device(planned: DevicePlan) -> list[str]:
+    """Where the weights are that do not fit into a device's memory."""
+    pinned = mib(planned.pinned_bytes)
+    if planned.expert_slots:
+        return [
+            f"{planned.expert_slots} of {planned.num_experts} experts are on the device; all lie in pinned RAM, "
+            f"{pinned}, from which the others come when a token is sent to them"
+        ]
+    if not planned.streamed_layers:
+        return []
+    on_disk = f"; {planned.disk_layers} of them lie on the disk and pass through it" if planned.disk_layers else ""
+    return [f"the last {planned.streamed_layers} layers arrive in each step from pinned RAM, {pinned}{on_disk}"]
 
 
 def arithmetic(plan: Plan) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -10,9 +11,18 @@ from residency.hardware import Device
 from residency.ledger.kv import pages_of_a_sequence
 from residency.planner.cost import ModelCost, Step
 from residency.planner.device_buffers import device_buffers
-from residency.planner.device_speed import LinkedDevice, device_seconds, workload
-from residency.planner.plan import PAGE_TOKENS, Buffer, DevicePlan, KvGroup, MemoryBytes, Plan, SpeedForecast
-from residency.spec.device_layout import SLOTS, DeviceLayout, device_layout
+from residency.planner.device_speed import LinkedDevice, Ways, device_seconds, elsewhere, workload
+from residency.planner.plan import (
+    DTYPE_BYTES,
+    PAGE_TOKENS,
+    Buffer,
+    DevicePlan,
+    KvGroup,
+    MemoryBytes,
+    Plan,
+    SpeedForecast,
+)
+from residency.spec.device_layout import DISK_BUFFERS, SLOTS, DeviceLayout, device_layout
 from residency.spec.model import ModelSpec
 from residency.spec.state import AnyKvName, kv_format_named
 from residency.units import binary_bytes, enough_mib
@@ -24,6 +34,7 @@ DEVICE_KV_FORMATS = ("BF16", "F16", "F32", "FP8", "INT8")
 # their way to the host, and gives the library a workspace for the stream on which graphs are recorded.
 ALLOCATOR_BYTES = 96 << 20
 GRAPH_BYTES = 8 << 20  # of one recorded step: some hundred kernels' nodes and the driver's copies of their words
+ASSUMED_WAYS = Ways(copied=5e10, gathered=4e10, disk=0.0)  # of PCIe 5.0
 _MOST_GRAPHED = 256  # sequences
 _FORECAST_CONTEXT_TOKENS = 129  # the token itself and those before it
 
@@ -50,13 +61,15 @@ def plan_on_device(
     multiprocessors: int,
     runtime_bytes: int,
     ram_bytes: int = 0,
-    link_bytes_per_second: float = 5e10,
+    ways: Ways = ASSUMED_WAYS,
     model_path: Path,
     fingerprint: str,
 ) -> Plan:
     """The plan of a run of `model` in the memory of `device`, each sequence with room for the whole context.
 
-    Layers that do not fit stay in RAM, at most `ram_bytes`, and arrive at `link_bytes_per_second` in every step.
+    What does not fit stays in RAM, at most `ram_bytes`: experts, which are brought when a token is sent to them, or
+    else layers, which arrive in every step. Layers for which there is no room in RAM either stay on the disk, if there
+    is one.
 
     runtime_bytes: of the context, the library's workspace, kernels and graphs. The budget is by default all that the
     device has. BudgetError says what is missing and the cheapest change; ContextError and UsageError as plan_run.
@@ -72,11 +85,13 @@ def plan_on_device(
     chunk = max(min(asked.chunk_tokens or DEFAULT_CHUNK_TOKENS, context), asked.max_sequences)
     needs = _Needs(model=model, asked=asked, multiprocessors=multiprocessors, runtime_bytes=runtime_bytes)
     if needs.memory(context, chunk).peak > budget:
-        needs = _streaming(needs, budget, context, chunk, ram_bytes) or needs
+        paged = _paging(needs, budget, context, chunk, ram_bytes)
+        streamed = _streaming(needs, budget, context, chunk, ram_bytes, has_disk=ways.disk > 0)
+        needs = paged or streamed or needs
     memory = needs.memory(context, chunk)
     if memory.peak > budget:
         raise _refusal(needs, device, budget, context, chunk)
-    layout = needs.layout
+    planned = needs.device_plan(device.name, device.usable_bytes)
     return Plan(
         model_path=model_path,
         model_fingerprint=fingerprint,
@@ -96,20 +111,11 @@ def plan_on_device(
         forecast=_forecast(
             model,
             ModelCost.on_device(model, activation_type=asked.activation_type, kv=kv_format_named(asked.kv_format)),
-            LinkedDevice(device=device, link_bytes_per_second=link_bytes_per_second),
+            LinkedDevice(device=device, ways=ways),
+            planned,
             context_tokens=context,
-            streamed_bytes=layout.host_bytes,
         ),
-        device=DevicePlan(
-            name=device.name,
-            multiprocessors=multiprocessors,
-            activation_type=asked.activation_type,
-            decode_batches=decode_batches(asked.max_sequences),
-            memory_bytes=device.usable_bytes,
-            random_weights=asked.random_weights,
-            streamed_layers=len(layout.streamed_layers),
-            pinned_bytes=layout.host_bytes,
-        ),
+        device=planned,
     )
 
 
@@ -129,19 +135,26 @@ def fits_device_plan(plan: Plan, planned: DevicePlan, model: ModelSpec) -> bool:
         multiprocessors=planned.multiprocessors,
         runtime_bytes=plan.memory.runtime,
         num_streamed=min(planned.streamed_layers, len(model.layers)),
+        num_disk=min(planned.disk_layers, planned.streamed_layers, len(model.layers)),
+        expert_slots=planned.expert_slots,
     )
-    if planned.streamed_layers > len(model.layers) or planned.pinned_bytes != needs.layout.host_bytes:
+    if not _has_slots(model, planned.expert_slots) or planned != needs.device_plan(planned.name, planned.memory_bytes):
         return False
     extents = plan.context_tokens, plan.chunk_tokens
     needed = (needs.buffers(*extents), needs.kv_groups(*extents), needs.memory(*extents), model.architecture)
     usable = plan.max_sequences <= plan.chunk_tokens and plan.context_tokens <= model.max_context_tokens
-    batches = planned.decode_batches == decode_batches(plan.max_sequences)
-    return usable and batches and needed == (plan.buffers, plan.kv_groups, plan.memory, plan.architecture)
+    return usable and needed == (plan.buffers, plan.kv_groups, plan.memory, plan.architecture)
 
 
 def planned_layout(planned: DevicePlan, model: ModelSpec) -> DeviceLayout:
     """Where a plan's model lies."""
-    return device_layout(model, planned.activation_type, num_streamed=planned.streamed_layers)
+    return device_layout(
+        model,
+        planned.activation_type,
+        num_streamed=planned.streamed_layers,
+        num_disk=planned.disk_layers,
+        expert_slots=planned.expert_slots,
+    )
 
 
 def runtime_beside(driver_bytes: int, max_sequences: int) -> int:
@@ -163,10 +176,35 @@ class _Needs:
     multiprocessors: int
     runtime_bytes: int
     num_streamed: int = 0
+    num_disk: int = 0
+    expert_slots: int = 0
 
-    @property
+    @cached_property
     def layout(self) -> DeviceLayout:
-        return device_layout(self.model, self.asked.activation_type, num_streamed=self.num_streamed)
+        return device_layout(
+            self.model,
+            self.asked.activation_type,
+            num_streamed=self.num_streamed,
+            num_disk=self.num_disk,
+            expert_slots=self.expert_slots,
+        )
+
+    def device_plan(self, name: str, memory_bytes: int) -> DevicePlan:
+        layout, experts = self.layout, self.layout.experts
+        return DevicePlan(
+            name=name,
+            multiprocessors=self.multiprocessors,
+            activation_type=self.asked.activation_type,
+            decode_batches=decode_batches(self.asked.max_sequences),
+            memory_bytes=memory_bytes,
+            random_weights=self.asked.random_weights,
+            streamed_layers=len(layout.streamed_layers),
+            disk_layers=len(layout.disk_layers),
+            layer_bytes=layout.layer_bytes,
+            expert_slots=0 if experts is None else experts.slots,
+            num_experts=0 if experts is None else experts.num_experts,
+            pinned_bytes=layout.host_bytes,
+        )
 
     def buffers(self, context_tokens: int, chunk_tokens: int) -> tuple[Buffer, ...]:
         asked = self.asked
@@ -179,7 +217,7 @@ class _Needs:
             context_tokens=context_tokens,
             logit_rows=asked.logit_rows,
             quantizes_keys=asked.kv_format == "INT8",
-            unpacks=any(tensor.layout is not None for tensor in self.layout.tensors.values()),
+            layout=self.layout,
         )
 
     def kv_groups(self, context_tokens: int, chunk_tokens: int) -> tuple[KvGroup, ...]:
@@ -211,13 +249,45 @@ class _Needs:
         )
 
 
-def _streaming(needs: _Needs, budget: int, context: int, chunk: int, ram_bytes: int) -> _Needs | None:
-    """The same with as few layers in RAM as fit; None where no number does."""
+def _streaming(
+    needs: _Needs, budget: int, context: int, chunk: int, ram_bytes: int, *, has_disk: bool
+) -> _Needs | None:
+    """The same with as few layers in RAM as fit, and as few of these on disk; None where no number does."""
     for num_streamed in range(SLOTS + 1, len(needs.model.layers) + 1):
         fewer = replace(needs, num_streamed=num_streamed)
-        if fewer.memory(context, chunk).peak <= budget:
-            return fewer if fewer.layout.host_bytes <= ram_bytes else None
+        if fewer.memory(context, chunk).peak > budget:
+            continue
+        if fewer.layout.host_bytes <= ram_bytes:
+            return fewer
+        most_held = ram_bytes // fewer.layout.layer_bytes - DISK_BUFFERS
+        return replace(fewer, num_disk=num_streamed - most_held) if has_disk and most_held >= 0 else None
     return None
+
+
+def _paging(needs: _Needs, budget: int, context: int, chunk: int, ram_bytes: int) -> _Needs | None:
+    """The same with all experts in RAM, and slots for as many as fit; None where that is not enough."""
+    least = least_slots(needs.model)
+    if least is None:
+        return None
+    fewest = replace(needs, expert_slots=least)
+    layout, free_bytes = fewest.layout, budget - fewest.memory(context, chunk).peak
+    if layout.experts is None or free_bytes < 0 or layout.host_bytes > ram_bytes:
+        return None
+    slot_bytes = layout.experts.slot_bytes + DTYPE_BYTES["int32"]  # for who is in it
+    return replace(needs, expert_slots=min(layout.experts.num_experts, least + free_bytes // slot_bytes))
+
+
+def least_slots(model: ModelSpec) -> int | None:
+    """Slots with which every step ends: for all experts of a layer, and of the one that is guessed meanwhile. None for
+    a model that has not so many experts.
+    """
+    copies = [layer.experts[0].copies for layer in model.layers if layer.experts]
+    return 2 * max(copies) if copies and 2 * max(copies) < sum(copies) else None
+
+
+def _has_slots(model: ModelSpec, slots: int) -> bool:
+    least = least_slots(model)
+    return slots == 0 or (least is not None and slots >= least)
 
 
 def _check(model: ModelSpec, asked: DeviceRequest) -> None:
@@ -268,14 +338,14 @@ def _forecast(
     model: ModelSpec,
     cost: ModelCost,
     linked: LinkedDevice,
+    planned: DevicePlan,
     *,
     context_tokens: int,
-    streamed_bytes: int,
 ) -> SpeedForecast:
     """Decoding after 128 tokens, and prompts at the rate of large products."""
     device = linked.device
     work = workload(cost, Step(sequences=1, context_tokens=_FORECAST_CONTEXT_TOKENS))
-    time = device_seconds(work, linked, num_layers=cost.num_layers, streamed_bytes=streamed_bytes)
+    time = device_seconds(work, linked, num_layers=cost.num_layers, needed=elsewhere(planned, cost, 1))
     operations = 2 * model.active_parameters
     operations_rate = device.dense_operations_per_second("bf16") * device.figure("matrix_efficiency")
     prefill_rate = operations_rate / operations

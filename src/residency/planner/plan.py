@@ -89,7 +89,11 @@ class DevicePlan:
     decode_batches: tuple[int, ...]  # sequences of the steps of which there is a CUDA graph, rising
     memory_bytes: int  # of the device, the budget being what of it may be taken
     random_weights: Literal["source", "int8", "int4"] | None = None  # made up, in the checkpoint's formats or these
-    streamed_layers: int = 0  # the last ones, which lie in pinned RAM and arrive anew in each step
+    streamed_layers: int = 0  # the last ones, which arrive from pinned RAM anew in each step
+    disk_layers: int = 0  # of these, those that are read from the disk before
+    layer_bytes: int = 0  # of a streamed layer, at most
+    expert_slots: int = 0  # for experts that are brought from pinned RAM one by one; 0: they are with their layers
+    num_experts: int = 0  # of all layers together, where there are slots
     pinned_bytes: int = 0  # of RAM
 
 

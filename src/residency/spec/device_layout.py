@@ -1,7 +1,7 @@
 """Where each tensor lies in the memory of an accelerator: matrices in planes or plain values, vectors as float32."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from residency.errors import UnsupportedError
 from residency.formats import I32
@@ -10,6 +10,7 @@ from residency.spec.model import ModelSpec, TensorSpec
 
 PLANE_ALIGNMENT = 256  # bytes: what a device reads at once, twice
 SLOTS = 2  # of streamed layers: one is computed while the next arrives
+DISK_BUFFERS = 3  # in pinned RAM: one is copied from while two are read, so that the disk never waits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,36 +42,93 @@ class DeviceTensor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpertsLayout:
+    """Experts that are brought one by one. Each is its planes one after another, offsets from where it begins, in its
+    home in RAM as in any slot on the device. An expert's number is its layer times `per_layer`, plus its own.
+    """
+
+    tensors: Mapping[str, DeviceTensor]  # of one expert of a layer, by the names of all
+    expert_bytes: Mapping[int, int]  # of one expert of each layer that is a mixture
+    num_layers: int  # all of the model's
+    per_layer: int  # experts of the layer that has most
+    num_experts: int  # of all mixtures together
+    slots: int
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of the largest expert."""
+        return max(self.expert_bytes.values())
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of all slots."""
+        return self.slots * self.slot_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of pinned RAM: every expert has its home there."""
+        return len(self.expert_bytes) * self.per_layer * self.slot_bytes
+
+    @property
+    def window(self) -> int:
+        """Slots that the experts of one step may come to: of a layer that computes, and of the one that comes next."""
+        return min(self.slots, 2 * self.per_layer)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeviceLayout:
     """All tensors of a model: those that stay on the device in one arena, in the order in which a token meets them;
-    the last layers, where they do not fit, in RAM, from which each arrives in one of a few slots when it is needed.
+    the last layers, where they do not fit, in RAM, from which each arrives in one of a few slots when it is needed, and
+    some of these on disk; or the experts alone in RAM.
     """
 
     tensors: Mapping[str, DeviceTensor]
     resident_bytes: int
     streamed_layers: tuple[int, ...]
+    disk_layers: tuple[int, ...]  # of these, those that are in RAM for a moment only
     layer_bytes: int  # of the largest streamed layer
+    experts: ExpertsLayout | None = None  # where they are brought one by one
 
     @property
     def device_bytes(self) -> int:
         """Bytes on the device, slots included."""
-        return self.resident_bytes + min(SLOTS, len(self.streamed_layers)) * self.layer_bytes
+        slots_bytes = 0 if self.experts is None else self.experts.device_bytes
+        return self.resident_bytes + min(SLOTS, len(self.streamed_layers)) * self.layer_bytes + slots_bytes
+
+    @property
+    def disk_buffers(self) -> int:
+        """Buffers of a layer's bytes in pinned RAM that layers on the disk come through."""
+        return min(DISK_BUFFERS, len(self.disk_layers))
 
     @property
     def host_bytes(self) -> int:
         """Bytes of pinned RAM."""
-        return len(self.streamed_layers) * self.layer_bytes
+        held = len(self.streamed_layers) - len(self.disk_layers) + self.disk_buffers
+        return held * self.layer_bytes + (0 if self.experts is None else self.experts.host_bytes)
+
+    @property
+    def has_planes(self) -> bool:
+        """Whether any matrix is multiplied as codes."""
+        placed = (self.tensors, {} if self.experts is None else self.experts.tensors)
+        return any(tensor.layout is not None for tensors in placed for tensor in tensors.values())
 
 
-def device_layout(model: ModelSpec, activation_type: str, *, num_streamed: int = 0) -> DeviceLayout:
-    """Where `model` lies, whose plain matrices are kept in `activation_type`, the last `num_streamed` layers in RAM.
+def device_layout(
+    model: ModelSpec, activation_type: str, *, num_streamed: int = 0, num_disk: int = 0, expert_slots: int = 0
+) -> DeviceLayout:
+    """Where `model` lies, whose plain matrices are kept in `activation_type`: the last `num_streamed` layers in RAM, of
+    them `num_disk` on disk, evenly spread, so that the disk never waits for long; or all experts in RAM, with
+    `expert_slots` on the device.
 
     UnsupportedError for a format that devices do not multiply.
     """
     streamed = tuple(range(len(model.layers) - num_streamed, len(model.layers)))
     layer_of = {tensor.name: index for index in streamed for tensor in model.layers[index].tensors}
+    experts = _experts(model, activation_type, expert_slots) if expert_slots else None
     placed, ends = {}, dict.fromkeys((None, *streamed), 0)
     for tensor in model.tensors:
+        if experts is not None and tensor.name in experts.tensors:
+            continue
         layout = _layout(model, tensor)
         layer, planes = layer_of.get(tensor.name), {}
         for name, plane in _planes(tensor, layout, activation_type).items():
@@ -81,7 +139,30 @@ def device_layout(model: ModelSpec, activation_type: str, *, num_streamed: int =
         tensors=placed,
         resident_bytes=ends[None],
         streamed_layers=streamed,
+        disk_layers=tuple(streamed[(2 * index + 1) * num_streamed // (2 * num_disk)] for index in range(num_disk)),
         layer_bytes=max((ends[layer] for layer in streamed), default=0),
+        experts=experts,
+    )
+
+
+def _experts(model: ModelSpec, activation_type: str, slots: int) -> ExpertsLayout:
+    mixtures = {index: layer.experts for index, layer in enumerate(model.layers) if layer.experts}
+    placed, ends = {}, dict.fromkeys(mixtures, 0)
+    for index, tensors in mixtures.items():
+        for tensor in tensors:
+            layout, planes = _layout(model, tensor), {}
+            for name, plane in _planes(replace(tensor, copies=1), layout, activation_type).items():
+                planes[name] = DevicePlane(offset=ends[index], shape=plane.shape, dtype=plane.dtype)
+                ends[index] += -(-plane.num_bytes // PLANE_ALIGNMENT) * PLANE_ALIGNMENT
+            placed[tensor.name] = DeviceTensor(layout=layout, planes=planes)
+    copies = [tensors[0].copies for tensors in mixtures.values()]
+    return ExpertsLayout(
+        tensors=placed,
+        expert_bytes=ends,
+        num_layers=len(model.layers),
+        per_layer=max(copies),
+        num_experts=sum(copies),
+        slots=slots,
     )
 
 

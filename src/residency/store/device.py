@@ -1,6 +1,6 @@
 """Memory of an accelerator: arenas of the plan's arrays, and a model's weights out of its checkpoint."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from residency.planner.plan import Buffer
 from residency.spec.device_layout import DeviceLayout, DevicePlane, DeviceTensor
 from residency.spec.model import ModelSpec, MoeSpec, TensorSpec
 from residency.store.convert import stored_chunks
+from residency.store.device_experts import DeviceExpertSlots
 from residency.store.device_stream import StreamedLayers
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -81,13 +82,25 @@ class DeviceWeights:
     The layers that a layout streams lie in pinned RAM. Asking for the first tensor of one makes the device wait until
     the layer has arrived in its slot, and starts the copy of a later one, on a stream of its own, into the slot whose
     last reader has been started. Nothing here waits on the host, so a CUDA graph records the copies with the rest.
+    Experts that are `paged` are not among these.
     """
 
-    def __init__(self, model: ModelSpec, layout: DeviceLayout, activation_type: str, device: str) -> None:
+    residents: None = None  # spans that stream from a store are the processor's
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        layout: DeviceLayout,
+        activation_type: str,
+        device: str,
+        paged: DeviceExpertSlots | None = None,
+    ) -> None:
+        self.paged = paged
         self._model = model
         self._layout = layout
         self._type = DTYPES[activation_type]
         self._tensors = {tensor.name: tensor for tensor in model.tensors}
+        self._layer_of = {tensor.name: index for index, layer in enumerate(model.layers) for tensor in layer.experts}
         self._bytes = torch.zeros(layout.resident_bytes, dtype=torch.uint8, device=device)
         self._streamed = StreamedLayers(layout, device)
 
@@ -105,6 +118,8 @@ class DeviceWeights:
         that reads none of them, nothing is copied.
         """
         self._streamed.begin(copies=copies)
+        if copies and self.paged is not None:
+            self.paged.begin()
 
     def kept_vector(self, name: str) -> npt.NDArray[np.float32]:
         """A bias from where it is kept between steps, on the host."""
@@ -124,17 +139,23 @@ class DeviceWeights:
     def matrix(self, name: str) -> DeviceMatrix:
         """A matrix."""
         tensor, placed = self._tensors[name], self._layout.tensors[name]
-        rows, columns = tensor.shape
         order = None if tensor.packed is None or tensor.packed.order is None else self.vector(tensor.packed.order)
         planes = {part: self._view(plane) for part, plane in placed.planes.items()}
-        return DeviceMatrix(rows=rows, columns=columns, layout=placed.layout, planes=planes, order=order)
+        return _matrix(tensor, placed, planes, order)
 
     def experts(self, index: int) -> DeviceExperts:
         """The experts of a layer that is a mixture."""
         layer = self._model.layers[index]
         assert isinstance(layer.mlp, MoeSpec)
-        gate, up, down = (self.matrix(tensor.name) for tensor in layer.experts)
-        return DeviceExperts(spec=layer.mlp, gate=gate, up=up, down=down)
+        if self.paged is None:
+            gate, up, down = (self.matrix(tensor.name) for tensor in layer.experts)
+            return DeviceExperts(spec=layer.mlp, gate=gate, up=up, down=down)
+        gate, up, down = (self._paged_matrix(tensor, self.paged) for tensor in layer.experts)
+        return DeviceExperts(spec=layer.mlp, gate=gate, up=up, down=down, paged=self.paged.paged(index))
+
+    def _paged_matrix(self, tensor: TensorSpec, paged: DeviceExpertSlots) -> DeviceMatrix:
+        placed = paged.layout.tensors[tensor.name]
+        return _matrix(tensor, placed, {part: _plane(paged.first_slot, at) for part, at in placed.planes.items()})
 
     def vector(self, name: str) -> torch.Tensor:
         """A norm's weights or a bias, as float32; an order of columns, as int32."""
@@ -143,54 +164,73 @@ class DeviceWeights:
     def load(self, progress: Progress | None = None) -> None:
         """Read all tensors from their sources. FileError if a source is shorter than it was."""
         done = 0
-        for name, placed in self._layout.tensors.items():
-            self._load_tensor(self._tensors[name], placed)
-            done += self._tensors[name].num_bytes
+        for tensor in self._model.tensors:
+            self._load_tensor(tensor)
+            done += tensor.num_bytes
             if progress:
                 progress(done, self._model.weight_bytes)
 
     def randomise(self, seed: int = 0) -> None:
         """Make the weights up: of the right shapes and sizes, so that speed can be measured, and without a meaning.
 
-        Streamed layers that are alike have the same: to make up all of a large model on the host would take minutes.
+        Streamed layers that are alike have the same, and so have experts: to make up all of a large model on the host
+        would take minutes.
         """
         here = {kind: torch.Generator(device=kind).manual_seed(seed) for kind in {"cpu", self._bytes.device.type}}
-        likeness = {layer: self._model.layers[layer].likeness for layer in self._layout.streamed_layers}
-        first = {like: layer for layer, like in reversed(likeness.items())}
+        first = {self._model.layers[layer].likeness: layer for layer in reversed(self._layout.streamed_layers)}
+        made = {None, *first.values()}
         for placed in self._layout.tensors.values():
             for part, plane in placed.planes.items():
-                if plane.layer is not None and first[likeness[plane.layer]] != plane.layer:
-                    continue
-                view = self._home(plane)
-                random = here[view.device.type]
-                if len(plane.shape) == 1:
-                    view.fill_(1.0)
-                elif part == "codes" and placed.layout is None:
-                    view.normal_(0, plane.shape[1] ** -0.5, generator=random)
-                elif placed.layout is not None and view.is_floating_point():
-                    view.fill_(_RANDOM_VALUE / 2 ** (placed.layout.code_bits - 1))
-                elif placed.layout is not None and part == "zeros":
-                    view.fill_(2 ** (placed.layout.code_bits - 1))
-                else:
-                    view.view(torch.uint8).random_(0, 256, generator=random)
+                if plane.layer in made:
+                    view = self._home(plane)
+                    _make_up(view, part, plane, placed.layout, here[view.device.type])
+        for layer in self._layout.streamed_layers:
+            if layer not in made:
+                self._streamed.home(layer).copy_(self._streamed.home(first[self._model.layers[layer].likeness]))
+        if self.paged is not None:
+            self._randomise_experts(self.paged, here["cpu"])
 
-        for layer, like in likeness.items():
-            if first[like] != layer:
-                self._streamed.home(layer).copy_(self._streamed.home(first[like]))
+    def _randomise_experts(self, paged: DeviceExpertSlots, generator: torch.Generator) -> None:
+        made: dict[object, torch.Tensor] = {}
+        for layer in paged.layout.expert_bytes:
+            spec = self._model.layers[layer]
+            if spec.likeness not in made:
+                made[spec.likeness] = paged.home(layer, 0)
+                for tensor in spec.experts:
+                    placed = paged.layout.tensors[tensor.name]
+                    for part, plane in placed.planes.items():
+                        _make_up(_plane(paged.home(layer, 0), plane), part, plane, placed.layout, generator)
+            for expert in range(paged.layout.per_layer):
+                paged.home(layer, expert).copy_(made[spec.likeness])
 
-    def _load_tensor(self, tensor: TensorSpec, placed: DeviceTensor) -> None:
+    def _load_tensor(self, tensor: TensorSpec) -> None:
+        if self.paged is not None and tensor.name in self.paged.layout.tensors:
+            placed, layer = self.paged.layout.tensors[tensor.name], self._layer_of[tensor.name]
+            for number, copy in enumerate(tensor.each_copy):
+                home = self.paged.home(layer, number)
+                views = {part: _plane(home, plane) for part, plane in placed.planes.items()}
+                self._load_rows(copy, placed.layout, views, 0)
+            return
+        placed = self._layout.tensors[tensor.name]
+        views = {part: self._home(plane) for part, plane in placed.planes.items()}
         if len(tensor.shape) == 1:
             (values,) = stored_chunks(tensor, as_rows=True)
-            self._home(placed.planes["codes"]).view(torch.uint8).copy_(torch.from_numpy(values))
+            views["codes"].view(torch.uint8).copy_(torch.from_numpy(values))
             return
-        views = {part: self._home(plane) for part, plane in placed.planes.items()}
         first = 0
         for copy in tensor.each_copy:
-            for rows_RB in stored_chunks(copy, as_rows=True):
-                for part, plane in self._planes(copy, placed.layout, rows_RB).items():
-                    into = views[part][first : first + len(rows_RB)]
-                    into.copy_(plane.view(into.dtype))
-                first += len(rows_RB)
+            first = self._load_rows(copy, placed.layout, views, first)
+
+    def _load_rows(
+        self, tensor: TensorSpec, layout: PlaneLayout | None, views: Mapping[str, torch.Tensor], first: int
+    ) -> int:
+        """Put a matrix into planes from a row on; the row after its last."""
+        for rows_RB in stored_chunks(tensor, as_rows=True):
+            for part, plane in self._planes(tensor, layout, rows_RB).items():
+                into = views[part][first : first + len(rows_RB)]
+                into.copy_(plane.view(into.dtype))
+            first += len(rows_RB)
+        return first
 
     def _planes(
         self, tensor: TensorSpec, layout: PlaneLayout | None, rows_RB: npt.NDArray[np.uint8]
@@ -206,6 +246,29 @@ class DeviceWeights:
     def _home(self, plane: DevicePlane) -> torch.Tensor:
         """Where a plane is kept between steps."""
         return _plane(self._bytes if plane.layer is None else self._streamed.home(plane.layer), plane)
+
+
+def _matrix(
+    tensor: TensorSpec, placed: DeviceTensor, planes: dict[str, torch.Tensor], order: torch.Tensor | None = None
+) -> DeviceMatrix:
+    rows, columns = tensor.shape
+    return DeviceMatrix(rows=rows, columns=columns, layout=placed.layout, planes=planes, order=order)
+
+
+def _make_up(
+    view: torch.Tensor, part: str, plane: DevicePlane, layout: PlaneLayout | None, generator: torch.Generator
+) -> None:
+    """Fill a plane with values of a usual size."""
+    if len(plane.shape) == 1:
+        view.fill_(1.0)
+    elif part == "codes" and layout is None:
+        view.normal_(0, plane.shape[1] ** -0.5, generator=generator)
+    elif layout is not None and view.is_floating_point():
+        view.fill_(_RANDOM_VALUE / 2 ** (layout.code_bits - 1))
+    elif layout is not None and part == "zeros":
+        view.fill_(2 ** (layout.code_bits - 1))
+    else:
+        view.view(torch.uint8).random_(0, 256, generator=generator)
 
 
 def _plane(held: torch.Tensor, plane: DevicePlane) -> torch.Tensor:

@@ -15,12 +15,18 @@ import torch
 from residency.errors import MachineError
 from residency.hardware import Device
 from residency.hardware.figures import Figure, assumed_device_figures
+from residency.kernels.device import on_device
 from residency.paths import cache_folder
+from residency.planner.device_speed import Ways
 from residency.records import from_data, to_data
+from residency.store.disk_rate import disk_read_rates
+from residency.store.pinned import PinnedBytes
 
 _REPEATS = 10
 _MOST_COPIED_BYTES = 2 << 30
 _LINK_BYTES = 256 << 20
+_GATHERED, _EXPERT_BYTES = 8, 16 << 20
+_DISK_BYTES, _DISK_SECONDS = 2 << 30, 4.0
 _MATRIX = 8192  # rows and columns of the product whose rate is measured
 
 
@@ -39,7 +45,13 @@ class DeviceFigures:
     pinned_from_device: float
     pageable_to_device: float
     pageable_from_device: float
+    pinned_by_kernels: float  # to the device, read by kernels themselves
+    disk_to_pinned: float  # 0 where the cache folder cannot be written to
     measured_unix_seconds: int
+
+    def ways(self) -> Ways:
+        """How weights come to the device that are not in its memory."""
+        return Ways(copied=self.pinned_to_device, gathered=self.pinned_by_kernels, disk=self.disk_to_pinned)
 
     def device(self) -> Device:
         """The device as plans see it. Rates are what was reached, so that no efficiency is taken off them again but
@@ -102,6 +114,8 @@ def measure() -> DeviceFigures:
         pinned_from_device=links[1],
         pageable_to_device=links[2],
         pageable_from_device=links[3],
+        pinned_by_kernels=_gather_rate(properties.multi_processor_count),
+        disk_to_pinned=_disk_rate(),
         measured_unix_seconds=int(time.time()),
     )
 
@@ -130,6 +144,28 @@ def _link_rates(*, pinned: bool) -> tuple[float, float]:
     to = _seconds(lambda: there.copy_(host, non_blocking=True))
     back = _seconds(lambda: host.copy_(there, non_blocking=True))
     return _LINK_BYTES / to, _LINK_BYTES / back
+
+
+def _gather_rate(multiprocessors: int, device: str = "cuda") -> float:
+    """Bytes a second of experts that kernels copy from pinned RAM."""
+    homes = PinnedBytes(_GATHERED * _EXPERT_BYTES, device)
+    try:
+        source = homes.tensor.view(torch.int64).view(_GATHERED, -1)
+        slots = torch.zeros(source.shape, dtype=torch.int64, device=device)
+        each = torch.arange(_GATHERED, dtype=torch.int32, device=device)
+        copies = torch.cat([torch.full((1,), _GATHERED, dtype=torch.int32, device=device), each, each])
+        copy_experts = on_device("experts").copy_experts
+        seconds = _seconds(lambda: copy_experts(source, slots, copies, source.shape[1], multiprocessors))
+    finally:
+        homes.close()
+    return _GATHERED * _EXPERT_BYTES / seconds
+
+
+def _disk_rate() -> float:
+    """Bytes a second of direct reads under the cache folder, as layers are read."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    rates = disk_read_rates(cache_folder(), max_bytes=_DISK_BYTES, limit_seconds=_DISK_SECONDS)
+    return rates[-1].bytes_per_second if rates else 0.0
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -10,7 +10,7 @@ from residency.engine.calibrate import read_kernel
 from residency.engine.engine import Progress
 from residency.hardware import Device, Machine
 from residency.planner.cost import ModelCost, Step, Workload, compute_rates, step_seconds, step_workload
-from residency.planner.device_speed import LinkedDevice, device_prefill_seconds, device_seconds, workload
+from residency.planner.device_speed import LinkedDevice, device_prefill_seconds, device_seconds, elsewhere, workload
 from residency.planner.plan import Plan
 from residency.planner.speed import prefill_seconds
 from residency.planner.streaming import streamed_seconds
@@ -236,7 +236,7 @@ def decode_speed(
         sequences=sequences,
         context_tokens=context_tokens,
         samples=tuple(samples),
-        forecast_tokens_per_second=sequences / _step_seconds(model, machine, work),
+        forecast_tokens_per_second=sequences / _step_seconds(model, machine, work, sequences),
         read_bytes_per_step=read_bytes,
         operations_per_step=work.matrix_operations + work.attention_operations,
         steps_per_second=statistics.median(samples) / sequences,
@@ -250,10 +250,12 @@ def decode_workload(cost: ModelCost, *, sequences: int, context_tokens: int) -> 
     return workload(cost, Step(sequences=sequences, context_tokens=context_tokens + 1))
 
 
-def _step_seconds(model: Opened, machine: Where, work: Workload) -> float:
+def _step_seconds(model: Opened, machine: Where, work: Workload, tokens: int) -> float:
     plan, num_layers = model.plan, len(model.spec.layers)
     if isinstance(machine, LinkedDevice):
-        return device_seconds(work, machine, num_layers=num_layers, streamed_bytes=_pinned_bytes(plan)).total
+        assert plan.device is not None, "a device runs plans of its own"
+        needed = elsewhere(plan.device, model.cost, tokens)
+        return device_seconds(work, machine, num_layers=num_layers, needed=needed).total
     seconds = step_seconds(work, num_layers=num_layers, machine=machine, threads=plan.threads)
     return streamed_seconds(seconds.total, plan.streaming)
 
@@ -261,12 +263,9 @@ def _step_seconds(model: Opened, machine: Where, work: Workload) -> float:
 def _prefill_seconds(model: Opened, machine: Where, prompt_tokens: int) -> float:
     plan, cost = model.plan, model.cost
     if isinstance(machine, LinkedDevice):
+        assert plan.device is not None, "a device runs plans of its own"
         return device_prefill_seconds(
-            cost,
-            machine,
-            prompt_tokens=prompt_tokens,
-            chunk_tokens=plan.chunk_tokens,
-            streamed_bytes=_pinned_bytes(plan),
+            plan.device, cost, machine, prompt_tokens=prompt_tokens, chunk_tokens=plan.chunk_tokens
         )
     return prefill_seconds(
         cost,
@@ -276,10 +275,6 @@ def _prefill_seconds(model: Opened, machine: Where, prompt_tokens: int) -> float
         threads=plan.threads,
         streaming=plan.streaming,
     )
-
-
-def _pinned_bytes(plan: Plan) -> int:
-    return 0 if plan.device is None else plan.device.pinned_bytes
 
 
 def limits_of(machine: Machine, *, weight_bytes: int, threads: int) -> Limits:

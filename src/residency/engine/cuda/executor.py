@@ -1,7 +1,7 @@
 """The loop's device: the same plan, batches and model files as on the CPU, with tensors and CUDA graphs."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -29,6 +29,8 @@ from residency.planner.plan import DevicePlan, MemoryBytes, Plan
 from residency.scheduler import Batch
 from residency.spec.model import ModelSpec
 from residency.store.device import DeviceArena, DeviceWeights
+from residency.store.device_experts import DeviceExpertSlots
+from residency.store.paging import PagingCounts
 from residency.units import binary_bytes
 
 Progress = Callable[[int, int], None]
@@ -44,6 +46,7 @@ class CudaExecutor:
         self._plan, self._spec, self._device = plan, spec, device
         self._planned: DevicePlan = plan.device
         self._cost = cost_of(plan, spec)
+        self._paged: DeviceExpertSlots | None = None
         self._last_tokens = 0
         self.compute_seconds = 0.0
         with ExitStack() as opened:
@@ -60,8 +63,10 @@ class CudaExecutor:
             allocated = self._plan.budget_bytes - self._plan.memory.runtime + ALLOCATOR_BYTES
             torch.cuda.set_per_process_memory_fraction(min(1.0, allocated / torch.cuda.mem_get_info()[1]))
         layout = planned_layout(planned, self._spec)
-        self._weights = DeviceWeights(self._spec, layout, planned.activation_type, self._device)
         self._arena = DeviceArena(self._plan.buffers, INPUTS, self._device)
+        if layout.experts is not None:
+            self._paged = DeviceExpertSlots(layout.experts, self._device, self._arena.tensors, self._arena.inputs)
+        self._weights = DeviceWeights(self._spec, layout, planned.activation_type, self._device, self._paged)
         self._kv_pages = [
             torch.zeros((len(group.layers), group.num_pages, group.page_bytes), dtype=torch.uint8, device=self._device)
             for group in self._plan.kv_groups
@@ -91,9 +96,10 @@ class CudaExecutor:
     def _forget(self) -> None:
         if self._device == "cuda":
             torch.cuda.synchronize()  # before what steps copy from is let go
-        if "_weights" in self.__dict__:
-            self._weights.close()
-        for name in ("_graphs", "_parts", "_kv_pages", "_arena", "_weights"):
+        for held in (self.__dict__.get("_weights"), self._paged):
+            if held is not None:
+                held.close()
+        for name in ("_graphs", "_parts", "_kv_pages", "_arena", "_weights", "_paged"):
             self.__dict__.pop(name, None)
         if self._device == "cuda":
             torch.cuda.empty_cache()
@@ -131,13 +137,22 @@ class CudaExecutor:
         sizes = () if every_logit else self._planned.decode_batches
         with self._arena.uploading():
             shape = self._inputs.write(batch, pages, tokens, every_logit=every_logit, batch_sizes=sizes)
+            if self._paged is not None:
+                self._paged.arrange()
         before_run()
         wanted = sum(entry.num_tokens if every_logit else entry.needs_logits for entry in batch.entries)
         started = time.perf_counter()
         self._graphs.run(shape)
+        if self._paged is not None:
+            self._paged.tell()
         self.compute_seconds += time.perf_counter() - started
         self._last_tokens = shape.tokens
         return self._logits(int(wanted))
+
+    @property
+    def expert_counts(self) -> PagingCounts | None:
+        """How often experts were on the device when they were needed; None where all of them are."""
+        return None if self._paged is None else self._paged.counts
 
     @property
     def most_logits(self) -> int:
@@ -207,7 +222,8 @@ class CudaExecutor:
             self._write_key_offsets(self._arena.tensors["key_offsets"])
         angles: Any = dict(zip(ropes, self._arena.tensors["rope"], strict=True))
         weights: Any = self._weights
-        experts: Any = _LayersExperts(self._weights)
+        mixtures = [index for index, layer in enumerate(self._spec.layers) if layer.experts]
+        experts: Any = _LayersExperts(self._weights, mixtures)
         return Parts(spec=self._spec, weights=weights, caches=self._layer_pages(), angles=angles, experts=experts)
 
     def _write_key_offsets(self, offsets: torch.Tensor) -> None:
@@ -228,14 +244,20 @@ class CudaExecutor:
         return [layers[layer] for layer in range(len(layers))]
 
 
-class _LayersExperts:
+class _LayersExperts(Mapping[int, DeviceExperts]):
     """The experts of a layer, looked up when the forward pass comes to them: a streamed layer has arrived then."""
 
-    def __init__(self, weights: DeviceWeights) -> None:
-        self._weights = weights
+    def __init__(self, weights: DeviceWeights, layers: Sequence[int]) -> None:
+        self._weights, self._layers = weights, layers
 
     def __getitem__(self, layer: int) -> DeviceExperts:
         return self._weights.experts(layer)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
 
 
 class DeviceLogits:

@@ -94,6 +94,9 @@ def route(
 
 def fetch(step: Recorder, experts: Experts, paged: Paged) -> None:
     """Wait until all experts that tokens are sent to are in memory, or until reading has failed."""
+    if isinstance(step, DeviceStep):
+        on_device("experts").fetch(step, paged)
+        return
     step.launch(
         "experts.fetch",
         runs=address_of(step.buffers["expert_runs"]),
@@ -109,6 +112,9 @@ def guess(step: Recorder, logits: FloatArray, experts: Experts, paged: Paged) ->
     """Mark where a later layer's logits (tokens, experts), of an earlier layer's input, would send the first tokens
     (A. Eliseev, D. Mazur: Fast inference of mixture-of-experts language models with offloading, arXiv 2312.17238).
     """
+    if isinstance(step, DeviceStep):
+        on_device("experts").guess(step, logits, experts.spec, paged)
+        return
     step.launch(
         "experts.guess",
         meet=False,

@@ -10,9 +10,11 @@ from typing import Any
 
 import triton
 
-from residency.kernels.device import DeviceExperts, DeviceMatrix, DeviceStep, Tensor
+from residency.kernels.device import DeviceExperts, DeviceMatrix, DevicePaged, DeviceStep, Tensor
 from residency.kernels.device_language import power_of_two
 from residency.kernels.experts import SharedProduct
+from residency.kernels.experts.gpu_paging import ASKED, GUESSED, bring, mark_guesses
+from residency.kernels.experts.gpu_paging import copy_experts as copy_experts
 from residency.kernels.experts.gpu_products import multiply_few_of_experts, multiply_tiles_of_experts
 from residency.kernels.experts.gpu_routes import combine_pairs, count_pairs, route_pairs, sort_pairs
 from residency.kernels.gate.gpu import activate_rows
@@ -60,15 +62,43 @@ def route(step: DeviceStep, logits: Tensor, spec: MoeSpec, used: Tensor, given: 
     )
 
 
+def fetch(step: DeviceStep, paged: DevicePaged) -> None:
+    """See kernels.experts.fetch: the programs that are started next find all experts that they need."""
+    if step.only_logits:
+        return
+    paged.aside.join()
+    used, missed = step.buffers["experts_used"], step.buffers["experts_missed"]
+    bring(step, paged, used[paged.layer], missed[paged.layer], kept=used[paged.before], row=ASKED)
+
+
+def guess(step: DeviceStep, logits: Tensor, spec: MoeSpec, paged: DevicePaged) -> None:
+    """See kernels.experts.guess: what is guessed is copied beside the products of the layer that computes."""
+    if step.only_logits or step.shape.sampled == 0:
+        return
+    guessed, used = step.buffers["experts_guessed"][paged.layer], step.buffers["experts_used"]
+    mark_guesses[(step.shape.sampled,)](
+        logits,
+        step.buffers["positions"],
+        guessed,
+        spec.num_experts,
+        logits.stride(0),
+        PER_TOKEN=spec.experts_per_token,
+        BLOCK=power_of_two(spec.num_experts),
+        num_warps=1,
+    )
+    with paged.aside.begun():
+        bring(step, paged, guessed, guessed, kept=used[paged.before], row=GUESSED)
+
+
 def multiply(step: DeviceStep, x: Rows, experts: DeviceExperts) -> None:
     """See kernels.experts.multiply: the products of every pair into "expert_out"."""
     if step.only_logits:
         return
     gate, up, out = (step.buffers[name] for name in ("expert_gate", "expert_up", "expert_out"))
     for matrix, product in ((experts.gate, gate), (experts.up, up)):
-        _multiply(step, experts.spec, x.values, matrix, product, gathers=True)
+        _multiply(step, experts, x.values, matrix, product, gathers=True)
     activate_rows(gate[: _pairs(step, experts.spec)], up, experts.spec.activation, experts.spec.intermediate)
-    _multiply(step, experts.spec, gate, experts.down, out, gathers=False)
+    _multiply(step, experts, gate, experts.down, out, gathers=False)
 
 
 def combine(step: DeviceStep, spec: MoeSpec, columns: int, hidden: Tensor, shared: SharedProduct | None) -> None:
@@ -109,13 +139,18 @@ def _most_blocks(step: DeviceStep, spec: MoeSpec) -> int:
     return min(pairs, pairs // _block_rows(step, spec) + spec.num_experts)
 
 
-def _multiply(step: DeviceStep, spec: MoeSpec, x: Tensor, matrix: DeviceMatrix, out: Tensor, *, gathers: bool) -> None:
+def _multiply(
+    step: DeviceStep, experts: DeviceExperts, x: Tensor, matrix: DeviceMatrix, out: Tensor, *, gathers: bool
+) -> None:
     """The rows of each block times its expert's matrix: `gathers` the tokens' rows and leaves them sorted, else takes
     sorted rows and leaves them by pair.
     """
+    spec, paged = experts.spec, experts.paged
     rows, blocks = _block_rows(step, spec), _most_blocks(step, spec)
-    words = (x, *_planes(matrix), step.buffers["expert_rows"], step.buffers["expert_blocks"], out)
-    extents = (matrix.rows, matrix.columns, row_bytes(matrix), x.stride(0), out.stride(0))
+    places = None if paged is None else step.buffers["expert_places"][paged.layer]
+    words = (x, *_planes(matrix), step.buffers["expert_rows"], step.buffers["expert_blocks"], places, out)
+    steps = _expert_steps(matrix, paged)
+    extents = (matrix.rows, matrix.columns, row_bytes(matrix), *steps, x.stride(0), out.stride(0))
     named: dict[str, Any] = {"PER_TOKEN": spec.experts_per_token, "GATHERS": gathers, **_constants(matrix)}
     if rows <= MOST_FEW_ROWS:
         few = multiply_few_of_experts[(triton.cdiv(matrix.rows, _FEW_TILE_ROWS), blocks)]
@@ -129,6 +164,14 @@ def _planes(matrix: DeviceMatrix) -> tuple[Tensor, ...]:
     if matrix.layout is None:
         return (matrix.planes["codes"],) * 4
     return plane_words(matrix)
+
+
+def _expert_steps(matrix: DeviceMatrix, paged: DevicePaged | None) -> list[int]:
+    """Values of each plane from one expert's to the next one's."""
+    if paged is None:
+        return [matrix.rows * plane.stride(0) for plane in _planes(matrix)]
+    slot_bytes = paged.slots.stride(0) * paged.slots.element_size()
+    return [slot_bytes // plane.element_size() for plane in _planes(matrix)]
 
 
 def _constants(matrix: DeviceMatrix) -> dict[str, int | str]:

@@ -1,4 +1,6 @@
-"""Products of a block's rows with its expert's matrix, of which it is `expert * rows` rows down: see gpu.py."""
+"""Products of a block's rows with its expert's matrix: see gpu.py. `places` says which of the matrices that lie one
+behind the other, steps of each plane apart, is the expert's; without it, the one of its number.
+"""
 
 import triton
 import triton.language as tl
@@ -16,10 +18,15 @@ def multiply_few_of_experts(
     supers,
     sorted_pairs,
     blocks,
+    places,
     out,
     rows,
     columns,
     row_bytes,
+    codes_step,
+    high_step,
+    scales_step,
+    supers_step,
     x_stride,
     out_stride,
     PER_TOKEN: tl.constexpr,
@@ -39,6 +46,7 @@ def multiply_few_of_experts(
     expert, first, count = tl.load(block), tl.load(block + 1), tl.load(block + 2)
     if count == 0:
         return
+    which = (expert if places is None else tl.load(places + expert)).to(tl.int64)
     row = tl.program_id(0) * R + tl.arange(0, R)
     sources = ()
     for token in tl.static_range(TOKENS):
@@ -47,11 +55,11 @@ def multiply_few_of_experts(
         sources = sources + (x + source * x_stride,)
     sums = few_rows(
         sources,
-        codes,
-        high,
-        scales,
-        supers,
-        expert.to(tl.int64) * rows + row,
+        codes + which * codes_step,
+        high + which * high_step,
+        scales + which * scales_step,
+        supers + which * supers_step,
+        row,
         row < rows,
         columns,
         row_bytes,
@@ -79,10 +87,15 @@ def multiply_tiles_of_experts(
     supers,
     sorted_pairs,
     blocks,
+    places,
     out,
     rows,
     columns,
     row_bytes,
+    codes_step,
+    high_step,
+    scales_step,
+    supers_step,
     x_stride,
     out_stride,
     PER_TOKEN: tl.constexpr,
@@ -100,6 +113,7 @@ def multiply_tiles_of_experts(
     expert, first, count = tl.load(block), tl.load(block + 1), tl.load(block + 2)
     if count == 0:
         return
+    which = (expert if places is None else tl.load(places + expert)).to(tl.int64)
     row = tl.program_id(0) * R + tl.arange(0, R)
     token = tl.arange(0, T)
     there = token < count
@@ -108,11 +122,11 @@ def multiply_tiles_of_experts(
     source = x + (pair // PER_TOKEN if GATHERS else place)[None, :] * x_stride
     sums = tile_sums(
         source,
-        codes,
-        high,
-        scales,
-        supers,
-        expert.to(tl.int64) * rows + row,
+        codes + which * codes_step,
+        high + which * high_step,
+        scales + which * scales_step,
+        supers + which * supers_step,
+        row,
         row < rows,
         there,
         0,
