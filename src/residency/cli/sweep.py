@@ -1,36 +1,40 @@
 """`residency bench --sweep-memory`: speed and peak by the part of the weights that stays, in a process for each."""
 
-import json
 import statistics
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from residency.cli.options import PlanOptions
 from residency.cli.prepare import prepare_first
 from residency.cli.progress import Progress
+from residency.cli.stretches import stretches
 from residency.cli.tables import columns
+from residency.engine.calibrate import read_kernel
 from residency.engine.planning import plan_rows
 from residency.errors import ResidencyError, UsageError
-from residency.hardware import Machine, ThreadRate
+from residency.hardware import Machine
 from residency.models.specs import model_spec
-from residency.paths import child_environment
+from residency.planner import Plan
 from residency.planner.explain import speed
-from residency.planner.streaming import READERS, least_streaming
+from residency.planner.streaming import READERS
+from residency.spec.model import ModelSpec
 from residency.spec.opening import open_checkpoint
+from residency.spec.spans import store_spans
 from residency.store.disk_rate import file_read_rate
+from residency.store.memory_rate import memory_read_rates
+from residency.store.stream import Range
 from residency.store.weights import store_folder
-from residency.units import mib
-from residency.verifier.sweep import Sweep, SweepPoint
+from residency.units import mib, rate
+from residency.verifier.sweep import Stretch, Sweep, SweepPoint
 
 RESIDENT_PARTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-CONTEXT_TOKENS = 512  # of each run, half of it a prompt
-ANSWER_TOKENS = (16, 192)  # of each run, at least and at most
-ANSWER_SECONDS = 4.0
-RATE_SECONDS = 0.5
-_TOLERANT = "--memory-tolerance=1e6 --peak-tolerance=1e6 --speed-tolerance=1e6".split()  # all is shown, nothing judged
+CONTEXT_TOKENS = 512
+STRETCHES = 10  # of decoding, with reads of the disk before, between and after them
+STRETCH_SECONDS = 0.6  # about
+STRETCH_TOKENS = (3, 97)  # at least and at most; the first is not counted
+READING_SECONDS = 0.4
 
 
 def sweep_memory(
@@ -39,51 +43,89 @@ def sweep_memory(
     """Run the model in budgets from the least to enough. MachineError without a disk, UsageError
     for a mixture; errors of the runs as theirs.
 
-    What is forecast goes by the rate at which the disk reads these very weights just before: disks that others share
-    change by the minute, and what is read again and again may lie in a cache behind the disk.
+    What is forecast goes by how fast memory is read beside each run, and the disk beside each second of it: what others
+    share changes that quickly.
     """
-    plan_options = PlanOptions(context_tokens=CONTEXT_TOKENS, threads=threads)
     whole = plan_rows(path, context=CONTEXT_TOKENS, threads=threads, machine=machine)
     model = model_spec(open_checkpoint(path))
     if any(layer.experts for layer in model.layers):
         raise UsageError(f"{model.name} is a mixture of experts, whose speed follows its routes; use --expert-trace.")
-    prepare_first(str(path), plan_options)
-    weights_file = store_folder(whole.model_fingerprint) / "weights"
-    rates: list[float] = []
+    prepare_first(str(path), PlanOptions(context_tokens=CONTEXT_TOKENS, threads=threads))
     sweep = Sweep.of(whole, model, machine.tier("disk").read_bytes_per_second(READERS))
     points: list[SweepPoint] = []
     for done, part in enumerate(RESIDENT_PARTS):
         progress("running in ever more memory", done, len(RESIDENT_PARTS))
+        beside = _with_memory_rate(machine, whole)
+        plan = plan_rows(path, context=CONTEXT_TOKENS, threads=threads, machine=beside)
+        sweep = replace(sweep, resident_seconds=1 / plan.forecast.decode_tokens_per_second)
         budget_bytes = sweep.budget_bytes(part)
-        if part < 1.0:  # the last reads nothing from the disk
-            rates.append(_disk_rate(weights_file))
-        now = _with_disk_rate(machine, rates[-1])
-        plan = plan_rows(path, memory=budget_bytes, context=CONTEXT_TOKENS, threads=threads, machine=now)
-        expected = plan.forecast.decode_tokens_per_second
-        verified = _verify(path, budget_bytes, _answer_tokens(expected), threads)
-        decode, peak = verified["decode"], verified["peak"]
-        points.append(
-            SweepPoint(
-                budget_bytes=budget_bytes,
-                resident_part=sweep.resident_part(plan),
-                forecast_tokens_per_second=expected,
-                tokens_per_second=decode["measured"],
-                forecast_peak_bytes=peak["forecast"],
-                peak_bytes=peak["measured"],
-            )
-        )
+        plan = plan_rows(path, memory=budget_bytes, context=CONTEXT_TOKENS, threads=threads, machine=beside)
+        points.append(_point(sweep, model, plan))
     progress("running in ever more memory", len(RESIDENT_PARTS), len(RESIDENT_PARTS))
-    return replace(sweep, least=least_streaming(model, statistics.median(rates))), points
+    rates = [each.disk_bytes_per_second for point in points for each in point.stretches if each.disk_bytes_per_second]
+    return replace(sweep, least=replace(sweep.least, disk_bytes_per_second=statistics.median(rates))), points
+
+
+def _with_memory_rate(machine: Machine, whole: Plan) -> Machine:
+    """The machine with its memory as fast as it is read now, over and over as many bytes as the weights have."""
+    rates = memory_read_rates(
+        read_kernel(), max_threads=whole.threads, buffer_bytes=whole.memory.weights, limit_seconds=READING_SECONDS
+    )
+    tiers = (replace(tier, read_rates=rates) if tier.kind == "ram" else tier for tier in machine.tiers)
+    return replace(machine, tiers=tuple(tiers))
+
+
+def _point(sweep: Sweep, model: ModelSpec, plan: Plan) -> SweepPoint:
+    """One budget: stretches of decoding between reads of what streams."""
+    fewest, most = STRETCH_TOKENS
+    tokens = min(max(int(plan.forecast.decode_tokens_per_second * STRETCH_SECONDS), fewest), most)
+    with stretches(plan, tokens=tokens) as run:
+        run.decode()  # the prompt is computed, pages are touched
+        disk = [_disk_rate(model, plan)]
+        decoded: list[float] = []
+        for _ in range(STRETCHES):
+            decoded.append(run.decode())
+            disk.append(_disk_rate(model, plan))
+        peak = next(each for each in run.end() if each.name == "peak")
+    beside = [None if before is None or after is None else (before + after) / 2 for before, after in pairwise(disk)]
+    return SweepPoint(
+        budget_bytes=plan.budget_bytes,
+        resident_part=sweep.resident_part(plan),
+        stretches=tuple(
+            Stretch(
+                tokens_per_second=measured,
+                forecast_tokens_per_second=sweep.forecast_of(plan, rate),
+                disk_bytes_per_second=rate,
+            )
+            for measured, rate in zip(decoded, beside, strict=True)
+        ),
+        forecast_peak_bytes=peak.forecast,
+        peak_bytes=peak.measured,
+    )
+
+
+def _disk_rate(model: ModelSpec, plan: Plan) -> float | None:
+    """How fast the disk gives what streams in `plan`; None where nothing does."""
+    if plan.streaming is None:
+        return None
+    spans = store_spans(model, plan.streaming.slot_bytes)
+    ranges = [Range(offset=spans[span].offset, num_bytes=spans[span].num_bytes) for span in plan.streaming.streamed]
+    weights_file = store_folder(plan.model_fingerprint) / "weights"
+    try:
+        return file_read_rate(weights_file, ranges, threads=READERS, seconds=READING_SECONDS)
+    except OSError as error:
+        raise ResidencyError(f"{weights_file} cannot be read: {error.strerror}.") from None
 
 
 def sweep_lines(points: Sequence[SweepPoint]) -> list[str]:
     """The table for people."""
-    head = ["memory", "weights that stay", "tokens/s", "forecast", "", "peak", "forecast", ""]
+    head = ["memory", "weights that stay", "disk", "tokens/s", "forecast", "", "peak", "forecast", ""]
     rows = [
         [
             mib(each.budget_bytes),
             f"{each.resident_part:.0%}",
-            speed(each.tokens_per_second),
+            _spread([stretch.disk_bytes_per_second or 0.0 for stretch in each.stretches], rate),
+            _spread([stretch.tokens_per_second for stretch in each.stretches], speed),
             speed(each.forecast_tokens_per_second),
             f"{each.tokens_per_second / each.forecast_tokens_per_second - 1:+.0%}",
             mib(round(each.peak_bytes)),
@@ -95,37 +137,8 @@ def sweep_lines(points: Sequence[SweepPoint]) -> list[str]:
     return columns([head, *rows], right=tuple(range(len(head))))
 
 
-def _disk_rate(weights_file: Path) -> float:
-    try:
-        return file_read_rate(weights_file, threads=READERS, limit_seconds=RATE_SECONDS)
-    except OSError as error:
-        raise ResidencyError(f"{weights_file} cannot be read: {error.strerror}.") from None
-
-
-def _with_disk_rate(machine: Machine, bytes_per_second: float) -> Machine:
-    rates = (ThreadRate(threads=READERS, bytes_per_second=bytes_per_second),)
-    return replace(
-        machine,
-        tiers=tuple(replace(tier, read_rates=rates) if tier.kind == "disk" else tier for tier in machine.tiers),
-    )
-
-
-def _answer_tokens(tokens_per_second: float) -> int:
-    fewest, most = ANSWER_TOKENS
-    return min(max(int(tokens_per_second * ANSWER_SECONDS), fewest), most)
-
-
-def _verify(path: Path, budget_bytes: int, answer_tokens: int, threads: int | None) -> dict[str, dict[str, float]]:
-    words = [f"--memory={budget_bytes}B", f"--context={CONTEXT_TOKENS}", f"--answer-tokens={answer_tokens}", *_TOLERANT]
-    if threads is not None:
-        words.append(f"--threads={threads}")
-    done = subprocess.run(
-        [sys.executable, "-m", "residency", "verify", *words, "--json", "--", str(path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=child_environment(),
-    )
-    if done.returncode:
-        raise ResidencyError(done.stderr.strip().removeprefix("residency: ") or "a run of the sweep was killed.")
-    return {each["name"]: each for each in json.loads(done.stdout)["comparisons"]}
+def _spread(samples: Sequence[float], written: Callable[[float], str]) -> str:
+    """The mean over equal work, and the range; nothing for what was not used."""
+    if not all(samples):
+        return ""
+    return f"{written(statistics.harmonic_mean(samples))} ({written(min(samples))} to {written(max(samples))})"

@@ -20,14 +20,15 @@ from residency.kernels.matmul import Matrix, linear
 from residency.kernels.recorder import Inputs, Launch, Program, Recorder, Rows, address_of
 from residency.paths import cache_folder, child_environment
 from residency.spec.checkpoint import Checkpoint
-from residency.store.memory_rate import ReadBytes
+from residency.store.memory_rate import ReadBytes, memory_read_rates
 from residency.store.probe import is_disturbed, kept_machine, probe, save_machine
 
 RUN_FOOTPRINT = "residency.engine.footprint"  # the program that takes what a run takes beside weights
 _TRIALS = 7
 _FEW, _MANY = 64, 512  # tokens: what the second number adds is multiplying, the rest of the first is unpacking
 _UNNOTICED_RATE = 1e15  # of unpacking, where products unpack on the way
-_STREAMED_BYTES = 128 * 1024**2
+_STREAMED_BYTES = 512 * 1024**2  # more than caches hold, where that is to be had: half in a cache is now fast, now slow
+_READING_SECONDS = 0.5
 _KERNELS = 200  # of the program that shows what a kernel costs beside its work
 KERNELS_PER_LAYER = 12  # in a layer of the models here
 
@@ -112,18 +113,27 @@ def figures(library: Library, machine: Machine) -> dict[str, float]:
     }
     if is_disturbed(machine):
         return rates
+    streamed_bytes = _streamed_bytes(machine)
+    (*_, beside) = memory_read_rates(
+        read_kernel(), max_threads=machine.threads, buffer_bytes=streamed_bytes, limit_seconds=_READING_SECONDS
+    )
     with Workers(library, machine.threads) as workers:
         streamed = _product(
-            library, rows=_STREAMED_BYTES // Q4_1.bytes_of((16, columns)) * 16, columns=columns, tokens=1
+            library, rows=streamed_bytes // Q4_1.bytes_of((16, columns)) * 16, columns=columns, tokens=1
         )
-        streamed_rate = _STREAMED_BYTES / _best_seconds(workers, streamed)
+        streamed_rate = streamed_bytes / _best_seconds(workers, streamed)
         tiny_seconds = _best_seconds(workers, _product(library, rows=16, columns=32, tokens=1, kernels=_KERNELS))
-    read_rate = machine.tier("ram").read_bytes_per_second(machine.threads, _STREAMED_BYTES)
     return {
         **rates,
-        "read_efficiency": min(1.0, streamed_rate / read_rate),
+        "read_efficiency": min(1.0, streamed_rate / beside.bytes_per_second),
         "layer_overhead_seconds": tiny_seconds / _KERNELS * KERNELS_PER_LAYER,
     }
+
+
+def _streamed_bytes(machine: Machine) -> int:
+    """The most that the machine's memory was read by, up to the usual."""
+    sets = [rate.working_set_bytes or _STREAMED_BYTES for rate in machine.tier("ram").read_rates]
+    return min(max(sets), _STREAMED_BYTES)
 
 
 def _product(

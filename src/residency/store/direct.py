@@ -8,7 +8,7 @@ from types import TracebackType
 
 from residency.errors import StoreError
 
-BLOCK_BYTES = 2 * 1024**2  # of one read; several are in flight
+BLOCK_BYTES = 512 * 1024  # of one read; several are in flight. More than 128 to 254 pages are cut up by many devices
 _RETRY_SECONDS = (0.01, 0.1)  # a disk may fail once and work again
 
 

@@ -7,12 +7,14 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 from residency.hardware import ThreadRate
 from residency.store.direct import BLOCK_BYTES
+from residency.store.stream import Range
 
 _THREADS = (1, 4)
 
@@ -27,11 +29,12 @@ def disk_read_rates(folder: Path, *, max_bytes: int, limit_seconds: float) -> tu
     try:
         with _nameless_file(folder) as (writer, file):
             num_blocks = _write(writer, max_bytes // BLOCK_BYTES, deadline)
+            blocks = _blocks([Range(offset=0, num_bytes=num_blocks * BLOCK_BYTES)])
             read_seconds = limit_seconds / 2 / len(_THREADS)
             return tuple(
                 ThreadRate(
                     threads=threads,
-                    bytes_per_second=_read_rate(file, num_blocks, threads=threads, limit_seconds=read_seconds),
+                    bytes_per_second=_read_rate(file, iter(blocks), threads=threads, limit_seconds=read_seconds),
                 )
                 for threads in _THREADS
             )
@@ -39,12 +42,12 @@ def disk_read_rates(folder: Path, *, max_bytes: int, limit_seconds: float) -> tu
         return ()
 
 
-def file_read_rate(path: Path, *, threads: int, limit_seconds: float) -> float:
-    """Bytes per second of sequential reads of a file, block by block as weights stream. OSError where that fails."""
+def file_read_rate(path: Path, ranges: Sequence[Range], *, threads: int, seconds: float) -> float:
+    """Bytes per second of reads of a file's ranges, round and round and block by block as weights stream. OSError where
+    that fails.
+    """
     with contextlib.ExitStack() as stack:
-        file = _opened(str(path), stack)
-        num_blocks = path.stat().st_size // BLOCK_BYTES
-        return _read_rate(file, num_blocks, threads=threads, limit_seconds=limit_seconds)
+        return _read_rate(_opened(str(path), stack), cycle(_blocks(ranges)), threads=threads, limit_seconds=seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,36 +95,46 @@ def _write(descriptor: int, max_blocks: int, deadline: float) -> int:
     return max_blocks
 
 
-def _read_rate(file: _File, num_blocks: int, *, threads: int, limit_seconds: float) -> float:
+def _blocks(ranges: Sequence[Range]) -> list[Range]:
+    return [
+        Range(offset=each.offset + start, num_bytes=min(BLOCK_BYTES, each.num_bytes - start))
+        for each in ranges
+        for start in range(0, each.num_bytes, BLOCK_BYTES)
+    ]
+
+
+def _read_rate(file: _File, blocks: Iterator[Range], *, threads: int, limit_seconds: float) -> float:
+    """Threads take one block after another, until there are none or time is up."""
     if hasattr(os, "posix_fadvise"):  # for what reads through the cache after all
         os.posix_fadvise(file.cached_reader, 0, 0, os.POSIX_FADV_DONTNEED)
-    blocks_read: list[int] = []
+    bytes_read: list[int] = []
     begin_seconds = time.perf_counter()
     deadline = begin_seconds + limit_seconds
 
-    def work(index: int) -> None:
-        with mmap.mmap(-1, BLOCK_BYTES) as block:
+    def work() -> None:
+        with mmap.mmap(-1, BLOCK_BYTES) as room:
             done = 0
-            for number in range(index, num_blocks, threads):
-                done += _read(file, block, number)
+            for block in blocks:
+                done += _read(file, room, block)
                 if time.perf_counter() > deadline:
                     break
-            blocks_read.append(done)
+            bytes_read.append(done)
 
-    workers = [threading.Thread(target=work, args=(index,)) for index in range(threads)]
+    workers = [threading.Thread(target=work) for _ in range(threads)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    if not sum(blocks_read):
+    if not sum(bytes_read):
         raise OSError("nothing could be read")
-    return sum(blocks_read) * BLOCK_BYTES / (time.perf_counter() - begin_seconds)
+    return sum(bytes_read) / (time.perf_counter() - begin_seconds)
 
 
-def _read(file: _File, block: mmap.mmap, number: int) -> bool:
-    """Whether a whole block was read: directly, or through the cache where direct reads are refused."""
+def _read(file: _File, room: mmap.mmap, block: Range) -> int:
+    """Bytes of a block that was read whole: directly, or through the cache where direct reads are refused."""
+    into = memoryview(room)[: block.num_bytes]
     for descriptor in (file.reader, file.cached_reader):
         with contextlib.suppress(OSError):
-            if os.preadv(descriptor, [block], number * BLOCK_BYTES) == BLOCK_BYTES:
-                return True
-    return False
+            if os.preadv(descriptor, [into], block.offset) == block.num_bytes:
+                return block.num_bytes
+    return 0

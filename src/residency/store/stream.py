@@ -5,6 +5,7 @@ the slots. Three counters are all that readers and steps share: how many reads h
 given back, and, written by whoever runs the steps, how many were given back before this one.
 """
 
+import ctypes
 import os
 import threading
 from collections import Counter
@@ -18,7 +19,9 @@ from residency.errors import StoreError
 from residency.store.direct import BLOCK_BYTES
 
 _ARRIVED, _RELEASED, _BASE = 0, 8, 16  # words, a cache line apart
-_ALL_ARRIVED = 1 << 62  # lets a step run to its end after a failure
+_ALL_ARRIVED = (1 << 62) - 1  # lets a step run to its end after a failure
+_FUTEX, _WAKE_PRIVATE, _EVERYBODY = 202, 129, (1 << 31) - 1  # of Linux on x86-64, as the kernels that wait are
+_LIBC = ctypes.CDLL(None)
 Read = Callable[[memoryview, int], None]  # into memory, from an offset: fills it, or raises
 
 
@@ -124,6 +127,7 @@ class Stream:
                 self._failure = self._failure or error
                 self._closing = True
                 self._counters[_ARRIVED] = _ALL_ARRIVED
+            self._wake()
 
     def _next_block(self) -> tuple[int, memoryview, int] | None:
         """The next block to read, once its slot is free: its read's number, where it goes, and where it lies."""
@@ -144,6 +148,19 @@ class Stream:
     def _arrive(self, number: int, num_bytes: int) -> None:
         with self._count:
             self._missing[number] -= num_bytes
-            while self._missing.get(arrived := int(self._counters[_ARRIVED])) == 0:
+            before = arrived = int(self._counters[_ARRIVED])
+            while self._missing.get(arrived) == 0:
                 del self._missing[arrived]
-                self._counters[_ARRIVED] = arrived + 1
+                arrived += 1
+            self._counters[_ARRIVED] = arrived
+        if arrived > before:
+            self._wake()
+
+    def _wake(self) -> None:
+        """Steps that wait for a read look again."""
+        _LIBC.syscall(
+            ctypes.c_long(_FUTEX),
+            ctypes.c_void_p(self.words.arrived),
+            ctypes.c_long(_WAKE_PRIVATE),
+            ctypes.c_long(_EVERYBODY),
+        )

@@ -66,52 +66,70 @@ class Runs:
 def run_as_forecast(plan: Plan, *, answer_tokens: int = GENERATED_TOKENS, progress: Progress | None = None) -> Runs:
     """Run a plan as its forecast says, with answers of at most `answer_tokens`."""
     with Engine.open(plan, progress=progress) as engine:
-        tokens = engine.tokenizer.encode(_TEXT, add_special=True)
-        generated = min(answer_tokens, max(1, plan.context_tokens // 4))
-        prompts = (min(DECODE_CONTEXT_TOKENS, plan.context_tokens // 2), plan.context_tokens // 2)
         reports = []
-        for done, context_tokens in enumerate(prompts):
-            prompt_tokens = max(1, context_tokens - generated // 2)
-            prompt = (tokens * (prompt_tokens // len(tokens) + 1))[:prompt_tokens]
-            stream = engine.stream(prompt, max_tokens=generated, ignore_eos=True)
-            for _ in stream:
-                pass
-            reports.append(stream.report)
+        for done, run in enumerate((speed_run, memory_run)):
+            reports.append(run(engine, answer_tokens))
             if progress is not None:
-                progress("running", done + 1, len(prompts))
+                progress("running", done + 1, 2)
         return Runs(speed=reports[0], memory=reports[1])
 
 
+def speed_run(engine: Engine, answer_tokens: int) -> Report:
+    """An answer at the context that the forecast of decoding is for."""
+    return _answer(engine, min(DECODE_CONTEXT_TOKENS, engine.plan.context_tokens // 2), answer_tokens)
+
+
+def memory_run(engine: Engine, answer_tokens: int) -> Report:
+    """An answer to a prompt that fills half of the context."""
+    return _answer(engine, engine.plan.context_tokens // 2, answer_tokens)
+
+
+def _answer(engine: Engine, context_tokens: int, answer_tokens: int) -> Report:
+    """At most so many tokens, in whose middle there are `context_tokens`."""
+    tokens = engine.tokenizer.encode(_TEXT, add_special=True)
+    generated = min(answer_tokens, max(1, engine.plan.context_tokens // 4))
+    prompt_tokens = max(1, context_tokens - generated // 2)
+    prompt = (tokens * (prompt_tokens // len(tokens) + 1))[:prompt_tokens]
+    stream = engine.stream(prompt, max_tokens=generated, ignore_eos=True)
+    for _ in stream:
+        pass
+    return stream.report
+
+
 def compare(runs: Runs, tolerances: Tolerances) -> tuple[Comparison, ...]:
-    """Every class of memory, their sum, and the speed of decoding where at least two tokens came.
+    """Memory, and the speed of decoding where at least two tokens came."""
+    comparisons = compare_memory(runs.memory, tolerances)
+    if runs.speed.completion_tokens == 1:
+        return comparisons
+    expected = runs.speed.plan.forecast.decode_tokens_per_second
+    decode = Comparison(
+        name="decode",
+        unit="tokens/s",
+        forecast=expected,
+        measured=runs.speed.decode_tokens_per_second,
+        allowed=expected * tolerances.speed,
+    )
+    return (*comparisons, decode)
+
+
+def compare_memory(report: Report, tolerances: Tolerances) -> tuple[Comparison, ...]:
+    """Every class of memory, and their sum, as "peak".
 
     The KV cache is reserved for the whole context and taken page by page: what is compared is what this run's tokens
     should have taken.
     """
-    report, plan, measured = runs.memory, runs.memory.plan, runs.memory.memory
+    plan, measured = report.plan, report.memory
     forecast = MemoryBytes(
         weights=plan.memory.weights,
         kv_cache=_kv_bytes_of(plan, report.prompt_tokens + report.completion_tokens - 1),
         activations=plan.memory.activations,
         runtime=plan.memory.runtime,
     )
-    comparisons = [
+    classes = (
         _bytes(name, getattr(forecast, name), getattr(measured, name), tolerances.memory, tolerances.least_bytes)
         for name in ("weights", "kv_cache", "activations", "runtime")
-    ]
-    comparisons.append(_bytes("peak", forecast.peak, measured.peak, tolerances.peak, tolerances.least_bytes))
-    if runs.speed.completion_tokens > 1:
-        expected = plan.forecast.decode_tokens_per_second
-        comparisons.append(
-            Comparison(
-                name="decode",
-                unit="tokens/s",
-                forecast=expected,
-                measured=runs.speed.decode_tokens_per_second,
-                allowed=expected * tolerances.speed,
-            )
-        )
-    return tuple(comparisons)
+    )
+    return (*classes, _bytes("peak", forecast.peak, measured.peak, tolerances.peak, tolerances.least_bytes))
 
 
 def _bytes(name: str, forecast: int, measured: int, tolerance: float, least_bytes: int) -> Comparison:

@@ -21,6 +21,7 @@ ring = operation(  # add 1 to an event counter (eventfd), which wakes whoever wa
     types.void(address),
     lambda b, descriptor: call("eventfd_write", I32, I32, I64)(b, b.trunc(descriptor, I32), ir.Constant(I64, 1)),
 )
+_FUTEX, _WAIT_PRIVATE = 202, 128  # of Linux on x86-64
 _BYTE = I8.as_pointer()
 _READ_ALONE, _PRIVATE_FIXED_ANONYMOUS = 1, 0x32  # of mmap
 
@@ -36,6 +37,15 @@ def _restore_handler(b: Builder, signal: Value, action: Value) -> Value:
     return call("sigaction", I32, I32, _BYTE, _BYTE)(b, b.trunc(signal, I32), b.inttoptr(action, _BYTE), nowhere)
 
 
+def _sleep_until_changed(b: Builder, at: Value, seen: Value) -> Value:
+    nothing = ir.Constant(I64, 0)
+    numbers = [ir.Constant(I64, each) for each in (_FUTEX, _WAIT_PRIVATE)]
+    arguments = (numbers[0], at, numbers[1], seen, nothing, nothing, nothing)
+    return call("syscall", I64, *[I64] * len(arguments))(b, *arguments)
+
+
+# asleep until somebody wakes (futex) who waits for this word, unless its lower half is no longer `seen`'s
+sleep_until_changed = operation(types.void(address, types.int64), _sleep_until_changed)
 map_zeros = operation(types.void(address, types.int64), _map_zeros)  # over what is mapped there, whole pages
 restore_handler = operation(types.void(types.int64, address), _restore_handler)  # of a signal: a struct sigaction
 cycle_count = operation(types.int64(), call("llvm.readcyclecounter", I64))  # at a constant rate on x86-64

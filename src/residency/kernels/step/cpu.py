@@ -15,9 +15,11 @@ from residency.kernels.simd.threads import (
     restore_handler,
     ring,
     sleep_shortly,
+    sleep_until_changed,
 )
 
 SPINS_BEFORE_SLEEP = 8000  # longer than threads wait for each other, unless one has lost its processor
+SPINS_FOR_A_READ = 300  # some ten microseconds: reads take longer
 PATIENCE_CYCLES = 60_000  # some 20 microseconds: how much later than others a thread may be done unnoticed
 SIGBUS = 7
 _I64 = ir.IntType(64)
@@ -131,15 +133,20 @@ def serve(control, seen_at, meeting, thread, threads, max_spins):
 
 
 def arrive(arrived_at, base_at, number, thread, threads):
-    """Wait until the read that is the step's `number`-th (from 0) is in memory; see store/stream.py."""
+    """Wait until the read that is the step's `number`-th (from 0) is in memory; see store/stream.py.
+
+    Asleep, and not looking again and again: on virtual machines that takes processor time that the disk's reads need.
+    """
     wanted = load_i64(base_at) + number + 1
     spins = 0
-    while atomic_load(arrived_at) < wanted:
+    arrived = atomic_load(arrived_at)
+    while arrived < wanted:
         spins += 1
-        if spins < SPINS_BEFORE_SLEEP:
+        if spins < SPINS_FOR_A_READ:
             pause()
         else:
-            sleep_shortly()
+            sleep_until_changed(arrived_at, arrived)
+        arrived = atomic_load(arrived_at)
 
 
 def release(released_at, base_at, count, bell, thread, threads):
