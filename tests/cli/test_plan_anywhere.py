@@ -134,6 +134,7 @@ def test_without_a_model_the_known_ones_are_listed(residency: Residency) -> None
         (["--on", "2xH100-80GB", "--tp", "0"], "0 tensor-parallel ranks cannot be"),
         (["--on", "H100-80GB", "--kv", "int3"], "'int3' is no format of a KV cache"),
         (["--on", "H100-80GB", "--quant", "int3"], "'int3' is no format that weights"),
+        (["--on", "H100-80GB", "--draft", "gemma-3-1b-it"], "a smaller model of the same family"),
         (["--on", "H100-80GB", "--acceptance", "0.5"], "name one with --draft"),
         (["--on", "H100-80GB", "--draft", "llama-3.2-1b", "--acceptance", "1.5"], "acceptance rate of 1.5"),
         (["--on", "H100-80GB", "--batch", "4"], "give --train as well"),

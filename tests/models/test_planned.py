@@ -437,6 +437,20 @@ def test_a_key_that_may_change_memory_is_named_and_refused(key: str, value: Any)
         planned_spec("model", "config.json", config(**{key: value}))
 
 
+def test_an_unknown_key_of_a_nested_object_is_named_and_refused() -> None:
+    vision = {"num_hidden_layers": 2, "num_latent_queries": 64}
+    values = {"model_type": "llava", "text_config": SMALL, "vision_config": vision}
+    with pytest.raises(UnsupportedError, match=r"vision_config\.num_latent_queries"):
+        planned_spec("model", "config.json", values)
+
+
+@pytest.mark.parametrize(("key", "value"), [("lm_head", True), ("dynamic", {"-:.*down": {"bits": 8}})])
+def test_a_quantization_that_spares_or_adds_modules_in_an_unknown_way_is_refused(key: str, value: Any) -> None:
+    method = {"quant_method": "gptq", "bits": 4, key: value}
+    with pytest.raises(UnsupportedError, match=key):
+        planned_spec("model", "config.json", config(quantization_config=method))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -80,12 +80,14 @@ class Configuration:
         *,
         architecture: str = "",
         asked: set[str] | None = None,
+        sections: dict[str, "Configuration"] | None = None,
     ) -> None:
         self.source = source
         self.architecture = architecture
         self._values = values
         self._names = names or {}
         self._asked = set() if asked is None else asked
+        self._sections = {} if sections is None else sections
 
     def has(self, key: str) -> bool:
         """Whether the key is there, and not null."""
@@ -184,7 +186,15 @@ class Configuration:
         value = self._values.get(key)
         if value is not None and not isinstance(value, Mapping):
             raise self._wrong(key, value, "an object")
-        return Configuration(self.source, value or {}, self._names, architecture=self.architecture)
+        held = self._sections.get(key)
+        if held is None or held._values != (value or {}):
+            held = Configuration(self.source, value or {}, self._names, architecture=self.architecture)
+            self._sections[key] = held
+        return held
+
+    def sections(self) -> dict[str, "Configuration"]:
+        """The nested objects that have been asked for."""
+        return dict(self._sections)
 
     def with_defaults(self, **defaults: Any) -> "Configuration":
         """The same with `defaults` for the keys that are missing or null."""
@@ -207,7 +217,14 @@ class Configuration:
         )
 
     def _with(self, values: Mapping[str, Any]) -> "Configuration":
-        return Configuration(self.source, values, self._names, architecture=self.architecture, asked=self._asked)
+        return Configuration(
+            self.source,
+            values,
+            self._names,
+            architecture=self.architecture,
+            asked=self._asked,
+            sections=self._sections,
+        )
 
     def refuse_unhandled(self, but: Container[str] = ()) -> None:
         """UnsupportedError if a key, `but` those, would change the result in a way that is not implemented."""

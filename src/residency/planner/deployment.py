@@ -28,6 +28,7 @@ from residency.spec.ranks import check_tensor_parallel
 from residency.spec.requantize import requantized
 from residency.spec.state import KvFormat, StateSpec, kv_format_named
 
+MAX_VOCABULARY_PADDING = 128  # rows by which embeddings of one family differ: Qwen2.5's 0.5B and 7B
 Goal = Literal["latency", "throughput", "tokens-per-second", "quality", "cost"]
 
 
@@ -56,6 +57,11 @@ class Question:
             raise UsageError("a budget of 0 bytes holds nothing; give --memory an amount such as 24GiB.")
         if not 0.0 <= self.acceptance <= 1.0:
             raise UsageError(f"an acceptance rate of {self.acceptance} cannot be; give one from 0 to 1.")
+        if self.draft is not None and abs(self.draft.vocabulary - self.model.vocabulary) > MAX_VOCABULARY_PADDING:
+            raise UsageError(
+                f"{self.draft.name} has {self.draft.vocabulary} tokens and {self.model.name} {self.model.vocabulary}, "
+                "so neither understands the other; give --draft a smaller model of the same family."
+            )
 
     @property
     def device(self) -> Device:

@@ -29,23 +29,37 @@ HARMLESS = frozenset(
     output_hidden_states pad_vocab_size_multiple problem_type scale_attn_weights summary_type
     time_step_rank type_vocab_size use_cache use_mamba_kernels vision_feature_layer""".split()
 )
+HARMLESS_WITHIN = frozenset(
+    """alibi_bias_max attention_heads attn_impl fullatt_block_indexes hidden_size image_size intermediate_layers_indices
+    moe_normalize_expert_weights num_attention_heads num_heads out_hidden_size projection_dim spatial_patch_size
+    vocab_size window_size""".split()
+)
+# Read key by key where they are: scalings of rotations, and schemes of quantization; a text model is checked alone.
+UNCHECKED = frozenset("""quantization_config rope_parameters rope_scaling text_config""".split())
 HARMLESS_BEGINNINGS = ("_", "rope_", "rotary_")
 HARMLESS_ENDS = ("_token_index", "_token_id")
 OFF = (None, False, 0, "", "none", "default")
 
 
-def refuse_unknown_structure(c: Configuration) -> None:
-    """UnsupportedError for the first key that looks as if it changed memory and that nothing here has asked for."""
+def refuse_unknown_structure(c: Configuration, *, within: str = "") -> None:
+    """UnsupportedError for the first key, here or in a nested object that is read, which looks as if it changed memory
+    and which nothing here has asked for."""
     for key, value in sorted(c.unasked().items()):
-        if looks_structural(key) and not _off(value):
+        if looks_structural(key, within) and not _off(value):
             raise UnsupportedError(
-                f"{c.source} sets {key[:80]} to {repr(value)[:80]}, which {c.architecture} models here do not have and "
-                "which may change what they need; take the key out if it changes neither a shape nor a state."
+                f"{c.source} sets {within}{key[:80]} to {repr(value)[:80]}, which {c.architecture} models here do not "
+                "have and which may change what they need; take the key out if it changes neither a shape nor a state."
             )
+    for name, section in sorted(c.sections().items()):
+        if name not in UNCHECKED:
+            refuse_unknown_structure(section, within=f"{within}{name}.")
 
 
-def looks_structural(key: str) -> bool:
-    """Whether a key that no architecture has asked for may change a shape or a state."""
+def looks_structural(key: str, within: str = "") -> bool:
+    """Whether a key that no architecture has asked for, in an object `within` the whole, may change a shape or a
+    state."""
+    if within and key in HARMLESS_WITHIN:
+        return False
     if key in HARMLESS or key.startswith(HARMLESS_BEGINNINGS) or key.endswith(HARMLESS_ENDS):
         return False
     words = set(key.lower().split("_"))

@@ -32,6 +32,10 @@ def quantization(c: Configuration) -> Requantize:
     if scheme is None:
         return lambda tensor: tensor.format
     q = c.section("quantization_config")
+    if q.flag("lm_head", False):
+        raise q.unsupported("lm_head")
+    if q.section("dynamic").keys():  # other bits for some modules
+        raise q.unsupported("dynamic")
     return _where(scheme, _method(q), _spared(q))
 
 
@@ -108,11 +112,19 @@ def _group(q: Configuration) -> int | None:
     return None if q.says("group_size", -1) else q.integer("group_size", 128)
 
 
+def _bits(q: Configuration, key: str, default: int | None = None) -> int:
+    """Bits of an integer that is packed: 2, 3, 4 or 8."""
+    bits = q.integer(key, default)
+    if bits not in (2, 3, 4, 8):
+        raise q.unsupported(key)
+    return bits
+
+
 def _gptq(c: Configuration, q: Configuration) -> Scheme:
     if q.text("checkpoint_format", "gptq") not in ("gptq", "gptq_v2"):
         raise q.unsupported("checkpoint_format")
     return gptq(
-        bits=q.integer("bits"),
+        bits=_bits(q, "bits"),
         group=_group(q),
         scales=F16,
         symmetric=q.flag("sym", False),
@@ -124,7 +136,7 @@ def _gptq(c: Configuration, q: Configuration) -> Scheme:
 def _awq(c: Configuration, q: Configuration) -> Scheme:
     if q.text("version", "gemm").lower() != "gemm":
         raise q.unsupported("version")
-    bits = q.integer("bits", q.integer("w_bit", 4))
+    bits = _bits(q, "bits" if q.has("bits") or not q.has("w_bit") else "w_bit", 4)
     return awq(bits=bits, group=_group(q), zero_point=q.flag("zero_point", True))
 
 
@@ -156,7 +168,7 @@ def _compressed(c: Configuration, q: Configuration) -> Scheme:
     if kind == "pack-quantized":
         size = weights.integer("group_size") if strategy == "group" else None
         order = weights.says("actorder", "group") or weights.says("actorder", "dynamic")
-        return packed(bits=weights.integer("num_bits"), group=size, scales=scales, symmetric=symmetric, order=order)
+        return packed(bits=_bits(weights, "num_bits"), group=size, scales=scales, symmetric=symmetric, order=order)
     if kind in ("int-quantized", "float-quantized", "naive-quantized"):
         values = F8_E4M3 if weights.text("type", "int") == "float" else I8
         whole = strategy == "tensor"
