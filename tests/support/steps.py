@@ -22,6 +22,9 @@ KERNELS = (
     *(f"gated_matmul.silu_{name}" for name, each in MATRICES.items() if not each.is_float and has_tiles()),
     "norm.rms",
     "sample.likeliest",
+    "positions.splits",
+    "positions.slots",
+    "positions.angles",
     "order.columns",
     "gate.silu",
     "gate.gelu_tanh",
@@ -65,6 +68,7 @@ class Step:
             self.given(np.array(values, np.int64))
             for values in (logit_rows, items, positions, sequences, [splits] * num_tokens)
         )
+        self.splits = parts
         first = address_of(counts)
         self.inputs = Inputs(
             num_tokens=first,

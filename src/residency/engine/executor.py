@@ -130,6 +130,7 @@ class CpuExecutor:
             self._hidden = None if in_step else buffers["hidden"][:, : spec.hidden]
             self._vocabulary = spec.vocabulary
             step = Recorder(self._inputs.addresses, buffers)
+            self._inputs.record(step)
             self._experts = {i: weights.experts(i) for i, layer in enumerate(spec.layers) if layer.experts}
             if routes is not None:
                 self._experts = {index: replace(each, given=routes[index]) for index, each in self._experts.items()}

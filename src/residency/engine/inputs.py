@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from residency.kernels.attention import MAX_SPLITS, PROMPT_TOKENS
-from residency.kernels.recorder import Inputs, address_of
+from residency.kernels.attention import PROMPT_TOKENS
+from residency.kernels.positions import angles, most_splits, slots, splits
+from residency.kernels.recorder import Inputs, Recorder, address_of
 from residency.ledger import KvPages, SequencePages
 from residency.scheduler import Batch
 from residency.spec.model import ModelSpec, RopeSpec
 
 NUM_TOKENS, NUM_LOGITS, NUM_ITEMS, MOST_SPLITS, NUM_INT8 = range(5)
-_PAGES_PER_SPLIT = 8  # fewer pages are not worth another thread's start
 
 
 class StepInputs:
@@ -55,6 +55,14 @@ class StepInputs:
             sequences=address_of(self._sequences),
         )
 
+    def record(self, step: Recorder) -> None:
+        """What kernels find out themselves, before all else in a step: what follows from positions."""
+        splits(step, self._page_tokens)
+        for tables, out in zip(self.tables, self.slots, strict=True):
+            slots(step, tables, self._page_tokens, out)
+        for rope, out in self.angles.items():
+            angles(step, self._frequencies[rope], rope.factor, out)
+
     def write(self, batch: Batch, pages: KvPages, *, every_logit: bool = False) -> Sequence[int]:
         """Write a batch; the tokens whose logits the step gives, by their place in it. `every_logit` asks for all."""
         tables = pages.sequences
@@ -63,13 +71,14 @@ class StepInputs:
         self._positions[:first] = [entry.start_token for entry in single]
         self._sequences[:first] = self._items[:first, 0] = self._numbers[:first]
         self._items[:first, 1] = 1
-        self._write_slots([tables[entry.request_id] for entry in single])
+        for index, entry in enumerate(single):
+            self._write_tables(index, tables[entry.request_id])
         rows = [index for index, entry in enumerate(single) if every_logit or entry.needs_logits]
         for index, entry in enumerate(batch.entries[first:], first):
             last = first + entry.num_tokens
             self._positions[first:last] = np.arange(entry.start_token, entry.start_token + entry.num_tokens)
             self._sequences[first:last] = index
-            self._write_pages(index, first, last, tables[entry.request_id])
+            self._write_tables(index, tables[entry.request_id])
             item_tokens = PROMPT_TOKENS if entry.of_prompt else 1
             for start in range(first, last, item_tokens):
                 self._items[num_items] = start, min(item_tokens, last - start)
@@ -77,12 +86,13 @@ class StepInputs:
             rows += range(first, last) if every_logit else range(last - 1, last) if entry.needs_logits else ()
             first = last
         self.write_logit_rows(rows)
-        self._write_angles(first)
-        num_int8 = sum(entry.num_tokens for entry in batch.entries if not entry.of_prompt)
+        sampled = [entry for entry in batch.entries if not entry.of_prompt]
+        num_int8 = sum([entry.num_tokens for entry in sampled])
         if num_int8 > self._most_sampled:
             raise ValueError(f"a step has room for {self._most_sampled} sampled tokens, not for {num_int8}")
-        most_splits = self._write_splits(first, num_int8)
-        self._counts[: NUM_INT8 + 1] = first, len(rows), num_items, most_splits, num_int8
+        last_position = max([entry.start_token + entry.num_tokens - 1 for entry in sampled], default=0)
+        parts = most_splits(last_position, self._page_tokens)
+        self._counts[: NUM_INT8 + 1] = first, len(rows), num_items, parts, num_int8
         return rows
 
     def write_logit_rows(self, rows: Sequence[int]) -> None:
@@ -90,45 +100,11 @@ class StepInputs:
         self._logit_rows[: len(rows)] = rows
         self._counts[NUM_LOGITS] = len(rows)
 
-    def _write_slots(self, tables: Sequence[Sequence[SequencePages]]) -> None:
-        """Where the first tokens, each the only one of its sequence, are written and what they see."""
-        num_tokens = len(tables)
-        pages, offsets = np.divmod(self._positions[:num_tokens], self._page_tokens)
-        for group, slots in enumerate(self.slots):
-            for index, sequences in enumerate(tables):
-                self._write_table(group, index, sequences[group])
-            held = self.tables[group, self._numbers[:num_tokens], pages].astype(np.int64)
-            slots[:num_tokens] = held * self._page_tokens + offsets
-
-    def _write_pages(self, index: int, first: int, last: int, sequences: Sequence[SequencePages]) -> None:
-        positions = self._positions[first:last]
+    def _write_tables(self, index: int, sequences: Sequence[SequencePages]) -> None:
+        """A sequence's tables in the row `index`, where something else or an earlier state of them stands there."""
         for group, sequence in enumerate(sequences):
-            self._write_table(group, index, sequence)
-            slots = self.tables[group, index][positions // self._page_tokens].astype(np.int64) * self._page_tokens
-            self.slots[group, first:last] = slots + positions % self._page_tokens
-
-    def _write_table(self, group: int, index: int, sequence: SequencePages) -> None:
-        """A sequence's table in the row `index`, if something else or an earlier state of it stands there."""
-        state = sequence, sequence.version
-        if self._written.get((group, index)) != state:
-            held = sequence.pages
-            self.tables[group, index, sequence.first_page : sequence.first_page + len(held)] = held
-            self._written[group, index] = state
-
-    def _write_angles(self, num_tokens: int) -> None:
-        for rope, angles in self.angles.items():
-            half = len(rope.inverse_frequencies)
-            phases = np.multiply.outer(self._positions[:num_tokens], self._frequencies[rope])
-            np.multiply(np.cos(phases), rope.factor, out=angles[:num_tokens, :half], casting="same_kind")
-            np.multiply(np.sin(phases), rope.factor, out=angles[:num_tokens, half : 2 * half], casting="same_kind")
-
-    def _write_splits(self, num_tokens: int, num_sampled: int) -> int:
-        """Parts of each token's context, and the most of any: as many as it has pages enough for, 1 in prompts.
-
-        Parts are summed in another order than the whole, so their number must not depend on who shares the step.
-        """
-        pages = self._positions[:num_sampled] // self._page_tokens + 1
-        splits = self._splits[:num_tokens]
-        splits[:num_sampled] = np.minimum(np.maximum(pages // _PAGES_PER_SPLIT, 1), MAX_SPLITS)
-        splits[num_sampled:] = 1
-        return int(splits.max())
+            state = sequence, sequence.version
+            if self._written.get((group, index)) != state:
+                held = sequence.pages
+                self.tables[group, index, sequence.first_page : sequence.first_page + len(held)] = held
+                self._written[group, index] = state

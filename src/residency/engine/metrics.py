@@ -1,11 +1,13 @@
 """What a service counts."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoopCounts:
-    """The state of a loop between two steps. Pages are of all groups of layers together."""
+class LoopCounts(NamedTuple):
+    """The state of a loop between two steps. Pages are of all groups of layers together. A tuple, for each step makes
+    one.
+    """
 
     running: int = 0  # sequences that hold pages
     waiting: int = 0  # sequences that hold none

@@ -6,7 +6,6 @@ from residency.kernels.rotary import LayerPages
 from residency.spec.model import AttentionSpec
 
 PROMPT_TOKENS = 16  # of an item of a prompt
-MAX_SPLITS = 16  # parts of one long context
 _NO_WINDOW = 1 << 40
 
 

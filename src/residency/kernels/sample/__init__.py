@@ -14,9 +14,8 @@ class Likeliest:
 
     def of_rows(self, num_rows: int) -> list[int]:
         """The tokens of the first rows, once the step has run."""
-        parts = self.values[:num_rows].argmax(axis=1)
-        found: list[int] = self.tokens[range(num_rows), parts].tolist()
-        return found
+        parts = self.values[:num_rows].argmax(axis=1).tolist()
+        return [tokens[part] for tokens, part in zip(self.tokens[:num_rows].tolist(), parts, strict=True)]
 
 
 def likeliest(step: Recorder, logits: FloatArray, vocabulary: int) -> Likeliest:
