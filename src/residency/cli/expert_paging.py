@@ -43,6 +43,7 @@ def _lines(plan: Plan, found: TraceSpeed) -> list[str]:
         "",
         *columns(rows, right=(1, 2)),
         "",
+        f"beside it the disk gave {rate(found.disk_bytes_per_second)} of experts, which the forecast goes by",
         f"by recency {found.forecast.recent:.1%} would be there, with hindsight {found.forecast.hindsight:.1%}",
         f"a step reads {decimal_bytes(found.read_bytes_per_step)} of experts at {rate(found.read_bytes_per_second)}; "
         f"to read all of them each step would give {speed(found.streaming_tokens_per_second)} tokens/s, "

@@ -24,6 +24,7 @@ from residency.spec.layout import store_layout
 from residency.spec.model import ModelSpec
 from residency.store.arena import Arena
 from residency.store.direct import BLOCK_BYTES, DirectFile
+from residency.store.stream import Range
 
 _LAYER, _ASKED, _FAILED = 0, 8, 16  # words of the board
 
@@ -53,21 +54,36 @@ class PagingCounts:
         return PagingCounts(**{name: value - getattr(before, name) for name, value in vars(self).items()})
 
 
+def expert_ranges(model: ModelSpec) -> dict[int, Range]:
+    """Where each expert lies in the store, by its number: that of its layer times the most experts of a layer, and its
+    number there.
+    """
+    layout = store_layout(model)
+    entries = {
+        index: layout.by_name[layer.experts[0].name] for index, layer in enumerate(model.layers) if layer.experts
+    }
+    return {
+        index * _per_layer(model) + number: Range(
+            offset=entry.offset + number * entry.stride_bytes, num_bytes=entry.stride_bytes
+        )
+        for index, entry in entries.items()
+        for number in range(model.layers[index].experts[0].copies)
+    }
+
+
+def _per_layer(model: ModelSpec) -> int:
+    return max(layer.experts[0].copies for layer in model.layers if layer.experts)
+
+
 class ExpertPager:
     """The experts of a model, of which some are in memory. Close it after the last step."""
 
     def __init__(self, model: ModelSpec, path: Path, paging: Paging, policy: Policy | None = None) -> None:
         """StoreError where the store cannot be opened."""
         self._layers = [index for index, layer in enumerate(model.layers) if layer.experts]
-        self._per_layer = max(model.layers[index].experts[0].copies for index in self._layers)
+        self._per_layer = _per_layer(model)
         self._paging = paging
-        layout = store_layout(model)
-        entries = {index: layout.by_name[model.layers[index].experts[0].name] for index in self._layers}
-        self._places = {
-            index * self._per_layer + number: (entry.offset + number * entry.stride_bytes, entry.stride_bytes)
-            for index, entry in entries.items()
-            for number in range(model.layers[index].experts[0].copies)
-        }
+        self._places = expert_ranges(model)
         num_experts = len(model.layers) * self._per_layer
         self._table = np.zeros(num_experts, np.int64)
         self._guessed = np.zeros((len(model.layers), self._per_layer), np.int32)
@@ -252,7 +268,7 @@ class ExpertPager:
 
     def _blocks(self, expert: int, slot: int) -> list[tuple[memoryview, int]]:
         """Where the blocks of an expert go, and where they lie."""
-        offset, num_bytes = self._places[expert]
+        offset, num_bytes = self._places[expert].offset, self._places[expert].num_bytes
         start = slot * self._paging.slot_bytes
         return [
             (self._arena.memory[start + at : start + min(at + BLOCK_BYTES, num_bytes)], offset + at)

@@ -1,5 +1,7 @@
 """Decoding with routes that a file gives: how often experts are in memory and how fast that is, beside the forecast."""
 
+import random
+import statistics
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,18 +9,23 @@ from pathlib import Path
 import numpy as np
 
 from residency.engine.engine import Progress
-from residency.errors import FileError, UsageError
+from residency.errors import FileError, StoreError, UsageError
 from residency.hardware import Machine
 from residency.ledger.experts import Hindsight, LeastFrequent, LeastRecent, Trace, hit_rate
 from residency.planner.cost import ModelCost, step_seconds, step_workload
+from residency.planner.paging import READERS
 from residency.planner.plan import Plan
 from residency.planner.streaming import streamed_seconds
 from residency.spec.model import ModelSpec, MoeSpec
-from residency.store.paging import PagingCounts
+from residency.store.disk_rate import file_read_rate
+from residency.store.paging import PagingCounts, expert_ranges
+from residency.store.weights import store_folder
 from residency.verifier.opened import opened
 
 _MOST_TRACE_BYTES = 1 << 28
 _WARM_UP_PART = 4  # of the trace, a quarter fills the slots and is not counted
+_STRETCH_SECONDS = 2.0  # of decoding, with bare reads of the disk before and after
+_READING_SECONDS = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +48,7 @@ class TraceSpeed:
     hit_rate: float
     tokens_per_second: float
     forecast_tokens_per_second: float
+    disk_bytes_per_second: float  # of bare reads of experts beside the run, which the forecast goes by
     read_bytes_per_step: float  # from the disk
     read_bytes_per_second: float  # by the time that steps took beyond what computing takes by the forecast
     streaming_tokens_per_second: float  # if every step read all experts at that rate
@@ -91,7 +99,8 @@ def trace_speed(plan: Plan, model: ModelSpec, machine: Machine, trace: Trace, pr
     )
     computing_seconds = streamed_seconds(resident.total, plan.streaming)
     needed_bytes = plan.paging.slot_bytes * measured.counts.needed / measured.steps
-    forecast_seconds = computing_seconds + replace(plan.paging, hit_rate=rates.frequent).missing_seconds(needed_bytes)
+    paging = replace(plan.paging, hit_rate=rates.frequent, disk_bytes_per_second=measured.disk_bytes_per_second)
+    forecast_seconds = computing_seconds + paging.missing_seconds(needed_bytes)
     read_bytes = measured.counts.read_bytes / measured.steps
     read_rate = read_bytes / max(measured.step_seconds - computing_seconds, 0.01 * measured.step_seconds)
     all_seconds = plan.paging.slot_bytes * plan.paging.num_experts / read_rate if read_rate else 0.0
@@ -103,6 +112,7 @@ def trace_speed(plan: Plan, model: ModelSpec, machine: Machine, trace: Trace, pr
         hit_rate=measured.counts.hit_rate,
         tokens_per_second=1 / measured.step_seconds,
         forecast_tokens_per_second=1 / forecast_seconds,
+        disk_bytes_per_second=measured.disk_bytes_per_second,
         read_bytes_per_step=read_bytes,
         read_bytes_per_second=read_rate,
         streaming_tokens_per_second=1 / (computing_seconds + all_seconds),
@@ -113,33 +123,58 @@ def trace_speed(plan: Plan, model: ModelSpec, machine: Machine, trace: Trace, pr
 class _Measured:
     steps: int
     step_seconds: float
+    disk_bytes_per_second: float
     counts: PagingCounts
     cost: ModelCost
 
 
 def _decoded(plan: Plan, model: ModelSpec, trace: Trace, warm_up: int, progress: Progress | None) -> _Measured:
-    """The steps after the warm-up."""
+    """The steps after the warm-up, and how fast the disk was before, between and after stretches of them."""
     routes = np.zeros((len(model.layers), plan.chunk_tokens, trace.shape[2]), np.int32)
     mixtures = [index for index, layer in enumerate(model.layers) if layer.experts]
+    steps = len(trace) - warm_up
     with opened(plan, progress, routes=routes) as running:
         assert running.weights is not None
         pager = running.weights.pager
         assert pager is not None
-        running.submit(1, len(trace))
-        for number, step in enumerate(trace):
-            if number == warm_up:
-                before, started = pager.counts, time.perf_counter()
-            routes[mixtures] = step[:, None, :]
+
+        def decode(number: int) -> float:
+            routes[mixtures] = trace[number][:, None, :]
+            started = time.perf_counter()
             running.loop.step()
+            seconds = time.perf_counter() - started
             if progress is not None:
                 progress("decoding", number + 1, len(trace))
-        steps = len(trace) - warm_up
+            return seconds
+
+        running.submit(1, len(trace))
+        for number in range(warm_up):
+            decode(number)
+        before, seconds, stretch_seconds = pager.counts, 0.0, 0.0
+        rates = [_disk_rate(plan, model)]
+        for number in range(warm_up, len(trace)):
+            stretch_seconds += decode(number)
+            if stretch_seconds > _STRETCH_SECONDS or number + 1 == len(trace):
+                seconds, stretch_seconds = seconds + stretch_seconds, 0.0
+                rates.append(_disk_rate(plan, model))
         return _Measured(
             steps=steps,
-            step_seconds=(time.perf_counter() - started) / steps,
+            step_seconds=seconds / steps,
+            disk_bytes_per_second=statistics.harmonic_mean(rates),
             counts=pager.counts.since(before),
             cost=running.cost,
         )
+
+
+def _disk_rate(plan: Plan, model: ModelSpec) -> float:
+    """How fast the disk gives experts just now, in any order."""
+    experts = list(expert_ranges(model).values())
+    random.shuffle(experts)
+    path = store_folder(plan.model_fingerprint) / "weights"
+    try:
+        return file_read_rate(path, experts, threads=READERS, seconds=_READING_SECONDS)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 def _rates(trace: Trace, experts: int, plan: Plan, warm_up: int) -> HitRates:
