@@ -264,10 +264,11 @@ class Loop:
                 forks[entry.request_id] = [twin.request(sequence) for sequence, twin in twins.items()]
                 answers |= twins
             for sequence, each in answers.items():
-                events.append(self._sampled(each, row))
-                if events[-1].is_last:
+                event = self._sampled(each, row)
+                events.append(event)
+                if event.finish_reason is not None:
                     ended.append(sequence)
-        self._totals["sampled_tokens"] += sum(event.token is not None for event in events)
+        self._totals["sampled_tokens"] += len([event for event in events if event.token is not None])
         self._scheduler.commit(batch, ended=ended, forks=forks)
         for sequence in ended:
             self._let_go(sequence)
@@ -371,9 +372,9 @@ class Loop:
         keys and values as far as its windows reach.
         """
         total = self._weight_read_bytes + self._executor.routed_bytes
+        ends = [entry.start_token + entry.num_tokens for entry in batch.entries]
         for group in self._plan.kv_groups:
-            window_tokens = group.window_tokens or self._plan.context_tokens
-            seen_tokens = sum(min(entry.start_token + entry.num_tokens, window_tokens) for entry in batch.entries)
+            seen_tokens = sum(ends if group.window_tokens is None else [min(end, group.window_tokens) for end in ends])
             total += seen_tokens * group.page_bytes // self._plan.page_tokens * len(group.layers)
         return total
 

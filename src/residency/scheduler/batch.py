@@ -31,4 +31,4 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         """Tokens of all entries."""
-        return sum(entry.num_tokens for entry in self.entries)
+        return sum([entry.num_tokens for entry in self.entries])

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -27,7 +27,7 @@ from residency.server.openapi import document
 from residency.server.problems import Problem
 from residency.server.requests import DetokenizeRequest, TokenizeRequest
 from residency.server.responses import Health, ModelCard
-from residency.server.streams import send_events, send_json, while_connected
+from residency.server.streams import DirectBodies, send_events, send_json, while_connected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +52,12 @@ class App:
         self._intake = Intake(body_bytes=limits.body_bytes or body_bytes_for(plan.context_tokens))
         self._started = int(time.time())
         self.is_ending = False  # set it when the server takes no more requests
-        self.application = Starlette(
-            routes=self._routes(),
-            middleware=[
-                Middleware(CORSMiddleware, allow_origins=limits.cors_origins, allow_methods=["*"], allow_headers=["*"]),
-                Middleware(Gate, api_keys=limits.api_keys, max_requests=limits.max_requests),
-            ],
-            exception_handlers={HTTPException: _http_problem},
-        )
+        layers = [
+            Middleware(CORSMiddleware, allow_origins=limits.cors_origins, allow_methods=["*"], allow_headers=["*"]),
+            Middleware(Gate, api_keys=limits.api_keys, max_requests=limits.max_requests),
+        ]
+        routed = Starlette(routes=self._routes(), middleware=layers, exception_handlers={HTTPException: _http_problem})
+        self.application = DirectBodies(routed)
 
     def _routes(self) -> Sequence[Route]:
         posted = {"/tokenize": self._tokenize, "/detokenize": self._detokenize}
@@ -148,17 +146,16 @@ class _Generation:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        fields = request.state.log
         try:
             async with self._intake.body(request) as body:
-                await while_connected(self._answer(body, fields, send), receive)
+                await while_connected(self._answer(body, request, send), receive)
         except ClientDisconnect:
-            fields["disconnected"] = True
+            request.state.log["disconnected"] = True
 
-    async def _answer(self, body: bytes, fields: dict[str, Any], send: Send) -> None:
-        job = await self._desk.job(self._endpoint, body, fields)
+    async def _answer(self, body: bytes, request: Request, send: Send) -> None:
+        job = await self._desk.job(self._endpoint, body, request.state.log)
         if job.streams:
-            await send_events(send, job.events(self._desk.generator))
+            await send_events(send, request.state.send_body, partial(job.stream, self._desk.generator))
         else:
             await send_json(send, await job.whole(self._desk.generator))
 

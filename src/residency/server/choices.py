@@ -10,7 +10,7 @@ from residency.server.tools import Call, Parsed, ToolParser
 Submission = tuple[Sequence[int], GenerationOptions]
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Delta:
     """What one answer grew by since the last look."""
 

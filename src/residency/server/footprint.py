@@ -116,9 +116,12 @@ async def _answer(path: Path, body_bytes: int) -> None:
         if model.prompts.template is not None:
             chat = {"model": "model", "messages": [{"role": "user", "content": text}], "stream": True}
             job = await desk.job("/v1/chat/completions", json.dumps(chat), {})
-            async for _ in job.events(desk.generator):
-                pass
+            await job.stream(desk.generator, _ignore)
     json_bytes(document())
+
+
+async def _ignore(data: bytes) -> None:
+    """What nobody reads."""
 
 
 if __name__ == "__main__":

@@ -2,8 +2,7 @@
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -55,20 +54,23 @@ class Job:
     async def whole(self, generator: Generator) -> object:
         """The body, once all answers are complete."""
         grown = [Delta(index=index) for index in range(len(self.choices))]
-        async with aclosing(self._deltas(generator)) as batches:
-            async for deltas in batches:
-                for delta in deltas:
-                    grown[delta.index].add(delta)
+
+        async def add(deltas: Sequence[Delta]) -> None:
+            for delta in deltas:
+                grown[delta.index].add(delta)
+
+        await self._answer(generator, add)
         return self.writer.whole(self, grown)
 
-    async def events(self, generator: Generator) -> AsyncGenerator[bytes, None]:
-        """The stream's server-sent events as they come."""
-        async with aclosing(self._deltas(generator)) as batches:
-            async for deltas in batches:
-                if deltas:
-                    yield b"".join(map(self._event, deltas))
+    async def stream(self, generator: Generator, write: Callable[[bytes], Awaitable[None]]) -> None:
+        """Write the stream's server-sent events as they come, those that came together at once."""
+
+        async def write_all(deltas: Sequence[Delta]) -> None:
+            await write(b"".join(map(self._event, deltas)))
+
+        await self._answer(generator, write_all)
         if self.includes_usage:
-            yield event_bytes(self.writer.usage(self))
+            await write(event_bytes(self.writer.usage(self)))
 
     def _event(self, delta: Delta) -> bytes:
         """What the writer says of a delta. Where that is text alone, it is written between what is always the same."""
@@ -80,7 +82,8 @@ class Job:
             self._around_text[delta.index] = later.split(json_bytes(self.answer_id + _TEXT))
         return event
 
-    async def _deltas(self, generator: Generator) -> AsyncGenerator[list[Delta], None]:
+    async def _answer(self, generator: Generator, grew: Callable[[Sequence[Delta]], Awaitable[None]]) -> None:
+        """Run the request; `grew` is told what its answers grew by."""
         with self.watch:
             async with generator.started(self.choices.submissions) as generation:
                 while not self.choices.have_ended:
@@ -93,7 +96,8 @@ class Job:
                         if delta.finish_reason is not None:  # a stop string is nothing that the engine knows of
                             generation.finish(*self.choices.place_of(delta.index))
                     self.watch.saw(self.choices.usage, deltas)
-                    yield deltas
+                    if deltas:
+                        await grew(deltas)
 
     def _reason(self, refused: Refused) -> Exception:
         """Why the engine gave an answer up: a schema that became too complex is the client's fault, refused as such."""

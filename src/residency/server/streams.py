@@ -2,12 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from residency.server.problems import problem_of
 
@@ -52,24 +51,42 @@ def event_bytes(value: object) -> bytes:
     return b"data: %b\n\n" % json_bytes(value)
 
 
-async def send_events(send: Send, events: AsyncGenerator[bytes, None]) -> None:
-    """Server-sent events, those that came together in one write, and [DONE] at the end.
+async def send_events(
+    send: Send, send_body: Send, stream: Callable[[Callable[[bytes], Awaitable[None]]], Awaitable[None]]
+) -> None:
+    """Server-sent events that `stream` writes, and [DONE] at the end. Bodies go by `send_body`.
 
     Nothing is sent before the first: an error until then is raised as it is, and later it is an event too.
     """
     has_begun = False
+
+    async def write(data: bytes) -> None:
+        nonlocal has_begun
+        if not has_begun:
+            has_begun = True
+            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        await send_body({"type": "http.response.body", "body": data, "more_body": True})
+
     try:
-        async with aclosing(events):
-            async for data in events:
-                if not has_begun:
-                    has_begun = True
-                    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+        await stream(write)
     except Exception as error:
         if has_begun:
             await _send(send, event_bytes(problem_of(error).body), more=False)
         raise
     await _send(send, b"data: [DONE]\n\n", more=False)
+
+
+class DirectBodies:
+    """The outermost layer: hands the server's own `send` on, as the state's "send_body". What a stream sends for each
+    token need not pass the layers inside, which look at how an answer begins and at nothing else.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        await self._app({**scope, "state": {**scope.get("state", {}), "send_body": send}}, receive, send)
 
 
 async def _send(send: Send, data: bytes, *, more: bool) -> None:
