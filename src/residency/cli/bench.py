@@ -37,7 +37,7 @@ from residency.verifier.roofline import Point, Roofline, roofline_svg, write_png
 from residency.verifier.sweep import sweep_svg
 
 _USUAL = Asked()
-_PROFILED_TOKENS = (128, 512)  # context of the decode step, prompt of the prefill
+_PROFILED_CONTEXT_TOKENS, _PROFILED_PROMPT_TOKENS = 128, 512
 _MOST_TOKENS = 1 << 24
 
 
@@ -114,13 +114,13 @@ def command(
     """Measure MODEL: prefill by prompt, decode by context and by batch, beside the forecast and the machine's limits.
 
     Where one of --prompt, --context and --batch is given, only what is given is measured. Sequences that decode
-    together have 64 tokens of context each. --profile takes the first of --context and of --prompt.
+    together have 64 tokens of context each. --profile takes the first of --context, --prompt and --batch.
 
     \b
     Examples:
       residency bench smollm2-135m
       residency bench model.gguf --batch 1,8 --svg roofline.svg
-      residency bench model.gguf --profile --context 4096
+      residency bench model.gguf --profile --context 4096 --batch 8
       residency bench model.gguf --sweep-memory --svg sweep.svg
       residency bench mixture.gguf --memory 3GiB --expert-trace routes.npy
       residency bench meta-llama/Llama-2-7b-hf --device cuda --random-weights int4
@@ -130,8 +130,8 @@ def command(
     if expert_trace is not None:
         expert_paging(model, expert_trace, memory=memory, threads=threads, as_json=as_json)
         return
-    if profile and (svg or png or batch):
-        raise UsageError("--profile shows one step; leave --svg, --png and --batch to a measurement.")
+    if profile and (svg or png):
+        raise UsageError("--profile shows one step; leave --svg and --png to a measurement.")
     if sweep_memory:
         if profile or prompt or context or batch or memory:
             raise UsageError("--sweep-memory chooses budgets and prompts itself; give --threads, --svg or --png alone.")
@@ -141,7 +141,7 @@ def command(
     with Progress() as progress:
         place = place_of(model, options, progress)
         if profile:
-            steps = _profiles(place, progress, context=context, prompt=prompt)
+            steps = _profiles(place, progress, context=context, prompt=prompt, batch=batch)
             _print_profiles(steps, as_json)
             return
         asked = _asked(place.spec, prompt, context, batch, decode_tokens, repeat)
@@ -205,16 +205,22 @@ def _profiles(
     *,
     context: tuple[int, ...] | None,
     prompt: tuple[int, ...] | None,
+    batch: tuple[int, ...] | None,
 ) -> list[StepProfile]:
-    """Decode and prefill; only one of them where only its extent was given."""
-    contexts, prompts = (context or ())[:1], (prompt or ())[:1]
-    if not contexts and not prompts:
-        contexts, prompts = (_PROFILED_TOKENS[0],), (_PROFILED_TOKENS[1],)
+    """Decode and prefill; only one of them where only its extents were given."""
     assert isinstance(place.machine, Machine), "a device's own profilers show its kernels"
-    plan = place.plan_for(max(*contexts, *prompts, 1) + 3, 1)
-    with opened(plan, progress) as model:
-        decodes = [profile_decode(model, place.machine, context_tokens=each) for each in contexts]
-        return decodes + [profile_prefill(model, place.machine, prompt_tokens=each) for each in prompts]
+    sequences = batch[0] if batch else 1
+    context_tokens = context[0] if context else _PROFILED_CONTEXT_TOKENS
+    prompt_tokens = prompt[0] if prompt else _PROFILED_PROMPT_TOKENS
+    shows_decode, shows_prefill = bool(context or batch or not prompt), bool(prompt or not (context or batch))
+    longest = max(context_tokens if shows_decode else 0, prompt_tokens if shows_prefill else 0, 1)
+    profiles = []
+    with opened(place.plan_for(longest + 3, sequences), progress) as model:
+        if shows_decode:
+            profiles.append(profile_decode(model, place.machine, context_tokens=context_tokens, sequences=sequences))
+        if shows_prefill:
+            profiles.append(profile_prefill(model, place.machine, prompt_tokens=prompt_tokens))
+    return profiles
 
 
 def _roofline(limits: Limits, speeds: Sequence[Speed]) -> Roofline:

@@ -1,6 +1,6 @@
 """One step by operator: time, bytes, operations, and which part of the machine's limit each reaches."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from residency.kernels.attention import partial_bytes
 from residency.ledger import KvPages
 from residency.ledger.groups import PageGroup
 from residency.planner.cost import AttentionCost, ModelCost, compute_rates, step_workload
-from residency.scheduler import Batch, BatchEntry, Request, Scheduler
+from residency.scheduler import Batch, BatchEntry
 from residency.spec.state import KV_FORMATS
 from residency.verifier.opened import Opened
 
@@ -83,45 +83,46 @@ class StepProfile:
         }
 
 
-def profile_decode(model: Opened, machine: Machine, *, context_tokens: int) -> StepProfile:
-    """A step of one token after `context_tokens` others, which are computed first."""
-    return _profile(model, machine, f"decode after {context_tokens} tokens", context_tokens, prefill=False)
+def profile_decode(model: Opened, machine: Machine, *, context_tokens: int, sequences: int = 1) -> StepProfile:
+    """A step of one token of each of so many sequences, after `context_tokens` others."""
+    start = max(1, context_tokens)
+    what = f"decode of {sequences} sequences" if sequences > 1 else "decode"
+    return _profile(
+        model,
+        machine,
+        f"{what} after {context_tokens} tokens",
+        [
+            BatchEntry(request_id=number, start_token=start, num_tokens=1, of_prompt=False, needs_logits=True)
+            for number in range(sequences)
+        ],
+    )
 
 
 def profile_prefill(model: Opened, machine: Machine, *, prompt_tokens: int) -> StepProfile:
     """The last step of a prompt's prefill: of as many tokens as a step takes, or as the prompt has."""
     step_tokens = min(prompt_tokens, model.plan.chunk_tokens)
-    what = f"prefill of {step_tokens} tokens" + (
-        f" after {prompt_tokens - step_tokens}" if step_tokens < prompt_tokens else ""
+    start = prompt_tokens - step_tokens
+    return _profile(
+        model,
+        machine,
+        f"prefill of {step_tokens} tokens" + (f" after {start}" if start else ""),
+        [BatchEntry(request_id=0, start_token=start, num_tokens=step_tokens, of_prompt=True, needs_logits=True)],
     )
-    return _profile(model, machine, what, prompt_tokens, prefill=True)
 
 
-def _profile(model: Opened, machine: Machine, what: str, prompt_tokens: int, *, prefill: bool) -> StepProfile:
-    """Steps up to the one that is wanted, and that one again and again: it writes the same keys and values."""
+def _profile(model: Opened, machine: Machine, what: str, entries: Sequence[BatchEntry]) -> StepProfile:
+    """One step again and again, after keys and values that nobody computed: only its time is looked at."""
     plan = model.plan
     pages = KvPages(
         [PageGroup(num_pages=group.num_pages, window_tokens=group.window_tokens) for group in plan.kv_groups],
         page_tokens=plan.page_tokens,
     )
-    scheduler = Scheduler(
-        pages,
-        chunk_tokens=plan.chunk_tokens,
-        max_sequences=plan.max_sequences,
-        context_tokens=plan.context_tokens,
-    )
-    scheduler.add(Request(request_id=0, prompt_tokens=max(1, prompt_tokens), wanted_tokens=2))
-    tokens = np.array(model.random_tokens(prompt_tokens + 2), np.int64)
-    while True:
-        batch = scheduler.schedule()
-        (entry,) = batch.entries
-        known = tokens[entry.start_token : entry.start_token + entry.num_tokens]
-        wanted = entry.needs_logits if prefill else entry.start_token >= max(1, prompt_tokens)
-        if wanted:
-            times = model.executor.profile(batch, pages, known, repeats=PROFILE_REPEATS)
-            return StepProfile(what=what, operators=by_operator(times, batch, machine, plan.threads))
-        model.executor.compute(batch, pages, known)
-        scheduler.commit(batch)
+    for each in entries:
+        pages.extend(each.request_id, start_token=each.start_token, num_tokens=each.num_tokens)
+    batch = Batch(entries=tuple(entries))
+    tokens = np.array(model.random_tokens(batch.num_tokens), np.int64)
+    times = model.executor.profile(batch, pages, tokens, repeats=PROFILE_REPEATS)
+    return StepProfile(what=what, operators=by_operator(times, batch, machine, plan.threads))
 
 
 def by_operator(times: Iterable[LaunchTime], batch: Batch, machine: Machine, threads: int) -> tuple[OperatorTime, ...]:
