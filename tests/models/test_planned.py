@@ -277,6 +277,45 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3_5_moe_text",
         {**SMALL, **EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 48, "num_hidden_layers": 4},
     ),
+    "persimmon": ("persimmon", {key: value for key, value in SMALL.items() if key != "num_key_value_heads"}),
+    "bitnet": ("bitnet", SMALL),
+    "olmo_hybrid": (
+        "olmo_hybrid",  # of equal widths, as transformers cuts its joint convolution in three when it writes
+        {**SMALL, "num_hidden_layers": 4, "pad_token_id": 0, "linear_key_head_dim": 16, "linear_value_head_dim": 16},
+    ),
+    "kimi_linear": (
+        "kimi_linear",
+        {
+            **SMALL,
+            **LATENT,
+            **EXPERTS,
+            "num_hidden_layers": 4,
+            "num_local_experts": 4,
+            "linear_head_dim": 16,
+            "linear_num_heads": 4,
+            "layer_types": ["linear_attention"] * 3 + [FULL],
+            "mlp_layer_types": ["sparse"] * 4,  # transformers writes a dense network under the experts' name
+            "pad_token_id": 0,
+        },
+    ),
+    "longcat_flash": (
+        "longcat_flash",
+        {
+            **{key: value for key, value in SMALL.items() if key not in ("intermediate_size", "num_hidden_layers")},
+            **LATENT,
+            "num_layers": 2,
+            "ffn_hidden_size": 80,
+            "expert_ffn_hidden_size": 24,
+            "n_routed_experts": 4,
+            "zero_expert_num": 0,  # transformers writes matrices for those that do nothing
+            "moe_topk": 2,
+            "q_lora_rank": 12,
+        },
+    ),
+    "mimo_v2_flash": (
+        "mimo_v2_flash",
+        {**SMALL, **EXPERTS, "n_routed_experts": 4, "head_dim": 24, "v_head_dim": 16, "num_key_value_heads": 1},
+    ),
     "minimax": ("minimax", {**SMALL, "num_local_experts": 4, "head_dim": 16, "block_size": 32}),
     "zamba2, two blocks in turn": (
         "zamba2",
@@ -369,6 +408,41 @@ MULTIMODAL |= {
     "qwen3_vl_moe": (
         {**SMALL, **EXPERTS, "num_experts": 4, "head_dim": 24},
         {**QWEN, "hidden_size": 32, "out_hidden_size": 64, "intermediate_size": 48, "deepstack_visual_indexes": [1]},
+    ),
+    "idefics3": (
+        {**SMALL, "model_type": "llama", "pad_token_id": 0},
+        {**VISION, "image_size": 28, "patch_size": 14},
+    ),
+    "smolvlm": ({**SMALL, "model_type": "llama", "pad_token_id": 0}, {**VISION, "image_size": 28, "patch_size": 14}),
+    "paligemma": (
+        {**SMALL, "model_type": "gemma", "head_dim": 24},
+        {**VISION, "model_type": "siglip_vision_model", "image_size": 28, "patch_size": 14, "vision_use_head": False},
+    ),
+    "internvl": (
+        {**SMALL, "model_type": "qwen2"},
+        {**VISION, "model_type": "internvl_vision", "image_size": [28, 28], "patch_size": [14, 14]},
+    ),
+    "glm4v": (
+        {**SMALL, "head_dim": 16, "pad_token_id": 0},
+        {
+            "depth": 2,
+            "num_heads": 2,
+            "hidden_size": 32,
+            "out_hidden_size": 64,
+            "intermediate_size": 48,
+            "image_size": 28,
+        },
+    ),
+    "glm4v_moe": (
+        {**SMALL, **EXPERTS, "n_routed_experts": 4, "head_dim": 16, "n_group": 1, "topk_group": 1},
+        {
+            "depth": 2,
+            "num_heads": 2,
+            "hidden_size": 32,
+            "out_hidden_size": 64,
+            "intermediate_size": 48,
+            "image_size": 28,
+        },
     ),
     "qwen3_5": (
         {**SMALL, "head_dim": 24, "num_hidden_layers": 4},
@@ -498,6 +572,51 @@ def test_the_text_model_of_a_multimodal_one_is_counted_beside_its_tower() -> Non
     alone = planned_spec("model", "config.json", {**text, "dtype": "bfloat16"})
     assert whole.parameters - alone.parameters == sum(t.num_values for t in whole.others if t.role == "vision")
     assert whole.read_bytes_per_token == alone.read_bytes_per_token
+
+
+def test_longcats_router_has_a_row_for_each_expert_that_does_nothing() -> None:
+    _, changes = MODELS["longcat_flash"]
+    values = {"model_type": "longcat_flash", "dtype": "bfloat16", **changes, "zero_expert_num": 2}
+    shapes = names_and_shapes(planned_spec("model", "config.json", values))
+    assert shapes["model.layers.1.mlp.router.classifier.weight"] == (4 + 2, 64)
+    assert "model.layers.1.mlp.experts.4.up_proj.weight" not in shapes
+
+
+def test_values_narrower_than_keys_are_kept_as_such() -> None:
+    _, changes = MODELS["mimo_v2_flash"]
+    values = {"model_type": "mimo_v2_flash", "dtype": "bfloat16", **changes}
+    kept = {state.kind: state.bytes_per_token for state in planned_spec("model", "config.json", values).states()}
+    assert kept == {"paged": 2 * (24 + 16), "window": 2 * 2 * 2 * (24 + 16)}
+
+
+def test_kimi_linear_is_read_as_it_is_published() -> None:
+    """moonshotai/Kimi-Linear-48B-A3B-Instruct: 7 of its 27 layers attend, 3B of its parameters meet a token."""
+    layers = {"full_attn_layers": [4, 8, 12, 16, 20, 24, 27], "kda_layers": [1, 2], "head_dim": 128, "num_heads": 32}
+    values = {
+        "model_type": "kimi_linear",
+        "dtype": "bfloat16",
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "moe_intermediate_size": 1024,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 32,
+        "num_experts": 256,
+        "num_experts_per_token": 8,
+        "num_shared_experts": 1,
+        "first_k_dense_replace": 1,
+        "kv_lora_rank": 512,
+        "q_lora_rank": None,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "vocab_size": 163840,
+        "model_max_length": 1048576,
+        "linear_attn_config": {**layers, "short_conv_kernel_size": 4},
+    }
+    model = planned_spec("model", "config.json", values)
+    latent = [state for state in model.states() if state.kind == "latent"]
+    assert (round(model.parameters / 1e9), round(model.read_bytes_per_token / 2e9)) == (49, 3)
+    assert (model.max_context_tokens, sum(state.layers for state in latent)) == (1 << 20, 7)
 
 
 def test_layers_that_share_keys_and_values_keep_none() -> None:

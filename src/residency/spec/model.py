@@ -142,10 +142,12 @@ class AttentionSpec:
     bias: bool = False  # on q, k and v
     qk_norm: bool = False  # RMS norm of each head of q and k before the rotation
     shares_kv: bool = False  # reads the keys and values of an earlier layer and keeps none
+    value_dim: int | None = None  # of a value; None: head_dim
 
     def state(self, kv: KvFormat = KV_F16) -> StateSpec:
-        """Keys and values of one token: num_kv_heads x head_dim values of each."""
-        per_token = 0 if self.shares_kv else 2 * self.num_kv_heads * kv.head_bytes(self.head_dim)
+        """Keys and values of one token: num_kv_heads x head_dim values of each, or x value_dim of the latter."""
+        each = kv.head_bytes(self.head_dim) + kv.head_bytes(self.value_dim or self.head_dim)
+        per_token = 0 if self.shares_kv else self.num_kv_heads * each
         kind: StateKind = "paged" if self.window_tokens is None else "window"
         return StateSpec(kind=kind, bytes_per_token=per_token, max_tokens=self.window_tokens)
 

@@ -15,6 +15,7 @@ from residency.models.planned import (
     deepseek,
     dense,
     elsewhere,
+    flash,
     gemma3n,
     gemma4,
     hybrid,
@@ -22,6 +23,7 @@ from residency.models.planned import (
     mllama,
     recurrent,
     sparse,
+    towers,
 )
 from residency.models.planned.keys import refuse_unknown_structure
 from residency.models.planned.parts import Draft
@@ -57,6 +59,7 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "olmo": dense.olmo,
     "apertus": dense.apertus,
     "vaultgemma": dense.vaultgemma,
+    "bitnet": dense.bitnet,
     "internlm3": dense.internlm3,
     "mllama_text_model": mllama.mllama,
     "cwm": dense.cwm,
@@ -69,6 +72,7 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "stablelm": dense.stablelm,
     "smollm3": dense.smollm3,
     "glm4": dense.glm4,
+    "glm4v_text": dense.glm4v,
     "olmo2": dense.olmo2,
     "olmo3": dense.olmo3,
     "exaone4": dense.exaone4,
@@ -90,6 +94,7 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "minicpm3": deepseek.minicpm3,
     "dots1": deepseek.glm4_moe,
     "glm4_moe": deepseek.glm4_moe,
+    "glm4v_moe_text": deepseek.glm4v_moe,
     "exaone_moe": deepseek.exaone_moe,
     "afmoe": deepseek.afmoe,
     "deepseek": deepseek.deepseek_moe,
@@ -114,6 +119,7 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "gpt_neo": classic.gpt_neo,
     "gpt_bigcode": classic.gpt_bigcode,
     "phi": classic.phi,
+    "persimmon": classic.persimmon,
     "baichuan": elsewhere.baichuan,
     "chatglm": elsewhere.chatglm,
     "exaone": elsewhere.exaone,
@@ -140,6 +146,10 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
     "qwen3_5_text": linear.qwen3_5,
     "qwen3_5_moe_text": linear.qwen3_5,
     "minimax": linear.minimax,
+    "olmo_hybrid": linear.olmo_hybrid,
+    "kimi_linear": flash.kimi_linear,
+    "longcat_flash": flash.longcat_flash,
+    "mimo_v2_flash": flash.mimo_v2_flash,
     "recurrent_gemma": linear.recurrent_gemma,
     "nemotron_h": hybrid.nemotron_h,
 }
@@ -149,7 +159,8 @@ ARCHITECTURES: Mapping[str, Callable[[Configuration], Draft]] = {
 class Multimodal:
     """A checkpoint that holds a text model beside other things: where they put its names, and what else they hold."""
 
-    text: str  # its model_type
+    text: str  # its model_type, or the usual one where several can be
+    others: tuple[str, ...] = ()  # what it can be else
     tower: Callable[[Configuration, int], tuple[TensorSpec, ...]]
     renamed: tuple[str, str] = ("", "language_model.")  # what names begin with alone, and within
 
@@ -160,6 +171,7 @@ class Multimodal:
 
 
 _INSIDE = ("model.", "model.language_model.")
+_BESIDE = ("model.", "model.text_model.")
 MULTIMODAL: Mapping[str, Multimodal] = {
     "gemma3": Multimodal(text="gemma3_text", tower=siglip),
     "mistral3": Multimodal(text="mistral", tower=pixtral),
@@ -176,12 +188,19 @@ MULTIMODAL: Mapping[str, Multimodal] = {
     "qwen3_vl_moe": Multimodal(text="qwen3_vl_moe_text", tower=qwen3_vl, renamed=_INSIDE),
     "qwen3_5": Multimodal(text="qwen3_5_text", tower=qwen3_vl, renamed=_INSIDE),
     "qwen3_5_moe": Multimodal(text="qwen3_5_moe_text", tower=qwen3_vl, renamed=_INSIDE),
+    "glm4v": Multimodal(text="glm4v_text", tower=towers.glm4v, renamed=_INSIDE),
+    "glm4v_moe": Multimodal(text="glm4v_moe_text", tower=towers.glm4v, renamed=_INSIDE),
+    "idefics3": Multimodal(text="llama", tower=towers.idefics3, renamed=_BESIDE),
+    "smolvlm": Multimodal(text="llama", tower=towers.idefics3, renamed=_BESIDE),
+    "paligemma": Multimodal(text="gemma", others=("gemma2",), tower=towers.paligemma),
+    "internvl": Multimodal(text="qwen2", others=("llama", "qwen3", "qwen3_moe"), tower=towers.internvl),
 }
 
 # What is assumed where a configuration is silent: multimodal Gemma's leave most of what `transformers` knows out, and
 # gpt-oss's the number format of what is not in MXFP4.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "gpt_oss": {"torch_dtype": "bfloat16"},
+    "gemma2": {"max_position_embeddings": 8192},
     "gemma3_text": {
         "vocab_size": 262208,
         "hidden_size": 2304,
@@ -203,7 +222,7 @@ def planned_spec(name: str, source: str, values: Mapping[str, Any]) -> ModelSpec
     if not isinstance(model_type, str):
         raise FileError(f"{source} names no model_type; fetch the model again.")
     multimodal = MULTIMODAL.get(model_type)
-    text_type = multimodal.text if multimodal else model_type
+    text_type = _text_type(multimodal, values) if multimodal else model_type
     outer = Configuration(source, values, architecture=text_type)
     inner = outer
     if multimodal and outer.has("text_config"):
@@ -226,6 +245,13 @@ def planned_spec(name: str, source: str, values: Mapping[str, Any]) -> ModelSpec
     if inner is not outer:
         refuse_unknown_structure(outer)
     return _model(name, model_type, inner, draft, format_of)
+
+
+def _text_type(multimodal: Multimodal, values: Mapping[str, Any]) -> str:
+    """Which of the text models that a multimodal one can have it has."""
+    text = values.get("text_config")
+    said = text.get("model_type") if isinstance(text, Mapping) else None
+    return said if isinstance(said, str) and said in multimodal.others else multimodal.text
 
 
 def _unknown(model_type: str) -> UnsupportedError:
@@ -301,7 +327,14 @@ def _model(name: str, architecture: str, c: Configuration, draft: Draft, format_
 
 def _context(c: Configuration) -> int:
     """The longest context that the configuration promises; a model without positions has none, and gets 2^20."""
-    for key in ("max_position_embeddings", "n_positions", "seq_length", "max_sequence_length", "max_seq_len"):
+    for key in (
+        "max_position_embeddings",
+        "n_positions",
+        "seq_length",
+        "max_sequence_length",
+        "max_seq_len",
+        "model_max_length",
+    ):
         if c.has(key):
             return c.integer(key)
     return 1 << 20

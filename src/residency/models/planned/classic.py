@@ -336,6 +336,26 @@ def phi(c: Configuration) -> Draft:
     return whole(c, blocks(c, fill), norm="model.final_layernorm", norm_bias=True, head_bias=True)
 
 
+def persimmon(c: Configuration) -> Draft:
+    """Persimmon: queries, keys and values in one matrix, layer norms on their heads, squared rectifiers."""
+    heads = heads_of(c, num_kv_heads=c.integer("num_attention_heads"))
+    hidden, intermediate, activation = heads.hidden, c.integer("intermediate_size"), activation_of(c, default="relu2")
+    qk_norm = c.flag("qk_layernorm", True)
+
+    def fill(b: Block, number: int) -> None:
+        b.attention = heads.attention(bias=True)
+        b.norm("input_layernorm", hidden, bias=True)
+        b.matrix("self_attn.query_key_value", 3 * heads.q_rows, hidden, bias=True)
+        b.matrix("self_attn.dense", hidden, heads.q_rows, "columns", bias=True)
+        if qk_norm:
+            b.norm("self_attn.q_layernorm", heads.head_dim, bias=True)
+            b.norm("self_attn.k_layernorm", heads.head_dim, bias=True)
+        b.norm("post_attention_layernorm", hidden, bias=True)
+        plain_mlp(b, hidden, intermediate, activation, names=("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"), bias=True)
+
+    return whole(c, blocks(c, fill), norm="model.final_layernorm", norm_bias=True)
+
+
 def _stored_transposed(b: Block, name: str, rows: int, columns: int, split: Split = "rows") -> None:
     """A matrix whose inputs are outermost in the file."""
     b.add(f"{name}.weight", columns, rows, role="matrix", split=split)

@@ -27,12 +27,12 @@ def deepseek(c: Configuration) -> Draft:
     to attend to; a shared network beside many experts.
     """
     hidden = c.integer("hidden_size")
-    attention = _latent(c)
+    attention = latent_of(c)
     for implied in ("num_key_value_heads", "qk_head_dim"):  # the cache holds none of these heads
         c.integer(implied, 1)
-    moe = _routed_and_shared(c)
+    moe = routed_and_shared(c)
     dense_intermediate = c.integer("intermediate_size")
-    is_dense = _dense_layers(c, first=0)
+    is_dense = dense_layers(c, first=0)
     corrects = c.text("topk_method", "") == "noaux_tc" or c.architecture not in ("deepseek_v2", "kimi_k2")
     correction = _CORRECTION if corrects else None
     has_index = c.integer("index_head_dim", 0, least=0) > 0
@@ -43,7 +43,7 @@ def deepseek(c: Configuration) -> Draft:
 
     def fill(b: Block, number: int) -> None:
         b.norm("input_layernorm", hidden)
-        _latent_attention(b, hidden, attention, bias=c.flag("attention_bias", False))
+        latent_attention(b, hidden, attention, bias=c.flag("attention_bias", False))
         if has_index:
             _index(b, hidden, attention, heads=c.integer("index_n_heads"))
         b.norm("post_attention_layernorm", hidden)
@@ -54,13 +54,13 @@ def deepseek(c: Configuration) -> Draft:
 
 def minicpm3(c: Configuration) -> Draft:
     """MiniCPM3: multi-head latent attention with one feed-forward network."""
-    hidden, attention, activation = c.integer("hidden_size"), _latent(c), activation_of(c)
+    hidden, attention, activation = c.integer("hidden_size"), latent_of(c), activation_of(c)
     for implied in ("num_key_value_heads", "qk_head_dim", "head_dim", "dim_model_base", "scale_depth", "scale_emb"):
         c.has(implied)
 
     def fill(b: Block, number: int) -> None:
         b.norm("input_layernorm", hidden)
-        _latent_attention(b, hidden, attention, bias=c.flag("attention_bias", False))
+        latent_attention(b, hidden, attention, bias=c.flag("attention_bias", False))
         b.norm("post_attention_layernorm", hidden)
         gated_mlp(b, hidden, c.integer("intermediate_size"), activation, bias=c.flag("mlp_bias", False))
 
@@ -71,8 +71,8 @@ def glm4_moe(c: Configuration) -> Draft:
     """GLM-4.5 and dots.llm1: grouped-query attention with DeepSeek-V3's experts."""
     is_dots = c.architecture == "dots1"
     heads, bias = heads_of(c, head_dim=None if is_dots else 128), c.flag("attention_bias", False)
-    moe = _routed_and_shared(c)
-    is_dense, intermediate = _dense_layers(c, first=0 if is_dots else 1), c.integer("intermediate_size")
+    moe = routed_and_shared(c)
+    is_dense, intermediate = dense_layers(c, first=0 if is_dots else 1), c.integer("intermediate_size")
     qk_norm = c.flag("use_qk_norm", is_dots)
     none: list[int | None] = [None] * len(is_dense)
     sliding = [*windows(c, slides=lambda number: False), None] if is_dots else none
@@ -87,11 +87,16 @@ def glm4_moe(c: Configuration) -> Draft:
     return _with_next_token_layer(c, fill)
 
 
+def glm4v_moe(c: Configuration) -> Draft:
+    """GLM-4.5V's text model: GLM-4.5 with biases on queries, keys and values."""
+    return glm4_moe(c.with_defaults(attention_bias=True))
+
+
 def exaone_moe(c: Configuration) -> Draft:
     """K-EXAONE: EXAONE 4's windows, DeepSeek-V3's experts."""
     heads = heads_of(c)
-    moe = _routed_and_shared(c, "num_experts", "num_shared_experts", shared=1)
-    is_dense, intermediate = _dense_layers(c, first=0), c.integer("intermediate_size")
+    moe = routed_and_shared(c, "num_experts", "num_shared_experts", shared=1)
+    is_dense, intermediate = dense_layers(c, first=0), c.integer("intermediate_size")
     sliding = exaone_windows(c, default_tokens=4096)
 
     def fill(b: Block, number: int) -> None:
@@ -108,7 +113,7 @@ def exaone_moe(c: Configuration) -> Draft:
 def afmoe(c: Configuration) -> Draft:
     """Arcee's Trinity: gated attention in windows, norms before and after both parts, DeepSeek-V3's experts."""
     heads = heads_of(c, head_dim=128)
-    moe = _routed_and_shared(c, "num_experts", "num_shared_experts", shared=1)
+    moe = routed_and_shared(c, "num_experts", "num_shared_experts", shared=1)
     first_dense, intermediate = c.integer("num_dense_layers", 1, least=0), c.integer("intermediate_size")
     every = c.integer("global_attn_every_n_layers", 4)
     sliding = windows(c, slides=lambda number: (number + 1) % every != 0, default_tokens=1024)
@@ -131,8 +136,8 @@ def afmoe(c: Configuration) -> Draft:
 def deepseek_moe(c: Configuration) -> Draft:
     """DeepSeekMoE (arXiv 2401.06066) and the dense DeepSeek: grouped-query attention, and experts or none."""
     heads, bias = heads_of(c), c.flag("attention_bias", False)
-    moe = _routed_and_shared(c) if c.has("n_routed_experts") else None
-    is_dense, intermediate = _dense_layers(c, first=0), c.integer("intermediate_size")
+    moe = routed_and_shared(c) if c.has("n_routed_experts") else None
+    is_dense, intermediate = dense_layers(c, first=0), c.integer("intermediate_size")
 
     def fill(b: Block, number: int) -> None:
         b.norm("input_layernorm", heads.hidden)
@@ -156,7 +161,7 @@ def _dense_or_routed(b: Block, hidden: int, moe: MoeSpec, dense_width: int | Non
         b.add(correction, moe.num_experts, role="router", format=F32)
 
 
-def _dense_layers(c: Configuration, *, first: int) -> list[bool]:
+def dense_layers(c: Configuration, *, first: int) -> list[bool]:
     """Whether each layer, and the one that drafts, has one network in the place of experts: the `first`, unless the
     configuration says otherwise.
     """
@@ -167,7 +172,8 @@ def _dense_layers(c: Configuration, *, first: int) -> list[bool]:
     return [number < first or number % every > 0 for number in range(len(numbers) + 1)]
 
 
-def _latent(c: Configuration) -> LatentAttentionSpec:
+def latent_of(c: Configuration) -> LatentAttentionSpec:
+    """The widths of latent attention."""
     return LatentAttentionSpec(
         num_heads=c.integer("num_attention_heads"),
         kv_rank=c.integer("kv_lora_rank"),
@@ -187,23 +193,25 @@ def _index(b: Block, hidden: int, spec: LatentAttentionSpec, *, heads: int) -> N
     b.matrix("self_attn.indexer.weights_proj", heads, hidden, "replicated")
 
 
-def _latent_attention(b: Block, hidden: int, spec: LatentAttentionSpec, *, bias: bool) -> None:
+def latent_attention(
+    b: Block, hidden: int, spec: LatentAttentionSpec, *, bias: bool, prefix: str = "self_attn."
+) -> None:
     """Down-projections to the latent vectors are held by every rank; each rank has its heads' up-projections."""
     b.attention = spec
     q_rows = spec.num_heads * (spec.nope_dim + spec.rope_dim)
     if spec.query_rank is None:
-        b.matrix("self_attn.q_proj", q_rows, hidden)
+        b.matrix(prefix + "q_proj", q_rows, hidden)
     else:
-        b.matrix("self_attn.q_a_proj", spec.query_rank, hidden, "replicated", bias=bias)
-        b.norm("self_attn.q_a_layernorm", spec.query_rank)
-        b.matrix("self_attn.q_b_proj", q_rows, spec.query_rank)
-    b.matrix("self_attn.kv_a_proj_with_mqa", spec.kv_rank + spec.rope_dim, hidden, "replicated", bias=bias)
-    b.norm("self_attn.kv_a_layernorm", spec.kv_rank)
-    b.matrix("self_attn.kv_b_proj", spec.num_heads * (spec.nope_dim + spec.value_dim), spec.kv_rank)
-    b.matrix("self_attn.o_proj", hidden, spec.num_heads * spec.value_dim, "columns", bias=bias)
+        b.matrix(prefix + "q_a_proj", spec.query_rank, hidden, "replicated", bias=bias)
+        b.norm(prefix + "q_a_layernorm", spec.query_rank)
+        b.matrix(prefix + "q_b_proj", q_rows, spec.query_rank)
+    b.matrix(prefix + "kv_a_proj_with_mqa", spec.kv_rank + spec.rope_dim, hidden, "replicated", bias=bias)
+    b.norm(prefix + "kv_a_layernorm", spec.kv_rank)
+    b.matrix(prefix + "kv_b_proj", spec.num_heads * (spec.nope_dim + spec.value_dim), spec.kv_rank)
+    b.matrix(prefix + "o_proj", hidden, spec.num_heads * spec.value_dim, "columns", bias=bias)
 
 
-def _routed_and_shared(
+def routed_and_shared(
     c: Configuration, routed_key: str = "n_routed_experts", shared_key: str = "n_shared_experts", *, shared: int = 0
 ) -> MoeSpec:
     """DeepSeek's experts: those that tokens are sent to, and those that every token meets, `shared` if unsaid."""

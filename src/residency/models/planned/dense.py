@@ -91,6 +91,17 @@ def apertus(c: Configuration) -> Draft:
     return draft
 
 
+def bitnet(c: Configuration) -> Draft:
+    """BitNet b1.58 (arXiv 2402.17764): Llama with norms before each last projection. Its master weights; packed ones,
+    four values a byte, are quantization_config's."""
+    bias = c.flag("attention_bias", False)
+    draft = decoder(c, [None] * len(layer_numbers(c)), bias=bias, out_bias=bias)
+    for b in draft.layers:
+        b.norm("self_attn.attn_sub_norm", c.integer("hidden_size"))
+        b.norm("mlp.ffn_sub_norm", c.integer("intermediate_size"))
+    return draft
+
+
 def vaultgemma(c: Configuration) -> Draft:
     """VaultGemma: Gemma 2 without norms after its parts."""
     bias = c.flag("attention_bias", False)
@@ -214,6 +225,11 @@ def glm4(c: Configuration) -> Draft:
     """GLM-4-0414: norms after both parts too."""
     norms = ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm")
     return _glm(c, norms=norms, bias=c.flag("attention_bias", False))
+
+
+def glm4v(c: Configuration) -> Draft:
+    """GLM-4.1V's text model: GLM-4-0414 with biases on queries, keys and values."""
+    return glm4(c.with_defaults(attention_bias=True))
 
 
 def _glm(c: Configuration, *, norms: Norms, bias: bool) -> Draft:

@@ -27,7 +27,8 @@ HARMLESS = frozenset(
     n_group n_positions no_rope_layer_interval no_rope_layers norm_type num_expert_group num_labels
     num_ln_in_parallel_attn num_logits_to_keep num_return_sequences original_max_position_embeddings
     output_hidden_states pad_vocab_size_multiple problem_type scale_attn_weights summary_type
-    time_step_rank type_vocab_size use_cache use_mamba_kernels vision_feature_layer""".split()
+    time_step_rank type_vocab_size use_bidirectional_attention use_cache use_mamba_kernels
+    vision_feature_layer""".split()
 )
 HARMLESS_WITHIN = frozenset(
     """alibi_bias_max attention_heads attn_impl fullatt_block_indexes hidden_size image_size intermediate_layers_indices

@@ -135,6 +135,48 @@ def qwen3_5(c: Configuration) -> Draft:
     return draft
 
 
+def olmo_hybrid(c: Configuration) -> Draft:
+    """OLMo Hybrid: OLMo 3's attention in every fourth layer, gated delta networks between."""
+    heads, bias = heads_of(c), c.flag("attention_bias", False)
+    hidden, intermediate, activation = heads.hidden, c.integer("intermediate_size"), activation_of(c)
+    kinds = layer_kinds(c, by_rule=lambda number: FULL if number % 4 == 3 else LINEAR, known=(FULL, LINEAR))
+    count = c.integer("linear_num_key_heads", heads.num_heads)
+    key_dim = c.integer("linear_key_head_dim", max(1, 3 * hidden // (4 * count)))
+    value_dim, values = c.integer("linear_value_head_dim", 2 * key_dim), c.integer("linear_num_value_heads", count)
+    widths = {"q": count * key_dim, "k": count * key_dim, "v": values * value_dim}
+
+    def fill(b: Block, number: int) -> None:
+        if kinds[number] == FULL:
+            grouped_attention(b, heads, bias=bias, out_bias=bias, qk_norm=True, whole_norms=True)
+            b.norm("post_attention_layernorm", hidden)
+            b.norm("post_feedforward_layernorm", hidden)
+        else:
+            kernel = c.integer("linear_conv_kernel_dim", 4)
+            b.norm("attention_layer_norm", hidden)
+            b.norm("feedforward_layer_norm", hidden)
+            b.mixer = RecurrentSpec(
+                kind="delta",
+                recent_values=sum(widths.values()) * kernel,
+                state_values=values * key_dim * value_dim,
+                recent_format=b.format,
+                state_format=F32,
+            )
+            for name, rows in widths.items():
+                b.matrix(f"linear_attn.{name}_proj", rows, hidden)
+                b.add(f"linear_attn.{name}_conv1d.weight", rows, 1, kernel, split="rows")
+            for name, rows in (("a", values), ("b", values), ("g", widths["v"])):
+                b.matrix(f"linear_attn.{name}_proj", rows, hidden)
+            b.add("linear_attn.A_log", values, split="rows")
+            b.add("linear_attn.dt_bias", values, split="rows")
+            b.norm("linear_attn.o_norm", value_dim)
+            b.matrix("linear_attn.o_proj", hidden, widths["v"], "columns")
+        gated_mlp(b, hidden, intermediate, activation)
+
+    for name in ("allow_neg_eigval", "a_log_min", "a_log_max", "dt_min", "dt_max", "dt_init_floor"):
+        c.has(f"linear_{name}")
+    return whole(c, blocks(c, fill))
+
+
 def minimax(c: Configuration) -> Draft:
     """MiniMax-01 (arXiv 2501.08313): lightning attention, whose state is a matrix for each head, and experts."""
     heads = heads_of(c)

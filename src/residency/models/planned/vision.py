@@ -13,22 +13,24 @@ def siglip(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
     width = c.section("vision_config").integer("hidden_size", 1152)
     projector.add("mm_input_projection_weight", width, hidden, role="vision")
     projector.add("mm_soft_emb_norm.weight", width, role="vision")
-    return (*_siglip_encoder(c), *projector.found)
+    return (*siglip_encoder(c), *projector.found)
 
 
-def _siglip_encoder(c: Configuration) -> list[TensorSpec]:
-    """SigLIP (arXiv 2303.15343)."""
+def siglip_encoder(
+    c: Configuration, *, prefix: str = "vision_tower.vision_model.", has_head: bool | None = None
+) -> list[TensorSpec]:
+    """SigLIP (arXiv 2303.15343), with its head unless the configuration, or `has_head`, says otherwise."""
     v = c.section("vision_config")
     width, intermediate = v.integer("hidden_size", 1152), v.integer("intermediate_size", 4304)
     patch, channels = v.integer("patch_size", 14), v.integer("num_channels", 3)
-    around = Tensors(prefix="vision_tower.vision_model.", format=number_format(c))
+    around = Tensors(prefix=prefix, format=number_format(c))
     around.add("embeddings.patch_embedding.weight", width, channels, patch, patch, role="vision")
     around.add("embeddings.patch_embedding.bias", width, role="vision")
     positions = (v.integer("image_size", 896) // patch) ** 2
     around.add("embeddings.position_embedding.weight", positions, width, role="vision")
     layers = _clip_layers(around, v.integer("num_hidden_layers", 27), width, intermediate)
     with_bias(around, "post_layernorm", (width,), 1)
-    if v.flag("vision_use_head", True):
+    if v.flag("vision_use_head", True) if has_head is None else has_head:
         _attention_pooling(around, width, intermediate)
     return [*around.found, *layers.found]
 
@@ -122,7 +124,7 @@ def llama4_vision(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
 def llava(c: Configuration, hidden: int) -> tuple[TensorSpec, ...]:
     """LLaVA's and LLaVA-NeXT's: CLIP or SigLIP, and a projection of the output of one of its layers or more."""
     v = c.section("vision_config")
-    encoder = _siglip_encoder(c) if v.says("model_type", "siglip_vision_model") else _clip_encoder(c)
+    encoder = siglip_encoder(c) if v.says("model_type", "siglip_vision_model") else _clip_encoder(c)
     projector = Tensors(prefix="multi_modal_projector.", format=number_format(c))
     bias = c.flag("multimodal_projector_bias", True)
     layers = c.length("vision_feature_layer") if c.is_list("vision_feature_layer") else 1
