@@ -76,6 +76,16 @@ def test_awq_keeps_outputs_better_than_rounding(weights: Floats, inputs: Floats,
     assert output_error(weights, found, gram) < 0.8 * rounded
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_clipping_with_all_groups_in_sight_beats_each_group_alone(
+    weights: Floats, inputs: Floats, scheme: IntegerScheme
+) -> None:
+    gram = gram_of(inputs)
+    alone = searched_grid(weights, scheme, gram.diagonal())
+    error = output_error(weights, alone.decode(alone.encode(weights)), gram)
+    assert output_error(weights, clipped(weights, gram, scheme).values_RC, gram) < 0.9 * error
+
+
 def test_clipping_leaves_outputs_as_large_as_they_were(weights: Floats, inputs: Floats) -> None:
     found = clipped(weights, gram_of(inputs), IntegerScheme(bits=3, group=64, symmetric=False)).values_RC
     outputs, clipped_outputs = inputs @ weights.T, inputs @ found.T

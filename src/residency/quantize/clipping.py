@@ -2,9 +2,10 @@
 
 AWQ (arXiv 2306.00978) narrows each group's range by its own error and by one factor for both ends. Here both ends move
 on their own, and with the errors of all other groups in sight, as inputs go together: what one group loses, another can
-make good. Sweep after sweep goes over the groups, by ever smaller steps. Clipping makes outputs smaller, each a little,
-all to the same side: layer upon layer that costs more than errors which point anywhere. So at the end each row is
-stretched to what its outputs were.
+make good. Sweep after sweep goes over the groups, by ever smaller steps. At the end all groups of a row are stretched
+together, their codes as they are, by least squares of its outputs. Both make outputs smaller, each a little, all to the
+same side: layer upon layer that costs more than errors which point anywhere. So each row is stretched to what its
+outputs were.
 
 Shape suffixes: R rows, C columns, G groups, V values of a group.
 """
@@ -27,7 +28,10 @@ Factors = Sequence[tuple[float, float]]  # what the low and the high end are mul
 
 _NARROWED = [(factor, factor) for factor in np.linspace(1, 0.6, 9).tolist()]  # the first sweep's
 _STEPS = (0.12, 0.12, 0.06, 0.04, 0.02)  # by which either end moves in the others
-_GAINS = (0.5, 2.0)  # between which a row is stretched
+_GAINS = (0.5, 2.0)  # between which a row, or a group of it, is stretched
+_RIDGE = 1e-3  # of a group's own energy, by which groups that hardly count stay as they are
+_TINY = 1e-30  # so that nothing is divided by 0
+_FITTED_ROWS = 512  # at once
 
 
 def clipped(weights_RC: Floats, gram_CC: Floats, scheme: IntegerScheme) -> IntegerMatrix:
@@ -39,16 +43,18 @@ def clipped(weights_RC: Floats, gram_CC: Floats, scheme: IntegerScheme) -> Integ
     width = scheme.group_values(columns)
     sweeps: list[list[Factors]] = [[_NARROWED], *(_either_end(step) for step in _STEPS)]
     for rounds in sweeps:
-        for group in range(scheme.num_groups(columns)):
-            part = slice(group * width, min((group + 1) * width, columns))
+        for group, part in enumerate(_blocks(columns, width)):
             delta_RC[:, part] = 0
             beside_RV = 2 * (delta_RC @ gram_CC[:, part])
             weights_RV, gram_VV = (np.ascontiguousarray(each) for each in (weights_RC[:, part], gram_CC[part, part]))
             delta_RC[:, part] = ends.move(group, weights_RV, gram_VV, beside_RV, scheme, rounds)
     grid = grid_between(ends.low_RG, ends.high_RG, scheme)
     codes_RC = grid.encode(weights_RC)
-    gain_R = _gain(weights_RC, grid.decode(codes_RC), gram_CC)
-    return IntegerMatrix(grid=grid.divided(gain_R), codes_RC=codes_RC)
+    values_RC = grid.decode(codes_RC)
+    stretched = [
+        _stretches(weights_RC[rows], values_RC[rows], gram_CC, width) for rows in _blocks(len(weights_RC), _FITTED_ROWS)
+    ]
+    return IntegerMatrix(grid=grid.stretched(np.concatenate(stretched)), codes_RC=codes_RC)
 
 
 def output_error(weights_RC: Floats, rounded_RC: Floats, gram_CC: Floats) -> float:
@@ -99,9 +105,24 @@ def _either_end(step: float) -> list[Factors]:
     return [[(1, 1), *((each, 1) for each in (*near, *far))], [(1, each) for each in (*near, *far)]]
 
 
-def _gain(weights_RC: Floats, rounded_RC: Floats, gram_CC: Floats) -> Floats:
-    """How much of each output is left: its regression on what it was."""
-    projected_RC = weights_RC @ gram_CC
-    left_R, energy_R = (np.einsum("rc,rc->r", projected_RC, each_RC) for each_RC in (rounded_RC, weights_RC))
-    gain_R: Floats = np.divide(left_R, energy_R, out=np.ones_like(left_R), where=energy_R > 0)
-    return gain_R.clip(*_GAINS)
+def _stretches(weights_RC: Floats, rounded_RC: Floats, gram_CC: Floats, width: int) -> Floats:
+    """What each group's values are multiplied by, (rows, groups), so that outputs are near and as large as before."""
+    starts_G = np.arange(0, weights_RC.shape[1], width)
+    wanted_RC = weights_RC @ gram_CC
+    wanted_RG = np.add.reduceat(wanted_RC * rounded_RC, starts_G, axis=1).astype(np.float64)
+    together_RGG = np.empty((*wanted_RG.shape, len(starts_G)))
+    for group, part in enumerate(_blocks(weights_RC.shape[1], width)):
+        met_RC = rounded_RC[:, part] @ gram_CC[part]
+        together_RGG[:, group] = np.add.reduceat(met_RC * rounded_RC, starts_G, axis=1)
+    ridge_R = _RIDGE * np.einsum("rgg->r", together_RGG) / len(starts_G) + _TINY
+    together_RGG += ridge_R[:, None, None] * np.eye(len(starts_G))
+    stretch_RG = np.linalg.solve(together_RGG, (wanted_RG + ridge_R[:, None])[:, :, None])[:, :, 0]
+    left_R, energy_R = (stretch_RG * wanted_RG).sum(axis=1), np.einsum("rc,rc->r", wanted_RC, weights_RC)
+    gain_R = np.divide(left_R, energy_R, out=np.ones_like(left_R), where=energy_R > 0)
+    stretches_RG: Floats = (stretch_RG / gain_R.clip(*_GAINS)[:, None]).clip(*_GAINS).astype(np.float32)
+    return stretches_RG
+
+
+def _blocks(length: int, step: int) -> list[slice]:
+    """Parts of `step`, the last perhaps shorter."""
+    return [slice(first, min(first + step, length)) for first in range(0, length, step)]

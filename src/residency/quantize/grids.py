@@ -60,9 +60,9 @@ class Grid:
         part = slice(group, group + 1)
         return Grid(scheme=self.scheme, scales_RG=self.scales_RG[:, part], zeros_RG=self.zeros_RG[:, part])
 
-    def divided(self, divisor_R: Floats) -> "Grid":
-        """With each row's values divided by a number."""
-        scales_RG = _half(self.scales_RG / divisor_R[:, None])
+    def stretched(self, factors_RG: Floats) -> "Grid":
+        """With each group's values multiplied by a number; one column of factors is for whole rows."""
+        scales_RG = _half(self.scales_RG * factors_RG)
         return Grid(scheme=self.scheme, scales_RG=scales_RG, zeros_RG=self.zeros_RG)
 
     def encode(self, weights_RC: Floats) -> Codes:

@@ -39,7 +39,7 @@ Progress = Callable[[str, int, int], None]
 _JOB = "job.json"
 SCORED_TOKENS = 128  # whose logits are in memory at once
 HEAD_ROWS = 1 << 14  # of the head, likewise
-_VERSION = 4  # of what lies in the work folder; changes with the arithmetic
+_VERSION = 5  # of what lies in the work folder; changes with the arithmetic
 
 
 class Target(Protocol):

@@ -138,6 +138,6 @@ def _scale_rows(layer: Layer, name: str, scales_R: Floats, done: Matrices) -> No
     """A quantized row divided by a number is the same codes on a grid that is as much finer."""
     matrix = done[name]
     assert isinstance(matrix, IntegerMatrix)
-    scaled = IntegerMatrix(grid=matrix.grid.divided(scales_R), codes_RC=matrix.codes_RC)
+    scaled = IntegerMatrix(grid=matrix.grid.stretched(np.reciprocal(scales_R[:, None])), codes_RC=matrix.codes_RC)
     done[name] = scaled
     layer.tensors[name] = scaled.values_RC
