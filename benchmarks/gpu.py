@@ -39,9 +39,10 @@ from residency.models.made_up import made_up_spec
 from residency.planner import Plan
 from residency.planner.cost import Step
 from residency.planner.device_buffers import most_parts
+from residency.planner.device_needs import DeviceRequest
 from residency.planner.device_speed import LinkedDevice, cost_of, device_seconds, elsewhere, workload
 from residency.planner.explain import MEANINGLESS
-from residency.planner.on_device import DeviceRequest, plan_on_device, runtime_beside
+from residency.planner.on_device import plan_on_device, runtime_beside
 from residency.planner.plan import PAGE_TOKENS
 from residency.scheduler import Batch
 from residency.scheduler.batch import BatchEntry

@@ -1,5 +1,6 @@
 """A model answers on a device what it answers on the CPU: the same plan, loop and model files."""
 
+import os
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,13 @@ import pytest
 from residency.engine.generation import GenerationOptions
 from residency.engine.loop import Loop
 from residency.engine.sampler import Sampling
-from residency.errors import UsageError
+from residency.engine.swap import SwapSpace
+from residency.errors import StoreError, UsageError
 from residency.formats import F32, Q8_0, Format, pack_rows, unpack_rows
 from residency.ledger import KvPages
 from residency.ledger.groups import PageGroup
-from residency.planner.on_device import DeviceRequest
+from residency.planner.device_needs import DeviceRequest
+from residency.planner.plan import Plan
 from residency.scheduler import Batch
 from residency.scheduler.batch import BatchEntry
 from support.device_plans import device_plan_of, executor_of
@@ -42,7 +45,10 @@ def greedy(max_tokens: int = 3, **sampling: float) -> GenerationOptions:
 
 
 def device_answers(path: Path, asked: DeviceRequest, options: GenerationOptions) -> list[list[list[int | None]]]:
-    plan = device_plan_of(path, asked)
+    return answers_of(device_plan_of(path, asked), options)
+
+
+def answers_of(plan: Plan, options: GenerationOptions) -> list[list[list[int | None]]]:
     with executor_of(plan) as executor, closing(Loop(plan, executor, eos_ids=NOBODY, weight_read_bytes=1)) as loop:
         requests = [loop.submit(prompt, options) for prompt in PROMPTS]
         events = events_until_idle(loop)
@@ -152,6 +158,67 @@ def test_a_model_larger_than_the_device_gives_the_same_tokens(tmp_path: Path) ->
     planned = device_plan_of(path, small).device
     assert planned is not None and planned.streamed_layers >= 3
     assert device_answers(path, small, greedy(2)) == device_answers(path, EXACT, greedy(2))
+
+
+def test_a_model_larger_than_device_and_ram_gives_the_same_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of its layers are read from the disk in every step, and are there when it is opened again."""
+    monkeypatch.setenv("RESIDENCY_CACHE", str(tmp_path / "cache"))
+    path = model_at(tmp_path, "qwen2", num_layers=7)
+    whole = device_plan_of(path, EXACT)
+    layer_bytes = whole.memory.weights // 8
+    small = replace(EXACT, budget_bytes=whole.memory.peak - layer_bytes * 4)
+    plan = device_plan_of(path, small, ram_bytes=4 * layer_bytes)
+    assert plan.device is not None and plan.device.disk_layers >= 2
+    answered = [answers_of(plan, greedy(3)) for _ in range(2)]
+    files = list((tmp_path / "cache").rglob("layer-*"))
+    assert len(files) == plan.device.disk_layers
+    assert answered == [device_answers(path, EXACT, greedy(3))] * 2
+
+
+def test_a_preempted_sequence_s_pages_come_back_from_ram(tmp_path: Path) -> None:
+    """There are pages for one whole context, and a more urgent request takes them."""
+    path = model_at(tmp_path, "llama")
+    shared = replace(EXACT, oversubscribe=True)
+    whole = device_plan_of(path, shared)
+    plan = device_plan_of(path, replace(shared, budget_bytes=whole.memory.peak - 1))
+    assert [group.num_pages for group in plan.kv_groups] == [4]
+    swap = SwapSpace(folder=None, num_bytes=plan.memory.kv_cache, bytes_per_second=1e15)
+    long, urgent = PROMPTS[0] * 2, PROMPTS[0]
+    with executor_of(plan) as executor:
+        executor.reserve_swap(swap)
+        with closing(Loop(plan, executor, eos_ids=NOBODY, weight_read_bytes=1, swap=swap)) as loop:
+            first = loop.submit(long, greedy(4))
+            events = [event for _ in range(4) for event in loop.step()]  # three chunks, and a token
+            second = loop.submit(urgent, replace(greedy(2), priority=-1))
+            events += events_until_idle(loop)
+            assert loop.counts().swapped_pages == 3
+    assert answers(events, first) == answers_alone(path, long, greedy(4))
+    assert answers(events, second) == answers_alone(path, urgent, greedy(2))
+
+
+def answers_alone(path: Path, prompt: list[int], options: GenerationOptions) -> list[list[int | None]]:
+    plan = device_plan_of(path, EXACT)
+    with executor_of(plan) as executor, closing(Loop(plan, executor, eos_ids=NOBODY, weight_read_bytes=1)) as loop:
+        request = loop.submit(prompt, options)
+        return answers(events_until_idle(loop), request)
+
+
+def test_a_disk_that_loses_a_layer_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESIDENCY_CACHE", str(tmp_path / "cache"))
+    path = model_at(tmp_path, "qwen2", num_layers=5)
+    whole = device_plan_of(path, EXACT)
+    layer_bytes = whole.memory.weights // 6
+    small = replace(EXACT, budget_bytes=whole.memory.peak - layer_bytes * 2)
+    plan = device_plan_of(path, small, ram_bytes=4 * layer_bytes)
+    with executor_of(plan) as executor, closing(Loop(plan, executor, eos_ids=NOBODY, weight_read_bytes=1)) as loop:
+        (file, *_) = (tmp_path / "cache").rglob("layer-*")
+        os.truncate(file, 0)
+        loop.submit([5], greedy(4))
+        with pytest.raises(StoreError, match=r"layer-\d"):
+            for _ in range(4):  # buffers may hold what was read before
+                loop.step()
 
 
 @pytest.mark.parametrize(

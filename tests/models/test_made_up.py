@@ -6,7 +6,8 @@ import pytest
 
 from residency.models.made_up import made_up_spec
 from residency.models.registry import forward_of
-from residency.planner.on_device import DeviceRequest, plan_on_device
+from residency.planner.device_needs import DeviceRequest
+from residency.planner.on_device import plan_on_device
 from residency.spec.model import ModelSpec
 from support.device_plans import some_device
 

@@ -8,7 +8,7 @@ import pytest
 from residency.errors import BudgetError, ContextError, FileError
 from residency.models.specs import model_spec
 from residency.planner.check import check_plan
-from residency.planner.on_device import DeviceRequest, decode_batches
+from residency.planner.device_needs import DeviceRequest, decode_batches
 from residency.planner.plan import Plan
 from residency.spec import open_checkpoint
 from support.device_plans import device_plan_of
@@ -78,6 +78,15 @@ def test_a_plan_whose_arrays_are_not_its_model_s_is_refused(path: Path) -> None:
 @pytest.mark.parametrize(("sequences", "batches"), [(1, (1,)), (3, (1, 2, 3)), (20, (1, 2, 4, 8, 16, 20))])
 def test_every_batch_has_a_graph_that_is_little_larger(sequences: int, batches: tuple[int, ...]) -> None:
     assert decode_batches(sequences) == batches
+
+
+def test_sequences_share_pages_where_there_is_no_room_for_all_contexts(path: Path) -> None:
+    asked = DeviceRequest(context_tokens=512, max_sequences=8, oversubscribe=True)
+    whole = device_plan_of(path, asked)
+    plan = device_plan_of(path, replace(asked, budget_bytes=whole.memory.peak - whole.memory.kv_cache // 3))
+    (all_pages,), (pages,) = ([group.num_pages for group in each.kv_groups] for each in (whole, plan))
+    assert all_pages == 8 * 32 and pages == 5 * 32 and plan.device == whole.device
+    check_plan(Plan.from_json(plan.to_json()), model_spec(open_checkpoint(path)))
 
 
 @pytest.fixture(scope="module")

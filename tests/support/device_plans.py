@@ -6,8 +6,9 @@ from residency.engine.cuda.executor import CudaExecutor
 from residency.hardware import Device
 from residency.hardware.figures import assumed_device_figures
 from residency.models.specs import model_spec
+from residency.planner.device_needs import DeviceRequest
 from residency.planner.device_speed import Ways
-from residency.planner.on_device import DeviceRequest, plan_on_device
+from residency.planner.on_device import plan_on_device
 from residency.planner.plan import Plan
 from residency.spec import open_checkpoint
 from support.device import DEVICE, MULTIPROCESSORS

@@ -116,7 +116,7 @@ def _experts(layout: PlaneLayout | None, tokens: int) -> None:
     multiply(step, x, HIDDEN, experts)
     paged = replace(experts, paged=_paged(step, spec))
     fetch(step, paged, paged.paged)
-    guess(step, _rows(tokens, 8), paged, paged.paged)  # type: ignore[arg-type]
+    guess(step, _rows(tokens, 8), paged, paged.paged)
     multiply(step, x, HIDDEN, paged)
     combine(step, spec, HIDDEN, _rows(tokens), None)
 
@@ -131,7 +131,8 @@ def _paged(step: DeviceStep, spec: MoeSpec) -> DevicePaged:
         "expert_turn": (1,),
         "expert_copies": (2, 1 + 2 * spec.num_experts),
     }
-    step.buffers.update({name: torch.zeros(shape, dtype=torch.int32) for name, shape in shapes.items()})
+    made: dict[str, Any] = {name: torch.zeros(shape, dtype=torch.int32) for name, shape in shapes.items()}
+    step.buffers.update(made)
     words = torch.empty(2 * spec.num_experts, 1 << 10, dtype=torch.int64)
     aside = AsideStream("cpu")
     return DevicePaged(layer=1, before=0, first=spec.num_experts, homes=words, slots=words, words=1 << 10, aside=aside)

@@ -12,7 +12,7 @@ from residency.errors import FileError, UsageError
 from residency.hardware import Machine
 from residency.models.specs import is_known
 from residency.planner import Plan
-from residency.planner.on_device import DeviceRequest
+from residency.planner.device_needs import DeviceRequest
 from residency.store.fetch import pull
 
 
@@ -76,6 +76,7 @@ def device_plan(
         logit_rows=logit_rows,
         max_sequences=max_sequences,
         random_weights=asked.random_weights,
+        oversubscribe=max_sequences > 1,
     )
     return plan_for_device(path, request)
 

@@ -14,6 +14,7 @@ from residency.cli.prepare import prepare_first
 from residency.cli.progress import Progress
 from residency.engine.calibrate import this_machine
 from residency.engine.ceiling import held_to_budget
+from residency.engine.device import pinned_swap
 from residency.engine.engine import Engine
 from residency.engine.kv_store import MOST_SLOTS, KvStoreSpace
 from residency.engine.service import Service
@@ -61,7 +62,8 @@ admission_option = click.option(
     "swap_bytes",
     callback=memory_bytes,
     metavar="BYTES",
-    help="Room on disk for requests that others have taken the pages of, where that is quicker than beginning again.",
+    help="Room on disk, with --device cuda in RAM, for requests that others have taken the pages of, where that is "
+    "quicker than beginning again.",
 )
 @click.option(
     "--kv-store",
@@ -124,7 +126,7 @@ def command(
     names = names or (name_of(model),)
     with bound_socket(host, port) as bound:
         plan = serving_plan(model, asked, max_sequences, keeps_pages=kv_folder is not None)
-        swap, store = swap_space(swap_bytes), kv_space(plan, kv_folder, kv_bytes)
+        swap, store = swap_space(plan, swap_bytes), kv_space(plan, kv_folder, kv_bytes)
         if plan_out is not None:
             save_plan(plan, plan_out)
         if not as_json:
@@ -179,10 +181,14 @@ def serving_plan(model: str, asked: PlanOptions, max_sequences: int | None, *, k
         return planned(model, asked, progress, max_sequences=max_sequences or DEFAULT_SEQUENCES, footprint=footprint)
 
 
-def swap_space(num_bytes: int | None) -> SwapSpace | None:
-    """So much of the cache folder, as quick as this machine's disk was measured; none for no bytes."""
+def swap_space(plan: Plan, num_bytes: int | None) -> SwapSpace | None:
+    """So much of the cache folder, as quick as this machine's disk was measured, or of RAM beside a device; none for no
+    bytes.
+    """
     if not num_bytes:
         return None
+    if plan.device is not None:
+        return pinned_swap(num_bytes)
     disk = this_machine().tier("disk")
     return SwapSpace(folder=cache_folder(), num_bytes=num_bytes, bytes_per_second=disk.read_bytes_per_second(threads=1))
 

@@ -11,13 +11,15 @@ import numpy.typing as npt
 
 from residency.engine.executor import Executor
 from residency.engine.stamps import LaunchTime
+from residency.engine.swap import SwapSpace
 from residency.errors import UsageError
 from residency.hardware.host import read_host
 from residency.ledger import KvPages
 from residency.models.made_up import made_up, made_up_spec
 from residency.models.specs import model_spec
+from residency.planner.device_needs import DeviceRequest
 from residency.planner.device_speed import LinkedDevice
-from residency.planner.on_device import DeviceRequest, plan_on_device, runtime_beside
+from residency.planner.on_device import plan_on_device, runtime_beside
 from residency.planner.plan import MemoryBytes, Plan
 from residency.scheduler import Batch
 from residency.spec.model import ModelSpec
@@ -45,6 +47,9 @@ class DeviceExecutor(Executor, Protocol):
     @property
     def expert_counts(self) -> PagingCounts | None:
         """How often experts were on the device when they were needed; None where all of them are."""
+
+    def reserve_swap(self, space: SwapSpace) -> None:
+        """Let preempted sequences wait in pinned RAM. MachineError where there is not so much."""
 
     def measured_memory(self, kv_cache_bytes: int) -> MemoryBytes:
         """Memory by class on the device, with so many bytes of pages in use."""
@@ -98,6 +103,13 @@ def plan_for_device(model: str | Path, asked: DeviceRequest) -> Plan:
         model_path=path,
         fingerprint=fingerprint,
     )
+
+
+def pinned_swap(num_bytes: int) -> SwapSpace:
+    """So much RAM for the pages of preempted sequences, as quick as the device copies to it and from there."""
+    figures = this_device()
+    rate = min(figures.pinned_to_device, figures.pinned_from_device)
+    return SwapSpace(folder=None, num_bytes=num_bytes, bytes_per_second=rate)
 
 
 @contextmanager

@@ -92,6 +92,8 @@ class Engine:
         store: KvStoreSpace | None = None,
     ) -> Loop:
         """A loop with nothing to do yet. One at a time: all use the same pages."""
+        if swap is not None and isinstance(self._executor, DeviceExecutor):
+            self._executor.reserve_swap(swap)
         return Loop(
             self.plan,
             self._executor,

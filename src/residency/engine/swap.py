@@ -24,7 +24,7 @@ PagesLPB = Sequence[npt.NDArray[np.uint8]]  # of each KV group: layers, pages, b
 class SwapSpace:
     """Where the pages of preempted sequences may wait, and how quick that is."""
 
-    folder: Path
+    folder: Path | None  # None: RAM that a device copies to by itself
     num_bytes: int
     bytes_per_second: float
 

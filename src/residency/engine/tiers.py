@@ -21,7 +21,8 @@ class NextTier:
         self.swap_slots: Sequence[int] = [0] * len(plan.kv_groups) if swap is None else swap.slots(plan)
         self.swap_cost: SwapCost | None = None if swap is None else swap.cost(plan)
         with ExitStack() as opened:
-            self._swap = None if swap is None else opened.enter_context(SwapFile(plan, swap))
+            has_file = swap is not None and swap.folder is not None
+            self._swap = opened.enter_context(SwapFile(plan, swap)) if swap is not None and has_file else None
             self._store = None if store is None else opened.enter_context(KvStore(plan, store))
             self._opened = opened.pop_all()
 

@@ -1,30 +1,24 @@
 """What fits into a CUDA device's memory: weights, KV cache, activations, and what the context and graphs take."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from residency.errors import BudgetError, ContextError, UsageError
 from residency.hardware import Device
-from residency.ledger.kv import pages_of_a_sequence
 from residency.planner.cost import ModelCost, Step
-from residency.planner.device_buffers import device_buffers
+from residency.planner.device_needs import DeviceNeeds, DeviceRequest, decode_batches
 from residency.planner.device_speed import LinkedDevice, Ways, device_seconds, elsewhere, workload
 from residency.planner.plan import (
     DTYPE_BYTES,
     PAGE_TOKENS,
-    Buffer,
     DevicePlan,
-    KvGroup,
-    MemoryBytes,
     Plan,
     SpeedForecast,
 )
 from residency.spec.device_layout import DISK_BUFFERS, SLOTS, DeviceLayout, device_layout
 from residency.spec.model import ModelSpec
-from residency.spec.state import AnyKvName, kv_format_named
+from residency.spec.state import kv_format_named
 from residency.units import binary_bytes, enough_mib
 
 DEFAULT_CONTEXT_TOKENS = 2048
@@ -35,22 +29,7 @@ DEVICE_KV_FORMATS = ("BF16", "F16", "F32", "FP8", "INT8")
 ALLOCATOR_BYTES = 96 << 20
 GRAPH_BYTES = 8 << 20  # of one recorded step: some hundred kernels' nodes and the driver's copies of their words
 ASSUMED_WAYS = Ways(copied=5e10, gathered=4e10, disk=0.0)  # of PCIe 5.0
-_MOST_GRAPHED = 256  # sequences
 _FORECAST_CONTEXT_TOKENS = 129  # the token itself and those before it
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeviceRequest:
-    """What is asked of a run on a device; None leaves the choice to the planner."""
-
-    context_tokens: int | None = None
-    max_sequences: int = 1
-    chunk_tokens: int | None = None
-    logit_rows: int | None = None
-    budget_bytes: int | None = None
-    kv_format: AnyKvName = "BF16"
-    activation_type: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    random_weights: Literal["source", "int8", "int4"] | None = None  # how `model` was made up, if it was
 
 
 def plan_on_device(
@@ -65,7 +44,8 @@ def plan_on_device(
     model_path: Path,
     fingerprint: str,
 ) -> Plan:
-    """The plan of a run of `model` in the memory of `device`, each sequence with room for the whole context.
+    """The plan of a run of `model` in the memory of `device`, each sequence with room for the whole context, unless
+    they may share what room there is.
 
     What does not fit stays in RAM, at most `ram_bytes`: experts, which are brought when a token is sent to them, or
     else layers, which arrive in every step. Layers for which there is no room in RAM either stay on the disk, if there
@@ -83,7 +63,9 @@ def plan_on_device(
         )
     context = asked.context_tokens or min(model.max_context_tokens, DEFAULT_CONTEXT_TOKENS)
     chunk = max(min(asked.chunk_tokens or DEFAULT_CHUNK_TOKENS, context), asked.max_sequences)
-    needs = _Needs(model=model, asked=asked, multiprocessors=multiprocessors, runtime_bytes=runtime_bytes)
+    needs = DeviceNeeds(model=model, asked=asked, multiprocessors=multiprocessors, runtime_bytes=runtime_bytes)
+    if asked.oversubscribe:
+        needs = _sharing(needs, budget, context, chunk)
     if needs.memory(context, chunk).peak > budget:
         paged = _paging(needs, budget, context, chunk, ram_bytes)
         streamed = _streaming(needs, budget, context, chunk, ram_bytes, has_disk=ways.disk > 0)
@@ -129,7 +111,7 @@ def fits_device_plan(plan: Plan, planned: DevicePlan, model: ModelSpec) -> bool:
         activation_type=planned.activation_type,
         random_weights=planned.random_weights,
     )
-    needs = _Needs(
+    needs = DeviceNeeds(
         model=model,
         asked=asked,
         multiprocessors=planned.multiprocessors,
@@ -138,6 +120,10 @@ def fits_device_plan(plan: Plan, planned: DevicePlan, model: ModelSpec) -> bool:
         num_disk=min(planned.disk_layers, planned.streamed_layers, len(model.layers)),
         expert_slots=planned.expert_slots,
     )
+    every = needs.kv_groups(plan.context_tokens, plan.chunk_tokens)
+    if every and plan.kv_groups and every[0].num_pages >= plan.kv_groups[0].num_pages > 0:
+        pages = every[0].num_pages // plan.max_sequences
+        needs = replace(needs, whole_sequences=max(1, plan.kv_groups[0].num_pages // pages))
     if not _has_slots(model, planned.expert_slots) or planned != needs.device_plan(planned.name, planned.memory_bytes):
         return False
     extents = plan.context_tokens, plan.chunk_tokens
@@ -162,96 +148,18 @@ def runtime_beside(driver_bytes: int, max_sequences: int) -> int:
     return driver_bytes + len(decode_batches(max_sequences)) * GRAPH_BYTES + ALLOCATOR_BYTES
 
 
-def decode_batches(max_sequences: int) -> tuple[int, ...]:
-    """Sequences of the steps that have a graph: 1, 2, 4, 8, then every eighth, as far as they may be needed."""
-    most = min(max_sequences, _MOST_GRAPHED)
-    sizes = [size for size in (1, 2, 4, *range(8, _MOST_GRAPHED + 1, 8)) if size < most]
-    return (*sizes, most)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Needs:
-    model: ModelSpec
-    asked: DeviceRequest
-    multiprocessors: int
-    runtime_bytes: int
-    num_streamed: int = 0
-    num_disk: int = 0
-    expert_slots: int = 0
-
-    @cached_property
-    def layout(self) -> DeviceLayout:
-        return device_layout(
-            self.model,
-            self.asked.activation_type,
-            num_streamed=self.num_streamed,
-            num_disk=self.num_disk,
-            expert_slots=self.expert_slots,
-        )
-
-    def device_plan(self, name: str, memory_bytes: int) -> DevicePlan:
-        layout, experts = self.layout, self.layout.experts
-        return DevicePlan(
-            name=name,
-            multiprocessors=self.multiprocessors,
-            activation_type=self.asked.activation_type,
-            decode_batches=decode_batches(self.asked.max_sequences),
-            memory_bytes=memory_bytes,
-            random_weights=self.asked.random_weights,
-            streamed_layers=len(layout.streamed_layers),
-            disk_layers=len(layout.disk_layers),
-            layer_bytes=layout.layer_bytes,
-            expert_slots=0 if experts is None else experts.slots,
-            num_experts=0 if experts is None else experts.num_experts,
-            pinned_bytes=layout.host_bytes,
-        )
-
-    def buffers(self, context_tokens: int, chunk_tokens: int) -> tuple[Buffer, ...]:
-        asked = self.asked
-        return device_buffers(
-            self.model,
-            activation_type=asked.activation_type,
-            multiprocessors=self.multiprocessors,
-            chunk_tokens=chunk_tokens,
-            max_sequences=asked.max_sequences,
-            context_tokens=context_tokens,
-            logit_rows=asked.logit_rows,
-            quantizes_keys=asked.kv_format == "INT8",
-            layout=self.layout,
-        )
-
-    def kv_groups(self, context_tokens: int, chunk_tokens: int) -> tuple[KvGroup, ...]:
-        kv = kv_format_named(self.asked.kv_format)
-        layers: dict[tuple[int | None, int], list[int]] = {}
-        for index, layer in enumerate(self.model.layers):
-            attention = layer.grouped_attention
-            page_bytes = attention.state(kv).bytes_per_token * PAGE_TOKENS
-            layers.setdefault((attention.window_tokens, page_bytes), []).append(index)
-        return tuple(
-            KvGroup(
-                layers=tuple(indices),
-                window_tokens=window,
-                num_pages=self.asked.max_sequences
-                * pages_of_a_sequence(
-                    context_tokens, page_tokens=PAGE_TOKENS, window_tokens=window, chunk_tokens=chunk_tokens
-                ),
-                page_bytes=page_bytes,
-            )
-            for (window, page_bytes), indices in layers.items()
-        )
-
-    def memory(self, context_tokens: int, chunk_tokens: int) -> MemoryBytes:
-        return MemoryBytes(
-            weights=self.layout.device_bytes,
-            kv_cache=sum(group.num_bytes for group in self.kv_groups(context_tokens, chunk_tokens)),
-            activations=sum(buffer.num_bytes for buffer in self.buffers(context_tokens, chunk_tokens)),
-            runtime=self.runtime_bytes,
-        )
+def _sharing(needs: DeviceNeeds, budget: int, context: int, chunk: int) -> DeviceNeeds:
+    """The same with pages for the whole contexts of as many sequences as fit, one at least."""
+    for whole in range(needs.asked.max_sequences, 1, -1):
+        fewer = replace(needs, whole_sequences=whole)
+        if fewer.memory(context, chunk).peak <= budget:
+            return fewer
+    return replace(needs, whole_sequences=1)
 
 
 def _streaming(
-    needs: _Needs, budget: int, context: int, chunk: int, ram_bytes: int, *, has_disk: bool
-) -> _Needs | None:
+    needs: DeviceNeeds, budget: int, context: int, chunk: int, ram_bytes: int, *, has_disk: bool
+) -> DeviceNeeds | None:
     """The same with as few layers in RAM as fit, and as few of these on disk; None where no number does."""
     for num_streamed in range(SLOTS + 1, len(needs.model.layers) + 1):
         fewer = replace(needs, num_streamed=num_streamed)
@@ -264,7 +172,7 @@ def _streaming(
     return None
 
 
-def _paging(needs: _Needs, budget: int, context: int, chunk: int, ram_bytes: int) -> _Needs | None:
+def _paging(needs: DeviceNeeds, budget: int, context: int, chunk: int, ram_bytes: int) -> DeviceNeeds | None:
     """The same with all experts in RAM, and slots for as many as fit; None where that is not enough."""
     least = least_slots(needs.model)
     if least is None:
@@ -309,7 +217,7 @@ def _check(model: ModelSpec, asked: DeviceRequest) -> None:
         )
 
 
-def _refusal(needs: _Needs, device: Device, budget: int, context: int, chunk: int) -> BudgetError:
+def _refusal(needs: DeviceNeeds, device: Device, budget: int, context: int, chunk: int) -> BudgetError:
     memory = needs.memory(context, chunk)
     smaller = [
         f"--{name} {value.lower() if name == 'kv' else value}"
@@ -327,7 +235,7 @@ def _refusal(needs: _Needs, device: Device, budget: int, context: int, chunk: in
     )
 
 
-def _changes(needs: _Needs, context: int) -> Sequence[tuple[str, str, _Needs, int]]:
+def _changes(needs: DeviceNeeds, context: int) -> Sequence[tuple[str, str, DeviceNeeds, int]]:
     """What may be given up, cheapest first."""
     kv = replace(needs, asked=replace(needs.asked, kv_format="INT8"))
     shorter = [context // part for part in (2, 4, 8, 16) if context // part >= PAGE_TOKENS]

@@ -9,6 +9,7 @@ from residency.formats.planes import CHUNK_COLUMNS, PLANE_LAYOUTS, PlaneLayout, 
 from residency.spec.model import ModelSpec, TensorSpec
 
 PLANE_ALIGNMENT = 256  # bytes: what a device reads at once, twice
+DISK_ALIGNMENT = 4096  # bytes: a page, of which direct reads take whole ones
 SLOTS = 2  # of streamed layers: one is computed while the next arrives
 DISK_BUFFERS = 3  # in pinned RAM: one is copied from while two are read, so that the disk never waits
 
@@ -86,7 +87,7 @@ class DeviceLayout:
     resident_bytes: int
     streamed_layers: tuple[int, ...]
     disk_layers: tuple[int, ...]  # of these, those that are in RAM for a moment only
-    layer_bytes: int  # of the largest streamed layer
+    layer_bytes: int  # of the largest streamed layer, in whole pages
     experts: ExpertsLayout | None = None  # where they are brought one by one
 
     @property
@@ -140,7 +141,7 @@ def device_layout(
         resident_bytes=ends[None],
         streamed_layers=streamed,
         disk_layers=tuple(streamed[(2 * index + 1) * num_streamed // (2 * num_disk)] for index in range(num_disk)),
-        layer_bytes=max((ends[layer] for layer in streamed), default=0),
+        layer_bytes=-(-max((ends[layer] for layer in streamed), default=0) // DISK_ALIGNMENT) * DISK_ALIGNMENT,
         experts=experts,
     )
 

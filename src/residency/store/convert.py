@@ -39,7 +39,7 @@ def convert(model: ModelSpec, folder: Path, *, progress: Progress | None = None)
     try:
         scratch.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder.parent)
-        _require_space(scratch.parent, layout.total_bytes)
+        require_space(scratch.parent, layout.total_bytes)
         scratch.mkdir()
         _write_tensors(model, layout, scratch / "weights", progress)
         header = {"store_version": STORE_VERSION, "model": model.name, "total_bytes": layout.total_bytes}
@@ -84,7 +84,8 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _require_space(folder: Path, needed_bytes: int) -> None:
+def require_space(folder: Path, needed_bytes: int) -> None:
+    """StoreError where the folder's disk has not so many bytes free."""
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         raise StoreError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from residency.planner.plan import Buffer
 from residency.spec.device_layout import DeviceLayout, DevicePlane, DeviceTensor
 from residency.spec.model import ModelSpec, MoeSpec, TensorSpec
 from residency.store.convert import stored_chunks
+from residency.store.device_disk import LayerFiles
 from residency.store.device_experts import DeviceExpertSlots
 from residency.store.device_stream import StreamedLayers
 
@@ -94,15 +96,23 @@ class DeviceWeights:
         activation_type: str,
         device: str,
         paged: DeviceExpertSlots | None = None,
+        folder: Path | None = None,
+        *,
+        made_up: bool = False,
     ) -> None:
+        """`folder` is for layers on disk, of which those that are alike have one file where they are `made_up`."""
         self.paged = paged
         self._model = model
         self._layout = layout
         self._type = DTYPES[activation_type]
         self._tensors = {tensor.name: tensor for tensor in model.tensors}
-        self._layer_of = {tensor.name: index for index, layer in enumerate(model.layers) for tensor in layer.experts}
+        self._layer_of = {tensor.name: index for index, layer in enumerate(model.layers) for tensor in layer.tensors}
         self._bytes = torch.zeros(layout.resident_bytes, dtype=torch.uint8, device=device)
-        self._streamed = StreamedLayers(layout, device)
+        first = {layer.likeness: index for index, layer in reversed(list(enumerate(model.layers)))}
+        named = {layer: first[model.layers[layer].likeness] if made_up else layer for layer in layout.disk_layers}
+        names = {layer: f"layer-{number}" for layer, number in named.items()}
+        files = None if folder is None else LayerFiles(folder, names, layout.layer_bytes)
+        self._streamed = StreamedLayers(layout, device, files)
 
     @property
     def num_bytes(self) -> int:
@@ -123,7 +133,10 @@ class DeviceWeights:
 
     def kept_vector(self, name: str) -> npt.NDArray[np.float32]:
         """A bias from where it is kept between steps, on the host."""
-        values: npt.NDArray[np.float32] = self._home(self._layout.tensors[name].planes["codes"]).cpu().numpy()
+        plane = self._layout.tensors[name].planes["codes"]
+        if plane.layer in self._layout.disk_layers:
+            return self._streamed.stored(plane.layer, plane.offset, plane.num_bytes).view(np.float32)
+        values: npt.NDArray[np.float32] = self._home(plane).cpu().numpy()
         return values
 
     @property
@@ -164,8 +177,13 @@ class DeviceWeights:
     def load(self, progress: Progress | None = None) -> None:
         """Read all tensors from their sources. FileError if a source is shorter than it was."""
         done = 0
+        streamed = {index: layer.tensors[-1].name for index, layer in enumerate(self._model.layers)}
         for tensor in self._model.tensors:
-            self._load_tensor(tensor)
+            layer = self._layer_of.get(tensor.name)
+            if layer is None or not self._streamed.is_kept(layer):
+                self._load_tensor(tensor)
+            if layer in self._layout.disk_layers and tensor.name == streamed[layer]:
+                self._streamed.keep(layer, self._streamed.home(layer))
             done += tensor.num_bytes
             if progress:
                 progress(done, self._model.weight_bytes)
@@ -177,18 +195,23 @@ class DeviceWeights:
         would take minutes.
         """
         here = {kind: torch.Generator(device=kind).manual_seed(seed) for kind in {"cpu", self._bytes.device.type}}
-        first = {self._model.layers[layer].likeness: layer for layer in reversed(self._layout.streamed_layers)}
-        made = {None, *first.values()}
-        for placed in self._layout.tensors.values():
-            for part, plane in placed.planes.items():
-                if plane.layer in made:
-                    view = self._home(plane)
-                    _make_up(view, part, plane, placed.layout, here[view.device.type])
+        alike: dict[object, list[int]] = {}
         for layer in self._layout.streamed_layers:
-            if layer not in made:
-                self._streamed.home(layer).copy_(self._streamed.home(first[self._model.layers[layer].likeness]))
+            alike.setdefault(self._model.layers[layer].likeness, []).append(layer)
+        self._make_up(None, here[self._bytes.device.type])
+        for first, *others in alike.values():
+            self._make_up(first, here["cpu"])
+            for layer in (first, *others):
+                self._streamed.keep(layer, self._streamed.home(first))
         if self.paged is not None:
             self._randomise_experts(self.paged, here["cpu"])
+
+    def _make_up(self, layer: int | None, generator: torch.Generator) -> None:
+        """Of a streamed layer, or of all that stays on the device."""
+        for placed in self._layout.tensors.values():
+            for part, plane in placed.planes.items():
+                if plane.layer == layer:
+                    _fill(self._home(plane), part, plane, placed.layout, generator)
 
     def _randomise_experts(self, paged: DeviceExpertSlots, generator: torch.Generator) -> None:
         made: dict[object, torch.Tensor] = {}
@@ -199,7 +222,7 @@ class DeviceWeights:
                 for tensor in spec.experts:
                     placed = paged.layout.tensors[tensor.name]
                     for part, plane in placed.planes.items():
-                        _make_up(_plane(paged.home(layer, 0), plane), part, plane, placed.layout, generator)
+                        _fill(_plane(paged.home(layer, 0), plane), part, plane, placed.layout, generator)
             for expert in range(paged.layout.per_layer):
                 paged.home(layer, expert).copy_(made[spec.likeness])
 
@@ -255,7 +278,7 @@ def _matrix(
     return DeviceMatrix(rows=rows, columns=columns, layout=placed.layout, planes=planes, order=order)
 
 
-def _make_up(
+def _fill(
     view: torch.Tensor, part: str, plane: DevicePlane, layout: PlaneLayout | None, generator: torch.Generator
 ) -> None:
     """Fill a plane with values of a usual size."""

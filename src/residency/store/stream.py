@@ -8,6 +8,7 @@ given back, and, written by whoever runs the steps, how many were given back bef
 import ctypes
 import os
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from residency.errors import StoreError
 from residency.store.direct import BLOCK_BYTES
 
 _ARRIVED, _RELEASED, _BASE = 0, 8, 16  # words, a cache line apart
+_POLL_SECONDS = 0.0001  # a read takes a thousand times as long
 _ALL_ARRIVED = (1 << 62) - 1  # lets a step run to its end after a failure
 _FUTEX, _WAKE_PRIVATE, _EVERYBODY = 202, 129, (1 << 31) - 1  # of Linux on x86-64, as the kernels that wait are
 _LIBC = ctypes.CDLL(None)
@@ -108,6 +110,17 @@ class Stream:
         if not self._threads:
             raise StoreError("the weights cannot be read any more; start again.")
         self._counters[_BASE] = self._counters[_RELEASED]
+
+    def wait(self, number: int) -> None:
+        """Until a read has arrived, for those who have no kernel that waits. StoreError where one has failed."""
+        while self.num_arrived <= number and self._threads:
+            time.sleep(_POLL_SECONDS)
+        self.check()
+
+    def release(self) -> None:
+        """The slot of the oldest read is free again."""
+        self._counters[_RELEASED] += 1
+        os.eventfd_write(self._bell, 1)
 
     def check(self) -> None:
         """StoreError where a read has failed; what steps have computed since is worth nothing."""

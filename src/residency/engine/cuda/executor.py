@@ -14,6 +14,7 @@ from residency.engine.cuda.graphs import StepGraphs
 from residency.engine.cuda.inputs import DeviceInputs, rope_table
 from residency.engine.sampler import Draw, Sampling
 from residency.engine.stamps import LaunchTime
+from residency.engine.swap import SwapSpace
 from residency.engine.tiers import NextTier
 from residency.errors import BudgetError, FileError, StoreError, UnsupportedError
 from residency.kernels.device import DeviceExperts, DeviceStep, StepShape, on_device
@@ -29,7 +30,9 @@ from residency.planner.plan import DevicePlan, MemoryBytes, Plan
 from residency.scheduler import Batch
 from residency.spec.model import ModelSpec
 from residency.store.device import DeviceArena, DeviceWeights
+from residency.store.device_disk import layer_folder
 from residency.store.device_experts import DeviceExpertSlots
+from residency.store.device_pages import PinnedPages
 from residency.store.paging import PagingCounts
 from residency.units import binary_bytes
 
@@ -47,6 +50,7 @@ class CudaExecutor:
         self._planned: DevicePlan = plan.device
         self._cost = cost_of(plan, spec)
         self._paged: DeviceExpertSlots | None = None
+        self._swapped: PinnedPages | None = None
         self._last_tokens = 0
         self.compute_seconds = 0.0
         with ExitStack() as opened:
@@ -66,19 +70,30 @@ class CudaExecutor:
         self._arena = DeviceArena(self._plan.buffers, INPUTS, self._device)
         if layout.experts is not None:
             self._paged = DeviceExpertSlots(layout.experts, self._device, self._arena.tensors, self._arena.inputs)
-        self._weights = DeviceWeights(self._spec, layout, planned.activation_type, self._device, self._paged)
+        made = planned.random_weights
+        what = (self._plan.model_fingerprint, self._spec.name, planned.activation_type, made or "read")
+        self._weights = DeviceWeights(
+            self._spec,
+            layout,
+            planned.activation_type,
+            self._device,
+            self._paged,
+            layer_folder(*what),
+            made_up=made is not None,
+        )
         self._kv_pages = [
             torch.zeros((len(group.layers), group.num_pages, group.page_bytes), dtype=torch.uint8, device=self._device)
             for group in self._plan.kv_groups
         ]
-        if planned.random_weights is None:
+        if made is None:
             self._weights.load(loading)
         else:
             self._weights.randomise()
         self._inputs = DeviceInputs(self._arena.inputs, self._plan.page_tokens)
         self._parts = self._make_parts()
         self._forward = forward_of(self._spec)
-        self._graphs = StepGraphs(self._run, planned.decode_batches, captures=self._device == "cuda")
+        captures = self._device == "cuda" and not planned.disk_layers  # which the host waits for inside a step
+        self._graphs = StepGraphs(self._run, planned.decode_batches, captures=captures)
         self._graphs.prepare(self._arena)
 
     def __enter__(self) -> "CudaExecutor":
@@ -94,16 +109,20 @@ class CudaExecutor:
         self._opened.close()
 
     def _forget(self) -> None:
-        if self._device == "cuda":
-            torch.cuda.synchronize()  # before what steps copy from is let go
-        for held in (self.__dict__.get("_weights"), self._paged):
+        self._synchronize()  # before what steps copy from is let go
+        for held in (self.__dict__.get("_weights"), self._paged, self._swapped):
             if held is not None:
                 held.close()
-        for name in ("_graphs", "_parts", "_kv_pages", "_arena", "_weights", "_paged"):
+        for name in ("_graphs", "_parts", "_kv_pages", "_arena", "_weights", "_paged", "_swapped"):
             self.__dict__.pop(name, None)
         if self._device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.set_per_process_memory_fraction(1.0)
+
+    def _synchronize(self) -> None:
+        """Wait until nothing is under way on the device."""
+        if self._device == "cuda":
+            torch.cuda.synchronize()
 
     @property
     def activation_bytes(self) -> int:
@@ -175,6 +194,13 @@ class CudaExecutor:
         self._run(StepShape(tokens=0, sampled=0, logits=len(rows), items=0), only_logits=True)
         return self._logits(len(rows))
 
+    def reserve_swap(self, space: SwapSpace) -> None:
+        """Let preempted sequences wait in pinned RAM. MachineError where there is not so much."""
+        if self._swapped is not None:
+            self._synchronize()
+            self._swapped.close()
+        self._swapped = PinnedPages(self._plan.kv_groups, space.slots(self._plan), self._device)
+
     def copy_pages(self, copies: Iterable[PageCopy], tier: NextTier | None = None) -> list[PageCopy]:
         """As CpuExecutor.copy_pages."""
         failed = []
@@ -182,6 +208,9 @@ class CudaExecutor:
             pages_LPB = self._kv_pages[copy.group]
             if copy.way == "within":
                 pages_LPB[:, copy.target] = pages_LPB[:, copy.source]
+                continue
+            if self._swapped is not None and copy.way in ("out", "in"):
+                self._swapped.copy(copy, pages_LPB)
                 continue
             assert tier is not None, "nothing is copied to a tier that is not there"
             try:
