@@ -350,8 +350,9 @@ def names_and_shapes(model: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 
 def own_name(name: str) -> str:
-    """GPT-2 is published without the prefix that transformers saves."""
-    return name.removeprefix("transformer.")
+    """GPT-2 is published without the prefix that transformers saves, and OLMo Hybrid's layers that attend without the
+    name that it gives a norm of the others."""
+    return name.removeprefix("transformer.").replace("feedforward_layer_norm", "post_attention_layernorm")
 
 
 @pytest.mark.parametrize("name", MODELS)
