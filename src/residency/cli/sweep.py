@@ -112,7 +112,13 @@ def _disk_rate(model: ModelSpec, plan: Plan) -> float | None:
     ranges = [Range(offset=spans[span].offset, num_bytes=spans[span].num_bytes) for span in plan.streaming.streamed]
     weights_file = store_folder(plan.model_fingerprint) / "weights"
     try:
-        return file_read_rate(weights_file, ranges, threads=READERS, seconds=READING_SECONDS)
+        return file_read_rate(
+            weights_file,
+            ranges,
+            room_bytes=plan.streaming.buffer_bytes,
+            threads=READERS,
+            seconds=READING_SECONDS,
+        )
     except OSError as error:
         raise ResidencyError(f"{weights_file} cannot be read: {error.strerror}.") from None
 

@@ -13,6 +13,7 @@ from itertools import cycle
 from pathlib import Path
 
 from residency.hardware import ThreadRate
+from residency.store.arena import Arena
 from residency.store.direct import BLOCK_BYTES
 from residency.store.stream import Range
 
@@ -42,12 +43,13 @@ def disk_read_rates(folder: Path, *, max_bytes: int, limit_seconds: float) -> tu
         return ()
 
 
-def file_read_rate(path: Path, ranges: Sequence[Range], *, threads: int, seconds: float) -> float:
-    """Bytes per second of reads of a file's ranges, round and round and block by block as weights stream. OSError where
-    that fails.
+def file_read_rate(path: Path, ranges: Sequence[Range], *, room_bytes: int, threads: int, seconds: float) -> float:
+    """Bytes per second of reads of a file's ranges, round and round and block by block as weights stream, into so much
+    memory: what lies in a cache is written faster. OSError where that fails.
     """
     with contextlib.ExitStack() as stack:
-        return _read_rate(_opened(str(path), stack), cycle(_blocks(ranges)), threads=threads, limit_seconds=seconds)
+        file = _opened(str(path), stack)
+        return _read_rate(file, cycle(_blocks(ranges)), room_bytes=room_bytes, threads=threads, limit_seconds=seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +105,14 @@ def _blocks(ranges: Sequence[Range]) -> list[Range]:
     ]
 
 
-def _read_rate(file: _File, blocks: Iterator[Range], *, threads: int, limit_seconds: float) -> float:
-    """Threads take one block after another, until there are none or time is up."""
+def _read_rate(
+    file: _File, blocks: Iterator[Range], *, threads: int, limit_seconds: float, room_bytes: int = 0
+) -> float:
+    """Threads take one block after another, until there are none or time is up. Each has room for one at least."""
+    places = max(threads, room_bytes // BLOCK_BYTES)
+    room = Arena(places * BLOCK_BYTES)
+    room.bytes[:: mmap.PAGESIZE] = 0  # every page is there before time counts
+    numbered = enumerate(blocks)
     if hasattr(os, "posix_fadvise"):  # for what reads through the cache after all
         os.posix_fadvise(file.cached_reader, 0, 0, os.POSIX_FADV_DONTNEED)
     bytes_read: list[int] = []
@@ -112,29 +120,30 @@ def _read_rate(file: _File, blocks: Iterator[Range], *, threads: int, limit_seco
     deadline = begin_seconds + limit_seconds
 
     def work() -> None:
-        with mmap.mmap(-1, BLOCK_BYTES) as room:
-            done = 0
-            for block in blocks:
-                done += _read(file, room, block)
-                if time.perf_counter() > deadline:
-                    break
-            bytes_read.append(done)
+        done = 0
+        for number, block in numbered:
+            place = number % places * BLOCK_BYTES
+            done += _read(file, room.memory[place : place + block.num_bytes], block.offset)
+            if time.perf_counter() > deadline:
+                break
+        bytes_read.append(done)
 
     workers = [threading.Thread(target=work) for _ in range(threads)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
+    seconds = time.perf_counter() - begin_seconds
+    room.close()
     if not sum(bytes_read):
         raise OSError("nothing could be read")
-    return sum(bytes_read) / (time.perf_counter() - begin_seconds)
+    return sum(bytes_read) / seconds
 
 
-def _read(file: _File, room: mmap.mmap, block: Range) -> int:
+def _read(file: _File, into: memoryview, offset: int) -> int:
     """Bytes of a block that was read whole: directly, or through the cache where direct reads are refused."""
-    into = memoryview(room)[: block.num_bytes]
     for descriptor in (file.reader, file.cached_reader):
         with contextlib.suppress(OSError):
-            if os.preadv(descriptor, [into], block.offset) == block.num_bytes:
-                return block.num_bytes
+            if os.preadv(descriptor, [into], offset) == len(into):
+                return len(into)
     return 0

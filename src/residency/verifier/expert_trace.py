@@ -171,8 +171,9 @@ def _disk_rate(plan: Plan, model: ModelSpec) -> float:
     experts = list(expert_ranges(model).values())
     random.shuffle(experts)
     path = store_folder(plan.model_fingerprint) / "weights"
+    room_bytes = max(each.num_bytes for each in experts)
     try:
-        return file_read_rate(path, experts, threads=READERS, seconds=_READING_SECONDS)
+        return file_read_rate(path, experts, room_bytes=room_bytes, threads=READERS, seconds=_READING_SECONDS)
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}.") from None
 
