@@ -108,8 +108,7 @@ class CpuExecutor:
             raise UsageError(
                 f"this is computed on the processor, and the plan is for {plan.device.name}; plan it anew."
             )
-        self._plan = plan
-        self._weights = weights
+        self._plan, self._weights = plan, weights
         self.compute_seconds = 0.0
         with ExitStack() as opened:
             self._activations, buffers = activation_arena(plan.buffers)
