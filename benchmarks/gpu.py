@@ -84,6 +84,7 @@ class Bench:
 
     def plan(self, spec: ModelSpec, **asked: Any) -> Plan:
         """The plan of made-up weights of the model's shapes."""
+        ram_bytes = asked.pop("ram_bytes", int(RAM_PART * read_host().available_bytes))
         request = DeviceRequest(**asked)
         return plan_on_device(
             spec,
@@ -91,7 +92,7 @@ class Bench:
             device=self.figures.device(),
             multiprocessors=self.figures.multiprocessors,
             runtime_bytes=runtime_beside(self.figures.runtime_bytes, request.max_sequences),
-            ram_bytes=int(RAM_PART * read_host().available_bytes),
+            ram_bytes=ram_bytes,
             ways=self.figures.ways(),
             model_path=Path(spec.name),
             fingerprint="made up",
@@ -140,6 +141,8 @@ class Bench:
             "memory": {"forecast": vars(plan.memory), "measured": vars(held)},
             "streamed_layers": plan.device.streamed_layers,
             "share_of_link": needed.copied / seconds / self.figures.pinned_to_device,
+            "disk_layers": plan.device.disk_layers,
+            "share_of_disk": needed.disk / seconds / self.figures.disk_to_pinned if needed.disk else 0.0,
             "expert_slots": plan.device.expert_slots,
             "expert_hit_rate": None if counts is None else counts.hit_rate,
         }
@@ -280,7 +283,13 @@ def rows_of(bench: Bench, names: list[str]) -> Iterator[Row]:
             yield "prefill", f"{name} int4, 4096", partial(bench.prefill, mixture, made="int4")
     if "70b" in names:
         large = made_up_spec(MODELS["70b"], "source")
-        yield "offload", "70b source in 24 GB", partial(bench.decode, large, budget_bytes=24 * 10**9)
+        small_memory = partial(bench.decode, large, budget_bytes=24 * 10**9)
+        yield "offload", "70b source in 24 GB", small_memory
+        yield "offload", "70b source in 24 GB, 80 GB of RAM", partial(small_memory, ram_bytes=80 * 10**9)
+    for name in MIXTURES:
+        if name in names:
+            mixture = made_up_spec(MODELS[name], "source")
+            yield "offload", f"{name} source in 24 GB", partial(bench.decode, mixture, budget_bytes=24 * 10**9)
 
 
 def correct() -> dict[str, Any]:
