@@ -19,6 +19,7 @@ from residency.engine.tiers import NextTier
 from residency.engine.workers import Workers
 from residency.errors import StoreError, UsageError
 from residency.kernels.embed import embed
+from residency.kernels.experts import Experts
 from residency.kernels.library import Library
 from residency.kernels.recorder import Recorder
 from residency.kernels.rotary import LayerPages
@@ -88,6 +89,14 @@ class Executor(Protocol):
         """Make a batch's copies; those that failed."""
 
 
+def _experts(spec: ModelSpec, weights: Weights, routes: npt.NDArray[np.int32] | None) -> dict[int, Experts]:
+    """Of each layer that has some; where routes are given, these say where tokens go."""
+    found = {index: weights.experts(index) for index, layer in enumerate(spec.layers) if layer.experts}
+    if routes is None:
+        return found
+    return {index: replace(each, given=routes[index]) for index, each in found.items()}
+
+
 class CpuExecutor:
     """Computes batches of a plan's model on this machine's processor."""
 
@@ -130,9 +139,7 @@ class CpuExecutor:
             self._vocabulary = spec.vocabulary
             step = Recorder(self._inputs.addresses, buffers)
             self._inputs.record(step)
-            self._experts = {i: weights.experts(i) for i, layer in enumerate(spec.layers) if layer.experts}
-            if routes is not None:
-                self._experts = {index: replace(each, given=routes[index]) for index, each in self._experts.items()}
+            self._experts = _experts(spec, weights, routes)
             self._experts_used = buffers.get("experts_used", np.zeros((len(spec.layers), 0), np.int32))
             self._expert_bytes = np.array([sum(map(stored_copy_bytes, layer.experts)) for layer in spec.layers])
             if weights.pager is not None:
