@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from residency.engine.generation import GenerationOptions
 from residency.engine.loop import Loop
@@ -196,6 +197,25 @@ def test_a_preempted_sequence_s_pages_come_back_from_ram(tmp_path: Path) -> None
             assert loop.counts().swapped_pages == 3
     assert answers(events, first) == answers_alone(path, long, greedy(4))
     assert answers(events, second) == answers_alone(path, urgent, greedy(2))
+
+
+def test_a_step_without_memory_ends_the_last_request_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = model_at(tmp_path, "llama")
+    plan = device_plan_of(path, EXACT)
+    with executor_of(plan) as executor, closing(Loop(plan, executor, eos_ids=NOBODY, weight_read_bytes=1)) as loop:
+        first, last = (loop.submit(prompt, greedy()) for prompt in PROMPTS)
+        with monkeypatch.context() as patched:
+            patched.setattr("residency.engine.cuda.executor.StepGraphs.run", out_of_memory)
+            (refused,) = loop.step()
+        assert (refused.request_id, refused.finish_reason) == (last, "error")
+        events = events_until_idle(loop)
+    assert answers(events, first) == answers_alone(path, PROMPTS[0], greedy())
+
+
+def out_of_memory(*_: object) -> None:
+    raise torch.OutOfMemoryError("made up")
 
 
 def answers_alone(path: Path, prompt: list[int], options: GenerationOptions) -> list[list[int | None]]:

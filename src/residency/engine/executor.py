@@ -77,7 +77,9 @@ class Executor(Protocol):
         every_logit: bool = False,
         before_run: Callable[[], None] = lambda: None,
     ) -> Logits:
-        """Run one step; `before_run` is called when nothing of it is left to be done in Python."""
+        """Run one step; `before_run` is called when nothing of it is left to be done in Python. BudgetError where there
+        is no memory for it: it has not happened.
+        """
 
     def likeliest(self, num_rows: int) -> Sequence[int]:
         """The token with the largest logit, of equals the first, in each of the rows that the last step gave."""

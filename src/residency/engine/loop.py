@@ -12,11 +12,11 @@ from residency.engine.generation import FinishReason, GenerationOptions, TokenEv
 from residency.engine.kv_store import KvStoreSpace
 from residency.engine.lending import Lender
 from residency.engine.metrics import LoopCounts
-from residency.engine.sampler import FloatArray, Sampler, allowed_by, likeliest, log_probabilities
-from residency.engine.scoring import ScoredPrompt, score_prompts
+from residency.engine.sampler import FloatArray, Sampler, allowed_by
+from residency.engine.scoring import ScoredPrompt, score_prompts, token_logprobs
 from residency.engine.swap import SwapSpace
 from residency.engine.tiers import NextTier
-from residency.errors import UsageError
+from residency.errors import BudgetError, UsageError
 from residency.ledger import KvPages, PageCopy
 from residency.ledger.groups import PageGroup
 from residency.planner.plan import Plan
@@ -185,14 +185,10 @@ class Loop:
 
     def check(self, prompt_tokens: int, options: GenerationOptions) -> None:
         """ContextError, BudgetError or UsageError for what `submit` would refuse; any thread may ask at any time."""
-        self._scheduler.check(
-            Request(
-                request_id=0,
-                prompt_tokens=prompt_tokens,
-                wanted_tokens=options.max_tokens,
-                num_answers=options.num_answers,
-            )
+        request = Request(
+            request_id=0, prompt_tokens=prompt_tokens, wanted_tokens=options.max_tokens, num_answers=options.num_answers
         )
+        self._scheduler.check(request)
 
     def submit(self, prompt: Sequence[int], options: GenerationOptions, *, request_id: int | None = None) -> int:
         """Take a request in and give its number, which the caller may choose. See `check` for what is refused."""
@@ -248,7 +244,10 @@ class Loop:
         them and does not hold the step up.
         """
         batch = self._scheduled()
-        logits = self._compute(batch, before_run)
+        try:
+            logits = self._compute(batch, before_run)
+        except BudgetError as error:
+            return [self._refuse_last(batch, str(error))]
         events: list[TokenEvent] = []
         ended: list[int] = []
         forks: dict[int, list[Request]] = {}
@@ -273,6 +272,15 @@ class Loop:
         for sequence in ended:
             self._let_go(sequence)
         return events
+
+    def _refuse_last(self, batch: Batch, reason: str) -> TokenEvent:
+        """A device had no memory for the step: the request that is last in order ends, and the others go on."""
+        self._scheduler.withdraw(batch, lost=())
+        last = self._scheduler.running[-1]
+        self._scheduler.cancel(last)
+        event = _end(self._answers[last], "error", reason)
+        self._let_go(last)
+        return event
 
     def _choices(self, wanted: Sequence[BatchEntry], logits: Logits) -> Sequence[FloatArray | int]:
         """The logits of each entry, or its token where the step has chosen it, or a device can choose for all."""
@@ -354,7 +362,7 @@ class Loop:
         logprob: float | None = None
         top: tuple[TokenLogprob, ...] = ()
         if answer.options.logprobs is not None and not isinstance(logits, int):
-            logprob, top = _logprobs(logits, token, answer.options.logprobs)
+            logprob, top = token_logprobs(logits, token, answer.options.logprobs)
         return TokenEvent(
             request_id=answer.request_id,
             answer=answer.number,
@@ -377,14 +385,6 @@ class Loop:
             seen_tokens = sum(ends if group.window_tokens is None else [min(end, group.window_tokens) for end in ends])
             total += seen_tokens * group.page_bytes // self._plan.page_tokens * len(group.layers)
         return total
-
-
-def _logprobs(logits: FloatArray, token: int, num_likeliest: int) -> tuple[float, tuple[TokenLogprob, ...]]:
-    """The log probability of `token`, and the likeliest tokens with theirs."""
-    tokens = np.concatenate([[token], likeliest(logits, num_likeliest) if num_likeliest else []]).astype(np.int64)
-    values = log_probabilities(logits, tokens).tolist()
-    pairs = zip(tokens[1:].tolist(), values[1:], strict=True)
-    return values[0], tuple(TokenLogprob(token=each, logprob=value) for each, value in pairs)
 
 
 def _end(answer: _Answer, reason: FinishReason, error: str | None = None) -> TokenEvent:

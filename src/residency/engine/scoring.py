@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from residency.engine.executor import Executor, Logits
-from residency.engine.generation import PromptLogprobs
+from residency.engine.generation import PromptLogprobs, TokenLogprob
 from residency.engine.sampler import FloatArray, likeliest, log_probabilities
 from residency.scheduler import Batch
 
@@ -55,3 +55,11 @@ def score_prompts(executor: Executor, batch: Batch, prompts: Mapping[int, Scored
         if entry.needs_logits:
             wanted_rows.append(first - 1)
     return executor.more_logits(wanted_rows)
+
+
+def token_logprobs(logits: FloatArray, token: int, num_likeliest: int) -> tuple[float, tuple[TokenLogprob, ...]]:
+    """The log probability of `token`, and the likeliest tokens with theirs."""
+    tokens = np.concatenate([[token], likeliest(logits, num_likeliest) if num_likeliest else []]).astype(np.int64)
+    values = log_probabilities(logits, tokens).tolist()
+    pairs = zip(tokens[1:].tolist(), values[1:], strict=True)
+    return values[0], tuple(TokenLogprob(token=each, logprob=value) for each, value in pairs)

@@ -119,7 +119,7 @@ class StreamedLayers:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             slot.copy_(home, non_blocking=True)
-            self._arrived[place] = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived[place] = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             self._arrived[place].record()
 
 

@@ -151,7 +151,8 @@ class CudaExecutor:
         """Start one step on the batch's `tokens`, entry after entry.
 
         The logits of the entries that need them, in order, or with `every_logit` of all tokens; what the next step
-        overwrites. They are read, or drawn from, when somebody asks.
+        overwrites. They are read, or drawn from, when somebody asks. BudgetError where the device has no memory left
+        beside the plan's arrays: the step may be computed again.
         """
         sizes = () if every_logit else self._planned.decode_batches
         with self._arena.uploading():
@@ -161,7 +162,11 @@ class CudaExecutor:
         before_run()
         wanted = sum(entry.num_tokens if every_logit else entry.needs_logits for entry in batch.entries)
         started = time.perf_counter()
-        self._graphs.run(shape)
+        try:
+            self._graphs.run(shape)
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise BudgetError("the device had no memory left for this request; ask for less at a time.") from error
         if self._paged is not None:
             self._paged.tell()
         self.compute_seconds += time.perf_counter() - started

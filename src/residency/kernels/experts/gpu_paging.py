@@ -40,13 +40,14 @@ def bring(step: DeviceStep, paged: DevicePaged, wanted: Tensor, marks: Tensor, *
         WINDOW=power_of_two(order.shape[0]),
         num_warps=4,
     )
-    copy_experts(paged.homes, paged.slots, copies, paged.words, min(_MOST_PROGRAMS, step.multiprocessors))
+    copy_experts(paged.homes, paged.slots, copies, paged.words, step.multiprocessors)
 
 
-def copy_experts(homes: Tensor, slots: Tensor, copies: Tensor, words: int, programs: int) -> None:
+def copy_experts(homes: Tensor, slots: Tensor, copies: Tensor, words: int, multiprocessors: int) -> None:
     """Copy experts of homes (experts, words) in RAM to slots (slots, words) on the device: as many as copies[0] says,
     those that come next in `copies`, to the slots whose numbers are behind those of all experts.
     """
+    programs = min(_MOST_PROGRAMS, multiprocessors)
     experts = (copies.shape[0] - 1) // 2
     strides = homes.stride(0), slots.stride(0)
     _copy_experts[(programs,)](homes, slots, copies, experts, words, *strides, BLOCK=_COPY_WORDS, num_warps=4)
