@@ -178,6 +178,31 @@ def test_a_model_larger_than_device_and_ram_gives_the_same_tokens(
     assert answered == [device_answers(path, EXACT, greedy(3))] * 2
 
 
+@pytest.mark.slow
+def test_made_up_layers_that_are_alike_have_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESIDENCY_CACHE", str(tmp_path / "cache"))
+    path = model_at(tmp_path, "qwen2", num_layers=7)
+    made_up = replace(EXACT, random_weights="source")
+    whole = device_plan_of(path, made_up)
+    layer_bytes = whole.memory.weights // 8
+    small = replace(made_up, budget_bytes=whole.memory.peak - layer_bytes * 4)
+    plan = device_plan_of(path, small, ram_bytes=4 * layer_bytes)
+    assert plan.device is not None and plan.device.disk_layers >= 2
+    (told,) = answers_of(plan, greedy(1))[0]
+    assert len(told) == 1 and len(list((tmp_path / "cache").rglob("layer-*"))) == 1
+
+
+@pytest.mark.slow
+def test_made_up_experts_are_brought_one_by_one(tmp_path: Path) -> None:
+    made_up = replace(EXACT, random_weights="source")
+    path = model_at(tmp_path, "mixtral", **MANY_EXPERTS)
+    whole = device_plan_of(path, made_up)
+    plan = device_plan_of(path, replace(made_up, budget_bytes=whole.memory.peak - whole.memory.weights // 6))
+    assert plan.device is not None and plan.device.expert_slots
+    (told,) = answers_of(plan, greedy(1))[0]
+    assert len(told) == 1
+
+
 def test_a_preempted_sequence_s_pages_come_back_from_ram(tmp_path: Path) -> None:
     """There are pages for one whole context, and a more urgent request takes them."""
     path = model_at(tmp_path, "llama")
