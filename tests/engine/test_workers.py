@@ -27,13 +27,15 @@ def library(session_cache: Path) -> Library:
 class Counting:
     """A step of two dependent kernels: it adds 1 to one array and then its norm, 1 as well, to another."""
 
-    def __init__(self, library: Library, tokens: int) -> None:
+    def __init__(self, library: Library, tokens: int, shares: int = 1) -> None:
         self.step = Step(num_tokens=tokens)
         ones = self.step.given(np.ones((tokens, COLUMNS), np.float32))
         weight = self.step.given(np.ones(COLUMNS, np.float32))
         self.first, self.second = (self.step.given(np.zeros((tokens, COLUMNS), np.float32)) for _ in range(2))
         rms_norm_add(self.step.recorder, ones, weight, 0.0, self.first)
         rms_norm_add(self.step.recorder, self.first, weight, 0.0, self.second)
+        for launch in self.step.recorder.launches:
+            launch.shares = shares
         self.program = self.step.recorder.finish(library)
 
     def counted(self, times: int) -> bool:
@@ -63,6 +65,16 @@ def test_each_step_is_done_when_run_returns(library: Library, tokens: int, threa
         for _ in range(200):
             workers.run(counting.program)
         assert counting.counted(200)
+
+
+@pytest.mark.parametrize("busy", [0, 2])
+@pytest.mark.parametrize("threads", [2, 3, 5])
+def test_each_share_is_done_once_whoever_takes_it(library: Library, threads: int, busy: int) -> None:
+    counting = Counting(library, tokens=16, shares=16)
+    with busy_processes(busy), Workers(library, threads) as workers:
+        for _ in range(200):
+            workers.run(counting.program)
+    assert counting.counted(200)
 
 
 def test_threads_that_fell_asleep_wake_for_the_next_step(library: Library) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from residency.engine.workers import Workers
 from residency.kernels.library import Kernel, Library
-from residency.kernels.recorder import Program, address_of
+from residency.kernels.recorder import PROGRAM_WORDS, Program, address_of
 
 STAMP = "step.stamp"
 _COUNTS = ("int8_at", "tokens_at", "splits_at")  # words that lead to numbers that change from step to step
@@ -37,14 +37,14 @@ class StampedStep:
         names = {library[name].address: name for name in kernels}
         self._launches = [
             (names[int(entry)], _unpacked(library[names[int(entry)]], block))
-            for (entry, _, _), block in zip(program.table, program.blocks, strict=True)
+            for (entry, *_), block in zip(program.table, program.blocks, strict=True)
         ]
         self._stamps = np.zeros(len(program.table) + 1, np.int64)
         self._words = address_of(self._stamps) + 8 * np.arange(len(self._stamps), dtype=np.int64)
         self._kernel = Library([STAMP])
         entry = self._kernel[STAMP].address
-        table = np.zeros((2 * len(program.table) + 2, 3), np.int64)
-        table[0] = entry, address_of(self._words), 1  # all threads are awake before the first kernel counts
+        table = np.zeros((2 * len(program.table) + 2, PROGRAM_WORDS), np.int64)
+        table[0, :3] = entry, address_of(self._words), 1  # all threads are awake before the first kernel counts
         table[1::2, 0] = entry
         table[1::2, 1] = address_of(self._words) + 8 * np.arange(len(self._words))
         table[2::2] = program.table

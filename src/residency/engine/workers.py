@@ -17,7 +17,7 @@ from residency.kernels.recorder import MOST_KERNELS, Program, address_of
 
 _GENERATION, _PROGRAM, _NUM_KERNELS, _STOP = range(4)
 _SEEN_WORD = 32  # of each thread, a cache line apart
-_LOST_WORD, _ALONE_WORD, _TOGETHER_WORD = 16, 24, 32  # of the meeting: see kernels/step/cpu.py
+_LOST_WORD, _ALONE_WORD, _TOGETHER_WORD, _SHARES_WORD = 16, 24, 32, 40  # of the meeting: see kernels/step/cpu.py
 _SPINS = 20_000  # about a millisecond of waiting for the next step before a thread sleeps
 _FIRST_GUESS_CYCLES = 5_000_000  # some 2 milliseconds: of a step, before there was one
 _LATE_SHARE = 0.25  # of a step that waiting for late threads may take
@@ -33,7 +33,7 @@ class Workers:
         self._run = library.driver("step.run", 6)
         self._serve = library.driver("step.serve", 6)
         self._control = np.zeros(_SEEN_WORD + 8 * (threads + 1), np.int64)
-        self._meeting = np.zeros(_TOGETHER_WORD + 8, np.int64)
+        self._meeting = np.zeros(_SHARES_WORD + 8 * threads, np.int64)
         self._meeting[_TOGETHER_WORD] = _FIRST_GUESS_CYCLES
         self._retreat_until = 0.0
         self._late: deque[bool] = deque(maxlen=4)

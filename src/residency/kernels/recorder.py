@@ -14,6 +14,7 @@ import numpy.typing as npt
 from residency.kernels.library import Library
 
 MOST_KERNELS = 1 << 20  # of a program
+PROGRAM_WORDS = 5  # of each kernel
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
@@ -26,6 +27,7 @@ class Launch:
     kernel: str
     words: dict[str, int | float]
     meet: bool  # whether all threads wait for each other after it
+    shares: int = 1  # into so many parts it is cut where tokens are few; threads that are done take over others' parts
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,11 @@ class Recorder:
     buffers: dict[str, Array]
     launches: list[Launch] = field(default_factory=list)
 
-    def launch(self, kernel: str, *, meet: bool = True, **words: int | float) -> Launch:
-        """Append a kernel; `meet=False` where the next one does not read what this one writes."""
-        made = Launch(kernel, dict(words), meet)
+    def launch(self, kernel: str, *, meet: bool = True, shares: int = 1, **words: int | float) -> Launch:
+        """Append a kernel; `meet=False` where the next one does not read what this one writes. One of several `shares`
+        has a word "tokens_at".
+        """
+        made = Launch(kernel, dict(words), meet, shares)
         self.launches.append(made)
         return made
 
@@ -102,7 +106,7 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Program:
-    """A finished recording: per kernel its entry, its words and whether threads meet after it."""
+    """A finished recording: per kernel the words that kernels/step/cpu.py's `run` names."""
 
     table: npt.NDArray[np.int64]
     blocks: list[Any]  # keeps the words alive
@@ -116,9 +120,11 @@ class Program:
 def finish(launches: Sequence[Launch], library: Library) -> Program:
     """The program of the launches, every address resolved."""
     blocks = [library[launch.kernel].pack(dict(launch.words)) for launch in launches]
-    table = np.empty((len(blocks), 3), np.int64)
+    table = np.zeros((len(blocks), PROGRAM_WORDS), np.int64)
     for i, (launch, block) in enumerate(zip(launches, blocks, strict=True)):
-        table[i] = library[launch.kernel].address, np.frombuffer(block, np.int64).ctypes.data, launch.meet
+        table[i, :3] = library[launch.kernel].address, np.frombuffer(block, np.int64).ctypes.data, launch.meet
+        if launch.shares > 1:
+            table[i, 3:] = launch.shares, launch.words["tokens_at"]
     table[-1:, 2] = 1  # a step ends when all threads are done
     return Program(table, blocks)
 

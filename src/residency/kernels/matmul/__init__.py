@@ -11,6 +11,7 @@ from residency.kernels.order import in_order
 from residency.kernels.recorder import FloatArray, Recorder, Rows, address_of, row_bytes
 
 _FLOAT_BLOCK_COLUMNS = 4
+_SHARE_BYTES = 1 << 16  # of a matrix that one thread may take over from another: some microseconds of reading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ def linear(
     step.launch(
         f"matmul.{matrix.format.name}",
         meet=meet,
+        shares=max(1, matrix.tiles.nbytes // _SHARE_BYTES),
         weights=address_of(matrix.tiles),
         x=address_of(source),
         x_stride=row_bytes(source),

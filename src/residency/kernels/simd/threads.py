@@ -10,6 +10,19 @@ atomic_add = operation(
     types.int64(address, types.int64), lambda b, p, v: b.atomic_rmw("add", pointer(b, p, I64), v, "acq_rel")
 )
 atomic_load = operation(types.int64(address), lambda b, p: b.load_atomic(pointer(b, p, I64), "acquire", 8))
+atomic_store = operation(
+    types.void(address, types.int64), lambda b, p, v: b.store_atomic(v, pointer(b, p, I64), "release", 8)
+)
+
+
+def _swap_if(b: Builder, at: Value, seen: Value, new: Value) -> Value:
+    found = b.cmpxchg(pointer(b, at, I64), seen, new, "acq_rel", "acquire")
+    return b.zext(b.extract_value(found, 1), I64)
+
+
+swap_if = operation(
+    types.int64(address, types.int64, types.int64), _swap_if
+)  # 1 where the word was `seen`, and is `new`
 pause = operation(
     types.void(),
     call("llvm.x86.sse2.pause", ir.VoidType()) if has("avx2") else (lambda b: None),

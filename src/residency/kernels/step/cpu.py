@@ -1,14 +1,19 @@
-"""Run a recorded step: every thread walks the list of (kernel, words) and all meet after each kernel."""
+"""Run a recorded step: every thread walks the list of (kernel, words) and all meet after each kernel.
+
+A thread does an equal part of each kernel. Of a large matrix it does its part share by share, and then takes over
+shares that other threads have not begun: memory serves one thread quicker than another, or one loses its processor.
+"""
 
 from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from residency.kernels.recorder import MOST_KERNELS
+from residency.kernels.recorder import MOST_KERNELS, PROGRAM_WORDS
 from residency.kernels.simd.language import load_i64, store_i64
 from residency.kernels.simd.threads import (
     atomic_add,
     atomic_load,
+    atomic_store,
     cycle_count,
     map_zeros,
     pause,
@@ -16,11 +21,13 @@ from residency.kernels.simd.threads import (
     ring,
     sleep_shortly,
     sleep_until_changed,
+    swap_if,
 )
 
 SPINS_BEFORE_SLEEP = 8000  # longer than threads wait for each other, unless one has lost its processor
 SPINS_FOR_A_READ = 300  # some ten microseconds: reads take longer
 PATIENCE_CYCLES = 60_000  # some 20 microseconds: how much later than others a thread may be done unnoticed
+MOST_SHARING_TOKENS = 16  # of more, a share's rows of x would have to be read too often
 SIGBUS = 7
 _I64 = ir.IntType(64)
 
@@ -62,6 +69,41 @@ def barrier(meeting, threads):
 
 
 @njit(error_model="numpy")
+def _take(shares_at, tag, from_end):
+    """A share of this kernel's that nobody has begun, or -1. A thread takes its own from the front."""
+    while True:
+        seen = atomic_load(shares_at)
+        first, end = (seen >> 16) & 0xFFFF, seen & 0xFFFF
+        if seen >> 32 != tag or first == end:
+            return -1
+        if swap_if(shares_at, seen, seen - 1 if from_end else seen + (1 << 16)) != 0:
+            return end - 1 if from_end else first
+
+
+@njit(error_model="numpy")
+def _work(at, tag, meeting, thread, threads):
+    """This thread's part of the kernel at `at`, and what others have not begun of theirs.
+
+    `meeting`, 320 bytes on: a word for each thread, 64 bytes apart: of which kernel, `tag`, its shares are (32 bits),
+    the first that is not begun, and their end (16 bits each). A thread that has not come to this kernel, or has gone on
+    to another, has none to give.
+    """
+    entry, words = load_i64(at), load_i64(at + 8)
+    shares = min(load_i64(at + 24) // threads, 0xFFFF)
+    if threads == 1 or shares < 2 or load_i64(load_i64(at + 32)) > MOST_SHARING_TOKENS:
+        call_kernel(entry, words, thread, threads)
+        return
+    atomic_store(meeting + 320 + 64 * thread, (tag << 32) + shares)
+    for turn in range(threads):
+        owner = (thread + turn) % threads
+        while True:
+            share = _take(meeting + 320 + 64 * owner, tag, turn > 0)
+            if share < 0:
+                break
+            call_kernel(entry, words, owner * shares + share, threads * shares)
+
+
+@njit(error_model="numpy")
 def _pays_alone(lost, elapsed, threads):
     """Whether one thread would have been as quick, where `threads` have waited for late ones for `lost` cycles each."""
     return lost * threads > (threads - 1) * elapsed
@@ -84,8 +126,8 @@ def _replay(program, num_kernels, meeting, generation, thread, threads):
     expected = load_i64(meeting + 256)
     together = threads
     for i in range(num_kernels):
-        at = program + 24 * i
-        call_kernel(load_i64(at), load_i64(at + 8), thread, threads)
+        at = program + 8 * PROGRAM_WORDS * i
+        _work(at, (generation * MOST_KERNELS + i) & 0x7FFFFFFF, meeting, thread, threads)
         if load_i64(at + 16) != 0 and threads > 1:
             arrived = cycle_count()
             lost = atomic_load(meeting + 128) // (threads - 1)
@@ -105,7 +147,8 @@ def _replay(program, num_kernels, meeting, generation, thread, threads):
 
 
 def run(program, num_kernels, meeting, generation, thread, threads):
-    """Walk `program`: per kernel three words: entry, words, and whether all threads meet after it.
+    """Walk `program`: per kernel its entry, its words, whether all threads meet after it, its shares, and where the
+    number of tokens is that decides whether they are taken one by one.
 
     `generation` is that of the step, from 1; threads that `serve` count alike.
     """
