@@ -87,7 +87,7 @@ def test_a_mixture_larger_than_the_device_gives_the_same_tokens(tmp_path: Path) 
     assert device_answers(path, small, greedy(2)) == device_answers(path, EXACT, greedy(2))
 
 
-@pytest.mark.parametrize("number_format", ["F32", "Q8_0"])
+@pytest.mark.parametrize("number_format", ["F32", pytest.param("Q8_0", marks=pytest.mark.slow)])
 def test_experts_brought_one_by_one_give_the_same_tokens(number_format: str, tmp_path: Path) -> None:
     """Slots for half of the experts: prompts fill and empty them, and each step finds what it needs."""
     path = model_at(tmp_path, "qwen2_moe", number_format, **MANY_EXPERTS | {"shared_intermediate": 32})

@@ -134,7 +134,7 @@ def test_a_profile_counts_the_operations_of_the_cost_model(model: Opened) -> Non
         for each in profile.operators
         if each.kernel.startswith(("matmul", "gated_matmul", "attention.a"))
     )
-    work = step_workload(model.cost, start_token=32, num_tokens=8)
+    work = step_workload(model.cost, start_token=8, num_tokens=32)
     assert counted == work.matrix_operations + work.attention_operations
 
 

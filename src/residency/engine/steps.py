@@ -156,7 +156,7 @@ class _Placing:
             words["out"] = int(words["out"]) + first_tile * _LANES_BYTES
             words["tiles"] = end_tile - first_tile
             meet = span in self._number_of or (launch.meet and end_tile == ends[-1])
-            shares = max(1, launch.shares * words["tiles"] // int(launch.words["tiles"]))
+            shares = max(1, launch.shares * (end_tile - first_tile) // int(launch.words["tiles"]))
             yield _Part(Launch(launch.kernel, words, meet, shares), (span,))
 
     def _address(self, span: int, offset: int, first_slot: int) -> int:
