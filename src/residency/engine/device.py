@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,6 @@ PINNED_PART = 0.8  # of the RAM that is free, at most
 Progress = Callable[[int, int], None]
 
 
-@runtime_checkable
 class DeviceExecutor(Executor, Protocol):
     """What an engine needs of an executor whose memory is a device's."""
 

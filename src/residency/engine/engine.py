@@ -92,7 +92,7 @@ class Engine:
         store: KvStoreSpace | None = None,
     ) -> Loop:
         """A loop with nothing to do yet. One at a time: all use the same pages."""
-        if swap is not None and isinstance(self._executor, DeviceExecutor):
+        if swap is not None and not isinstance(self._executor, CpuExecutor):
             self._executor.reserve_swap(swap)
         return Loop(
             self.plan,
@@ -127,7 +127,7 @@ class Engine:
     @property
     def expert_counts(self) -> PagingCounts | None:
         """How often experts were in memory when they were needed; None where all of them are."""
-        if isinstance(self._executor, DeviceExecutor):
+        if not isinstance(self._executor, CpuExecutor):
             return self._executor.expert_counts
         return None if self._weights.pager is None else self._weights.pager.counts
 
@@ -214,7 +214,7 @@ class Engine:
         """Memory by class so far: mapped weights and activations that are resident, pages in use by `loop` (the
         engine's own by default), and the rest of the process's peak as runtime.
         """
-        if isinstance(self._executor, DeviceExecutor):
+        if not isinstance(self._executor, CpuExecutor):
             return self._executor.measured_memory((loop or self._loop).kv_bytes)
         weights = sum(resident_bytes(*each) for each in self._weights.in_memory)
         kv_cache, activations = (loop or self._loop).kv_bytes, self._executor.activation_bytes
