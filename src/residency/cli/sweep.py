@@ -13,7 +13,7 @@ from residency.cli.stretches import stretches
 from residency.cli.tables import columns
 from residency.engine.calibrate import read_kernel
 from residency.engine.planning import plan_rows
-from residency.errors import ResidencyError, UsageError
+from residency.errors import UsageError
 from residency.hardware import Machine
 from residency.models.specs import model_spec
 from residency.planner import Plan
@@ -94,10 +94,10 @@ def _point(sweep: Sweep, model: ModelSpec, plan: Plan) -> SweepPoint:
         stretches=tuple(
             Stretch(
                 tokens_per_second=measured,
-                forecast_tokens_per_second=sweep.forecast_of(plan, rate),
-                disk_bytes_per_second=rate,
+                forecast_tokens_per_second=sweep.forecast_of(plan, disk_rate),
+                disk_bytes_per_second=disk_rate,
             )
-            for measured, rate in zip(decoded, beside, strict=True)
+            for measured, disk_rate in zip(decoded, beside, strict=True)
         ),
         forecast_peak_bytes=peak.forecast,
         peak_bytes=peak.measured,
@@ -110,17 +110,8 @@ def _disk_rate(model: ModelSpec, plan: Plan) -> float | None:
         return None
     spans = store_spans(model, plan.streaming.slot_bytes)
     ranges = [Range(offset=spans[span].offset, num_bytes=spans[span].num_bytes) for span in plan.streaming.streamed]
-    weights_file = store_folder(plan.model_fingerprint) / "weights"
-    try:
-        return file_read_rate(
-            weights_file,
-            ranges,
-            room_bytes=plan.streaming.buffer_bytes,
-            threads=READERS,
-            seconds=READING_SECONDS,
-        )
-    except OSError as error:
-        raise ResidencyError(f"{weights_file} cannot be read: {error.strerror}.") from None
+    path, room_bytes = store_folder(plan.model_fingerprint) / "weights", plan.streaming.buffer_bytes
+    return file_read_rate(path, ranges, room_bytes=room_bytes, threads=READERS, seconds=READING_SECONDS)
 
 
 def sweep_lines(points: Sequence[SweepPoint]) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
+from residency.errors import StoreError
 from residency.hardware import ThreadRate
 from residency.store.arena import Arena
 from residency.store.direct import BLOCK_BYTES
@@ -45,11 +46,14 @@ def disk_read_rates(folder: Path, *, max_bytes: int, limit_seconds: float) -> tu
 
 def file_read_rate(path: Path, ranges: Sequence[Range], *, room_bytes: int, threads: int, seconds: float) -> float:
     """Bytes per second of reads of a file's ranges, round and round and block by block as weights stream, into so much
-    memory: what lies in a cache is written faster. OSError where that fails.
+    memory: what lies in a cache is written faster. StoreError where that fails.
     """
-    with contextlib.ExitStack() as stack:
-        file = _opened(str(path), stack)
-        return _read_rate(file, cycle(_blocks(ranges)), room_bytes=room_bytes, threads=threads, limit_seconds=seconds)
+    try:
+        with contextlib.ExitStack() as stack:
+            file, blocks = _opened(str(path), stack), cycle(_blocks(ranges))
+            return _read_rate(file, blocks, room_bytes=room_bytes, threads=threads, limit_seconds=seconds)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 @dataclass(frozen=True, kw_only=True)

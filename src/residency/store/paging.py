@@ -58,12 +58,12 @@ def expert_ranges(model: ModelSpec) -> dict[int, Range]:
     """Where each expert lies in the store, by its number: that of its layer times the most experts of a layer, and its
     number there.
     """
-    layout = store_layout(model)
+    layout, per_layer = store_layout(model), _per_layer(model)
     entries = {
         index: layout.by_name[layer.experts[0].name] for index, layer in enumerate(model.layers) if layer.experts
     }
     return {
-        index * _per_layer(model) + number: Range(
+        index * per_layer + number: Range(
             offset=entry.offset + number * entry.stride_bytes, num_bytes=entry.stride_bytes
         )
         for index, entry in entries.items()

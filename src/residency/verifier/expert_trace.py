@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from residency.engine.engine import Progress
-from residency.errors import FileError, StoreError, UsageError
+from residency.errors import FileError, UsageError
 from residency.hardware import Machine
 from residency.ledger.experts import Hindsight, LeastFrequent, LeastRecent, Trace, hit_rate
 from residency.planner.cost import ModelCost, step_seconds, step_workload
@@ -172,10 +172,7 @@ def _disk_rate(plan: Plan, model: ModelSpec) -> float:
     random.shuffle(experts)
     path = store_folder(plan.model_fingerprint) / "weights"
     room_bytes = max(each.num_bytes for each in experts)
-    try:
-        return file_read_rate(path, experts, room_bytes=room_bytes, threads=READERS, seconds=_READING_SECONDS)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror}.") from None
+    return file_read_rate(path, experts, room_bytes=room_bytes, threads=READERS, seconds=_READING_SECONDS)
 
 
 def _rates(trace: Trace, experts: int, plan: Plan, warm_up: int) -> HitRates:
