@@ -176,8 +176,9 @@ class ExpertPager:
         return self._slots.use(used)
 
     def _numbers(self, layer: int, marks: npt.NDArray[np.int32]) -> list[int]:
+        """The experts of a layer that are marked now: a step may be marking others, and NumPy looks twice."""
         first = layer * self._per_layer
-        return [first + int(number) for number in np.flatnonzero(marks[layer])]
+        return [first + int(number) for number in np.flatnonzero(marks[layer].copy())]
 
     # -- the thread that answers
 
