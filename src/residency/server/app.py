@@ -155,7 +155,7 @@ class _Generation:
     async def _answer(self, body: bytes, request: Request, send: Send) -> None:
         job = await self._desk.job(self._endpoint, body, request.state.log)
         if job.streams:
-            await send_events(send, request.state.send_body, partial(job.stream, self._desk.generator))
+            await send_events(send, request.state.bodies, partial(job.stream, self._desk.generator))
         else:
             await send_json(send, await job.whole(self._desk.generator))
 

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from residency.engine.generation import GenerationOptions, TokenEvent
 from residency.errors import ServiceError
@@ -33,38 +33,64 @@ class Submits(Protocol):
         """Why the service has failed; None while it is well."""
 
 
+PartEvent = tuple[int, TokenEvent]  # with the number of its submission
+Take = Callable[[Sequence[PartEvent]], Awaitable[None] | None]
+
+
 class Generation:
     """The answers to one HTTP request: of several prompts, or several of one."""
 
-    def __init__(self, service: Submits, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, service: Submits) -> None:
         self._service = service
-        self._loop = loop
         self.request_ids: list[int] = []  # of each submission
-        self._events: list[tuple[int, TokenEvent]] = []
-        self._arrival: asyncio.Future[None] | None = None  # what somebody waits for
-
-    def take(self, part: int, event: TokenEvent) -> None:
-        """An event of the submission `part`."""
-        self._events.append((part, event))
-        if self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(None)
+        self._events: list[PartEvent] = []
+        self._reader: _Reader | None = None
 
     def finish(self, part: int, answer: int) -> None:
         """Nothing more is wanted of one answer: it ends, and its pages are free."""
         self._service.finish(self.request_ids[part], answer)
 
-    async def events(self) -> list[tuple[int, TokenEvent]]:
-        """All events since the last call, each with the number of its submission; waits for one. Refused if an answer
-        has failed.
+    async def read(self, take: Take, *, until: Callable[[], bool]) -> None:
+        """Hand all events to `take`, those of a step at once, until `until` is true of what it has taken.
+
+        They are taken in the very call that brings them, for waking a task costs as much as writing a token. Where
+        `take` returns something to wait for, such as a client that reads slowly, events gather meanwhile. What `take`
+        raises is raised here; Refused if an answer has failed.
         """
-        if not self._events:
-            self._arrival = self._loop.create_future()
-            await self._arrival
-        arrived, self._events = self._events, []
-        for _, event in arrived:
-            if event.error is not None:
-                raise Refused(_failure(event.error))
-        return arrived
+        while not until():
+            self._reader = _Reader(take, until, asyncio.get_running_loop().create_future())
+            self.turn()
+            pending = await self._reader.pause
+            if pending is not None:
+                await pending
+
+    def put(self, part: int, event: TokenEvent) -> None:
+        """An event of the submission `part`, to be taken at the next `turn`."""
+        self._events.append((part, event))
+
+    def turn(self) -> None:
+        """Let what has come be taken, unless somebody is waited for."""
+        reader = self._reader
+        if reader is None or reader.pause.done() or not self._events:
+            return
+        events, self._events = self._events, []
+        try:
+            for _, event in events:
+                if event.error is not None:
+                    raise Refused(_failure(event.error))
+            pending = reader.take(events)
+            if pending is not None or reader.until():
+                reader.pause.set_result(pending)
+        except Exception as error:
+            reader.pause.set_exception(error)
+
+
+class _Reader(NamedTuple):
+    """Who reads a generation, up to the next time that he waits."""
+
+    take: Take
+    until: Callable[[], bool]
+    pause: asyncio.Future[Awaitable[None] | None]
 
 
 class Generator:
@@ -92,7 +118,7 @@ class Generator:
         loop = asyncio.get_running_loop()
         if self._bell is None or self._bell.loop is not loop:
             self._bell = Doorbell(loop, self._deliver)
-        generation = Generation(self._service, loop)
+        generation = Generation(self._service)
         try:
             for part, (tokens, options) in enumerate(submissions):
                 request_id = self._service.submit(tokens, options, self._post)
@@ -111,12 +137,16 @@ class Generator:
         self._bell.ring()
 
     def _deliver(self) -> None:
+        grown: dict[Generation, None] = {}
         while self._told:
             for event in self._told.popleft():
                 place = self._places.get(event.request_id)
                 if place is not None:
                     generation, part = place
-                    generation.take(part, event)
+                    generation.put(part, event)
+                    grown[generation] = None
+        for generation in grown:
+            generation.turn()
 
 
 def _failure(reason: str) -> Problem:

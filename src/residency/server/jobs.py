@@ -10,11 +10,11 @@ from residency.engine.generation import GenerationOptions, LogitMask
 from residency.engine.sampler import Sampling
 from residency.errors import ContextError
 from residency.server.choices import Choices, Delta, Submission
-from residency.server.generation import Generator
+from residency.server.generation import Generator, PartEvent
 from residency.server.grammar import Constraint
 from residency.server.problems import Refused
 from residency.server.requests import GenerationRequest
-from residency.server.streams import event_bytes, json_bytes
+from residency.server.streams import Write, event_bytes, json_bytes
 from residency.server.watch import Watch
 
 _TEXT = " text"  # with an answer's id, a text that occurs nowhere else
@@ -55,22 +55,22 @@ class Job:
         """The body, once all answers are complete."""
         grown = [Delta(index=index) for index in range(len(self.choices))]
 
-        async def add(deltas: Sequence[Delta]) -> None:
+        def add(deltas: Sequence[Delta]) -> None:
             for delta in deltas:
                 grown[delta.index].add(delta)
 
         await self._answer(generator, add)
         return self.writer.whole(self, grown)
 
-    async def stream(self, generator: Generator, write: Callable[[bytes], Awaitable[None]]) -> None:
+    async def stream(self, generator: Generator, write: Write) -> None:
         """Write the stream's server-sent events as they come, those that came together at once."""
 
-        async def write_all(deltas: Sequence[Delta]) -> None:
-            await write(b"".join(map(self._event, deltas)))
+        def write_all(deltas: Sequence[Delta]) -> Awaitable[None] | None:
+            return write(b"".join(map(self._event, deltas)))
 
         await self._answer(generator, write_all)
-        if self.includes_usage:
-            await write(event_bytes(self.writer.usage(self)))
+        if self.includes_usage and (pending := write(event_bytes(self.writer.usage(self)))) is not None:
+            await pending
 
     def _event(self, delta: Delta) -> bytes:
         """What the writer says of a delta. Where that is text alone, it is written between what is always the same."""
@@ -82,22 +82,24 @@ class Job:
             self._around_text[delta.index] = later.split(json_bytes(self.answer_id + _TEXT))
         return event
 
-    async def _answer(self, generator: Generator, grew: Callable[[Sequence[Delta]], Awaitable[None]]) -> None:
-        """Run the request; `grew` is told what its answers grew by."""
+    async def _answer(self, generator: Generator, grew: Callable[[Sequence[Delta]], Awaitable[None] | None]) -> None:
+        """Run the request; `grew` is told what its answers grew by, and may ask to be waited for."""
+        choices = self.choices
+
+        def take(events: Sequence[PartEvent]) -> Awaitable[None] | None:
+            deltas = choices.take(events)
+            for delta in deltas:
+                if delta.finish_reason is not None:  # a stop string is nothing that the engine knows of
+                    generation.finish(*choices.place_of(delta.index))
+            self.watch.saw(choices.usage, deltas)
+            return grew(deltas) if deltas else None
+
         with self.watch:
-            async with generator.started(self.choices.submissions) as generation:
-                while not self.choices.have_ended:
-                    try:
-                        events = await generation.events()
-                    except Refused as refused:
-                        raise self._reason(refused) from None
-                    deltas = self.choices.take(events)
-                    for delta in deltas:
-                        if delta.finish_reason is not None:  # a stop string is nothing that the engine knows of
-                            generation.finish(*self.choices.place_of(delta.index))
-                    self.watch.saw(self.choices.usage, deltas)
-                    if deltas:
-                        await grew(deltas)
+            async with generator.started(choices.submissions) as generation:
+                try:
+                    await generation.read(take, until=lambda: choices.have_ended)
+                except Refused as refused:
+                    raise self._reason(refused) from None
 
     def _reason(self, refused: Refused) -> Exception:
         """Why the engine gave an answer up: a schema that became too complex is the client's fault, refused as such."""

@@ -1,6 +1,8 @@
-"""uvicorn's quick HTTP protocol, with a bound on what comes before a body: the parser itself has none."""
+"""uvicorn's quick HTTP protocol, with a bound on what comes before a body, which the parser itself has none of."""
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from residency.server.streams import FLOW
 
 MAX_HEAD_BYTES = 64 << 10
 
@@ -18,6 +20,11 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._head_bytes is not None and self._head_bytes > MAX_HEAD_BYTES:
             self.transport.close()
 
+    def on_message_begin(self) -> None:
+        """The parser's word that a request begins."""
+        super().on_message_begin()
+        self.scope["extensions"] = {FLOW: {"is_full": self._is_full}}
+
     def on_headers_complete(self) -> None:
         """The parser's word that the body begins."""
         self._head_bytes = None
@@ -27,3 +34,6 @@ class BoundedProtocol(HttpToolsProtocol):
         """The parser's word that the body has ended."""
         self._head_bytes = 0
         super().on_message_complete()
+
+    def _is_full(self) -> bool:
+        return self.flow.write_paused

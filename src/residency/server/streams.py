@@ -10,6 +10,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from residency.server.problems import problem_of
 
+Write = Callable[[bytes], Awaitable[None] | None]  # None where all is done, else what has to be awaited
+FLOW = "residency.flow"  # the server's extension of ASGI: "is_full" says whether sending would wait for the client
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -51,21 +53,23 @@ def event_bytes(value: object) -> bytes:
     return b"data: %b\n\n" % json_bytes(value)
 
 
-async def send_events(
-    send: Send, send_body: Send, stream: Callable[[Callable[[bytes], Awaitable[None]]], Awaitable[None]]
-) -> None:
-    """Server-sent events that `stream` writes, and [DONE] at the end. Bodies go by `send_body`.
+async def send_events(send: Send, bodies: "Bodies", stream: Callable[[Write], Awaitable[None]]) -> None:
+    """Server-sent events that `stream` writes, and [DONE] at the end.
 
     Nothing is sent before the first: an error until then is raised as it is, and later it is an event too.
     """
     has_begun = False
 
-    async def write(data: bytes) -> None:
+    async def begin(data: bytes) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        await _send(send, data, more=True)
+
+    def write(data: bytes) -> Awaitable[None] | None:
         nonlocal has_begun
-        if not has_begun:
-            has_begun = True
-            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-        await send_body({"type": "http.response.body", "body": data, "more_body": True})
+        if has_begun:
+            return bodies.write(data)
+        has_begun = True
+        return asyncio.ensure_future(begin(data))
 
     try:
         await stream(write)
@@ -76,9 +80,29 @@ async def send_events(
     await _send(send, b"data: [DONE]\n\n", more=False)
 
 
+class Bodies:
+    """Writes parts of a body to a connection."""
+
+    def __init__(self, send: Send, is_full: Callable[[], bool] | None) -> None:
+        """send: the server's own. is_full: whether the client is behind, so that sending would wait for it."""
+        self._send = send
+        self._is_full = is_full
+
+    def write(self, data: bytes) -> Awaitable[None] | None:
+        """Send at once; or, where the client has to be waited for, when it has read."""
+        sending = _send(self._send, data, more=True)
+        if self._is_full is None or self._is_full():
+            return asyncio.ensure_future(sending)
+        try:
+            sending.send(None)
+        except StopIteration:
+            return None
+        raise RuntimeError("the server waits though its connection has room")
+
+
 class DirectBodies:
-    """The outermost layer: hands the server's own `send` on, as the state's "send_body". What a stream sends for each
-    token need not pass the layers inside, which look at how an answer begins and at nothing else.
+    """The outermost layer: hands the way to the server's own `send` on, as the state's "bodies". What a stream sends
+    for each token need not pass the layers inside, which look at how an answer begins and at nothing else.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -86,7 +110,8 @@ class DirectBodies:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        await self._app({**scope, "state": {**scope.get("state", {}), "send_body": send}}, receive, send)
+        bodies = Bodies(send, scope.get("extensions", {}).get(FLOW, {}).get("is_full"))
+        await self._app({**scope, "state": {**scope.get("state", {}), "bodies": bodies}}, receive, send)
 
 
 async def _send(send: Send, data: bytes, *, more: bool) -> None:

@@ -15,6 +15,7 @@ from residency.kernels.attention.cpu_codes import attend_codes_by
 from residency.kernels.attention.cpu_rows import (
     FACTORS,
     MAX_ROWS,
+    NEXT,
     QUERIES,
     SCORE_STRIDE,
     SCORES,
@@ -41,6 +42,7 @@ from residency.kernels.simd.language import (
     splat_f32,
     store_each,
     store_f32x16,
+    store_i64,
     sum_f32,
     zeros_f32,
 )
@@ -87,9 +89,11 @@ def _attend_by(rows, load, value_bytes):
                 high = mul_splat_each(load_rows_f32(rows, weighted + 4 * other, row_bytes), scratch + FACTORS, 4)
                 for i in range(tile_pages):
                     values = pages + page_bytes * load_i32(table + 4 * (tile + i)) + value_offset
-                    later = min(tile + TILE_PAGES + i, last_page - 1)
                     # The keys of the next tile start on their way, a line with each token.
-                    ahead = pages + page_bytes * load_i32(table + 4 * later) + key_offset + 32 * d
+                    ahead = load_i64(scratch + NEXT + 8 * i) + 32 * d
+                    if tile + TILE_PAGES < last_page:
+                        later = min(tile + TILE_PAGES + i, last_page - 1)
+                        ahead = pages + page_bytes * load_i32(table + 4 * later) + key_offset + 32 * d
                     for token in range(PAGE_TOKENS):
                         prefetch(ahead + 64 * token)
                         weight = scratch + SCORES + 64 * i + 4 * token
@@ -100,6 +104,40 @@ def _attend_by(rows, load, value_bytes):
                 store_each(high, weighted + 4 * other, row_bytes)
 
     return attend
+
+
+@_device
+def pages_of_split(first_key, last_key, split, splits):
+    """The first page of a part of the context, and the page after its last."""
+    first_page = first_key // PAGE_TOKENS
+    num_pages = last_key // PAGE_TOKENS + 1 - first_page
+    return first_page + num_pages * split // splits, first_page + num_pages * (split + 1) // splits
+
+
+@_function
+def note_next(
+    scratch, item, unit, threads, kv_heads, num_items_at, items_at, splits_at, positions_at, sequences_at, tables,
+    table_stride, pages, page_bytes, head_bytes, window,
+):  # fmt: skip
+    """Note where this thread's next unit begins: its first keys start on their way while the last of this one are met.
+
+    Where there is none soon, the beginning of the item stands for it.
+    """
+    token = load_i64(items_at + 16 * item)
+    splits = load_i64(splits_at + 8 * token)
+    later = unit + threads
+    if later >= kv_heads * splits and item + 1 < load_i64(num_items_at):
+        later -= kv_heads * splits
+        token = load_i64(items_at + 16 * item + 16)
+        splits = load_i64(splits_at + 8 * token)
+    unit = later if later < kv_heads * splits else 0
+    position = load_i64(positions_at + 8 * token)
+    first_page, last_page = pages_of_split(max(0, position - window + 1), position, unit % splits, splits)
+    table = tables + table_stride * load_i64(sequences_at + 8 * token)
+    for i in range(TILE_PAGES):
+        page = pages + page_bytes * load_i32(table + 4 * min(first_page + i, last_page - 1))
+        store_i64(scratch + NEXT + 8 * i, page + head_bytes * (unit // splits))
+        store_i64(scratch + NEXT + 32 + 8 * i, page + 2 * head_bytes * kv_heads + SCALE_BYTES * (unit // splits))
 
 
 def _attention(attend_by, value_bits, by_tiles):
@@ -146,6 +184,10 @@ def _attention(attend_by, value_bits, by_tiles):
                         page_bytes, keys, values, scales, positions_at, window, out, out_stride,
                     )  # fmt: skip
                     continue
+                note_next(
+                    mine, item, unit, threads, kv_heads, num_items_at, items_at, splits_at, positions_at, sequences_at,
+                    tables, table_stride, pages, page_bytes, head_bytes, window,
+                )  # fmt: skip
                 for start in range(0, tokens * group, MAX_ROWS):
                     rows = min(MAX_ROWS, tokens * group - start)
                     block = 1 if rows == 1 else 2 if rows == 2 else 4 if rows <= 4 else 8
@@ -153,10 +195,7 @@ def _attention(attend_by, value_bits, by_tiles):
                         mine, block, rows, start, group, first_token, kv_head, q, q_stride, scale, head_dim,
                         positions_at, window,
                     )  # fmt: skip
-                    page_0 = first_key // PAGE_TOKENS
-                    num_pages = last_key // PAGE_TOKENS + 1 - page_0
-                    first_page = page_0 + num_pages * split // splits
-                    last_page = page_0 + num_pages * (split + 1) // splits
+                    first_page, last_page = pages_of_split(first_key, last_key, split, splits)
                     by_block(
                         block, mine, table, pages, page_bytes, keys, values, scales, head_dim, first_page, last_page
                     )

@@ -28,6 +28,7 @@ from residency.kernels.attention.cpu_rows import (
     FACTORS,
     MAX_ROWS,
     MAXIMA,
+    NEXT,
     QUERIES,
     SCORE_STRIDE,
     SCORES,
@@ -272,10 +273,13 @@ def attend_codes_by(rows, value_bits):
             tile_pages = min(TILE_PAGES, last_page - tile)
             for i in range(TILE_PAGES):
                 page = pages + page_bytes * load_i32(table + 4 * min(tile + i, last_page - 1))
-                later = pages + page_bytes * load_i32(table + 4 * min(tile + TILE_PAGES + i, last_page - 1))
-                prefetch(later + scale_offset)
+                later_keys, later_scales = load_i64(scratch + NEXT + 8 * i), load_i64(scratch + NEXT + 32 + 8 * i)
+                if tile + TILE_PAGES < last_page:
+                    later = pages + page_bytes * load_i32(table + 4 * min(tile + TILE_PAGES + i, last_page - 1))
+                    later_keys, later_scales = later + key_offset, later + scale_offset
+                prefetch(later_scales)
                 store_i64(_place(scratch, head_dim, VALUES_AT) + 8 * i, page + value_offset)
-                store_i64(_place(scratch, head_dim, LATER_KEYS_AT) + 8 * i, later + key_offset)
+                store_i64(_place(scratch, head_dim, LATER_KEYS_AT) + 8 * i, later_keys)
                 if i < tile_pages:
                     store_f32x16(value_scales + 64 * i, load_f16x16(page + scale_offset + 32))
                     if not in_tiles:

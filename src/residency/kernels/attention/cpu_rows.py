@@ -29,7 +29,8 @@ TILE_PAGES = 4  # pages between two updates of the running maximum
 MAX_ROWS = 8
 SCORE_STRIDE = 4 * PAGE_TOKENS * TILE_PAGES
 SCORES = 0  # from here on: where a thread's scratch memory keeps what
-MAXIMA, SUMS, FACTORS, FIRSTS, LASTS, QUERIES = (MAX_ROWS * SCORE_STRIDE + 64 * i for i in range(6))
+MAXIMA, SUMS, FACTORS, FIRSTS, LASTS, NEXT, QUERIES = (MAX_ROWS * SCORE_STRIDE + 64 * i for i in range(7))
+# NEXT: where the first four pages of what is attended to next have their keys, then where these have their scales
 # QUERIES: MAX_ROWS heads of scaled queries, then as many of weighted values
 
 _function = njit(error_model="numpy", nogil=True)
