@@ -117,9 +117,10 @@ class Bench:
             for sequence in range(sequences):
                 pages.extend(sequence, start_token=0, num_tokens=context + 1)
             entries = [entry(sequence, context, 1, of_prompt=False) for sequence in range(sequences)]
-            batch, tokens = Batch(entries=tuple(entries)), np.ones(sequences, np.int64)
+            batch, rng = Batch(entries=tuple(entries)), np.random.default_rng(0)
 
             def step() -> None:
+                tokens = rng.integers(0, spec.vocabulary, sequences)  # others each time, which go to other experts
                 executor.compute(batch, pages, tokens).drawn([GREEDY] * sequences)
 
             seconds = median_seconds(step, STEPS)
@@ -144,7 +145,8 @@ class Bench:
             "disk_layers": plan.device.disk_layers,
             "share_of_disk": needed.disk / seconds / self.figures.disk_to_pinned if needed.disk else 0.0,
             "expert_slots": plan.device.expert_slots,
-            "expert_hit_rate": None if counts is None else counts.hit_rate,
+            "disk_experts": plan.device.disk_experts,
+            "expert_counts": None if counts is None else vars(counts) | {"hit_rate": counts.hit_rate},
         }
 
     def prefill(self, spec: ModelSpec, tokens: int = 4096, made: Any = "source") -> dict[str, Any]:
@@ -288,8 +290,9 @@ def rows_of(bench: Bench, names: list[str]) -> Iterator[Row]:
         yield "offload", "70b source in 24 GB, 80 GB of RAM", partial(small_memory, ram_bytes=80 * 10**9)
     for name in MIXTURES:
         if name in names:
-            mixture = made_up_spec(MODELS[name], "source")
-            yield "offload", f"{name} source in 24 GB", partial(bench.decode, mixture, budget_bytes=24 * 10**9)
+            small_memory = partial(bench.decode, made_up_spec(MODELS[name], "source"), budget_bytes=24 * 10**9)
+            yield "offload", f"{name} source in 24 GB", small_memory
+            yield "offload", f"{name} source in 24 GB, 32 GB of RAM", partial(small_memory, ram_bytes=32 * 10**9)
 
 
 def correct() -> dict[str, Any]:

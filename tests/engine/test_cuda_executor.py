@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from residency.engine.cuda.executor import CudaExecutor
 from residency.engine.generation import GenerationOptions
 from residency.engine.loop import Loop
 from residency.engine.sampler import Sampling
@@ -33,7 +34,10 @@ from support.packed_folders import Kind, write_packed
 
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4], [2, 7, 1]]
 SIZES = {"hidden": 64, "intermediate": 64, "num_layers": 1, "head_dim": 16, "num_heads": 4, "vocabulary": 96}
-MANY_EXPERTS: dict[str, Any] = {"num_layers": 3, "num_experts": 6, "intermediate": 64, "expert_intermediate": 64}
+FEW_HEADS: dict[str, Any] = {"num_heads": 2, "num_kv_heads": 1}  # the interpreter is slow
+NARROW: dict[str, Any] = FEW_HEADS | {"hidden": 32, "intermediate": 32, "expert_intermediate": 32}
+WIDE: dict[str, Any] = {"hidden": 64, "expert_intermediate": 128}  # quantized experts of more than a page
+MANY_EXPERTS: dict[str, Any] = NARROW | {"num_layers": 3, "num_experts": 4}
 EXACT = DeviceRequest(context_tokens=64, max_sequences=2, chunk_tokens=16, kv_format="F32", activation_type="float32")
 
 
@@ -49,9 +53,11 @@ def device_answers(path: Path, asked: DeviceRequest, options: GenerationOptions)
     return answers_of(device_plan_of(path, asked), options)
 
 
-def answers_of(plan: Plan, options: GenerationOptions) -> list[list[list[int | None]]]:
+def answers_of(
+    plan: Plan, options: GenerationOptions, prompts: list[list[int]] = PROMPTS
+) -> list[list[list[int | None]]]:
     with executor_of(plan) as executor, closing(Loop(plan, executor, eos_ids=NOBODY, weight_read_bytes=1)) as loop:
-        requests = [loop.submit(prompt, options) for prompt in PROMPTS]
+        requests = [loop.submit(prompt, options) for prompt in prompts]
         events = events_until_idle(loop)
     return [answers(events, request) for request in requests]
 
@@ -72,13 +78,13 @@ def test_a_device_gives_the_tokens_that_the_cpu_gives(architecture: str, tmp_pat
 
 @pytest.mark.parametrize("architecture", MIXTURES)
 def test_a_mixture_gives_the_tokens_that_the_cpu_gives(architecture: str, tmp_path: Path) -> None:
-    path = model_at(tmp_path, architecture, num_experts=4, expert_intermediate=32, shared_intermediate=32)
+    path = model_at(tmp_path, architecture, **NARROW, num_experts=4, shared_intermediate=32)
     assert device_answers(path, EXACT, greedy()) == cpu_answers(path, greedy())
 
 
 def test_a_mixture_larger_than_the_device_gives_the_same_tokens(tmp_path: Path) -> None:
     """Of few experts, which arrive with their layers."""
-    few = {"num_layers": 4, "dense_layers": (0, 1), "num_experts": 2, "expert_intermediate": 32}
+    few = NARROW | {"num_layers": 4, "dense_layers": (0, 1), "num_experts": 2}
     path = write_folder(tmp_path / "mixture", small_model("qwen3_moe", **SIZES | few))
     whole = device_plan_of(path, EXACT)
     small = replace(EXACT, budget_bytes=whole.memory.peak - whole.memory.weights // 6)
@@ -87,32 +93,98 @@ def test_a_mixture_larger_than_the_device_gives_the_same_tokens(tmp_path: Path) 
     assert device_answers(path, small, greedy(2)) == device_answers(path, EXACT, greedy(2))
 
 
-@pytest.mark.parametrize("number_format", ["F32", pytest.param("Q8_0", marks=pytest.mark.slow)])
-def test_experts_brought_one_by_one_give_the_same_tokens(number_format: str, tmp_path: Path) -> None:
-    """Slots for half of the experts: prompts fill and empty them, and each step finds what it needs."""
-    path = model_at(tmp_path, "qwen2_moe", number_format, **MANY_EXPERTS | {"shared_intermediate": 32})
-    whole = device_plan_of(path, EXACT)
-    small = replace(EXACT, budget_bytes=whole.memory.peak - whole.memory.weights // 6)
-    planned = device_plan_of(path, small).device
-    assert planned is not None and 0 < planned.expert_slots < planned.num_experts
-    assert device_answers(path, small, greedy(2)) == device_answers(path, EXACT, greedy(2))
+@pytest.fixture(scope="module")
+def many_experts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[list[int | None]]]]:
+    """A mixture of 12 experts, and its answers with all of them on the device."""
+    path = model_at(tmp_path_factory.mktemp("models"), "qwen2_moe", **MANY_EXPERTS, shared_intermediate=32)
+    return path, device_answers(path, EXACT, greedy(2))
+
+
+def with_slots_for_some(path: Path, asked: DeviceRequest = EXACT, **changes: int) -> Plan:
+    """A plan with fewer slots than experts."""
+    whole = device_plan_of(path, asked)
+    plan = device_plan_of(path, replace(asked, budget_bytes=whole.memory.peak - whole.memory.weights // 8), **changes)
+    assert plan.device is not None and 0 < plan.device.expert_slots < plan.device.num_experts
+    return plan
+
+
+def test_experts_brought_one_by_one_give_the_same_tokens(
+    many_experts: tuple[Path, list[list[list[int | None]]]],
+) -> None:
+    """Prompts fill slots and empty them, and each step finds what it needs."""
+    path, answered = many_experts
+    assert answers_of(with_slots_for_some(path), greedy(2)) == answered
+
+
+@pytest.mark.slow
+def test_quantized_experts_brought_one_by_one_give_the_same_tokens(tmp_path: Path) -> None:
+    path = model_at(tmp_path, "qwen2_moe", "Q8_0", **MANY_EXPERTS | WIDE, shared_intermediate=32)
+    assert answers_of(with_slots_for_some(path), greedy(2)) == device_answers(path, EXACT, greedy(2))
+
+
+@pytest.fixture
+def on_three_tiers(
+    many_experts: tuple[Path, list[list[list[int | None]]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Plan:
+    """Some slots on the device, and homes for 5 of 12 experts in RAM."""
+    monkeypatch.setenv("RESIDENCY_CACHE", str(tmp_path / "cache"))
+    in_ram = with_slots_for_some(many_experts[0]).device
+    assert in_ram is not None and in_ram.disk_experts == 0
+    plan = with_slots_for_some(many_experts[0], ram_bytes=in_ram.pinned_bytes * 5 // 12)
+    assert plan.device is not None and plan.device.disk_experts == 7
+    return plan
+
+
+def test_experts_that_ram_has_no_room_for_give_the_same_tokens(
+    on_three_tiers: Plan, many_experts: tuple[Path, list[list[list[int | None]]]], tmp_path: Path
+) -> None:
+    """Written to the disk once, a file for each layer, and there when the model is opened again."""
+    assert answers_of(on_three_tiers, greedy(2)) == many_experts[1]
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("experts-*")}
+    assert {path.name for path in files} == {"experts-0", "experts-1", "experts-2"}
+    with executor_of(on_three_tiers):
+        assert files == {path: path.stat().st_mtime_ns for path in files}
+
+
+def test_an_expert_comes_from_the_disk_once_for_as_long_as_it_is_used(on_three_tiers: Plan) -> None:
+    """One token again and again: two experts of each layer, and no more."""
+    with executor_of(on_three_tiers) as executor:
+        read_bytes = []
+        for _ in range(3):
+            compute_one_token(executor)
+            counts = executor.expert_counts
+            assert counts is not None
+            read_bytes.append(counts.disk_bytes)
+    assert on_three_tiers.device is not None
+    home_bytes = on_three_tiers.device.pinned_bytes // 5
+    assert read_bytes == [3 * 2 * home_bytes] * 3
+
+
+def test_a_disk_that_loses_experts_is_one_sentence(on_three_tiers: Plan, tmp_path: Path) -> None:
+    with executor_of(on_three_tiers) as executor:
+        os.truncate(next((tmp_path / "cache").rglob("experts-2")), 0)
+        with pytest.raises(StoreError, match="experts-2"):
+            compute_one_token(executor)
+
+
+def compute_one_token(executor: CudaExecutor) -> None:
+    pages = KvPages([PageGroup(num_pages=4, window_tokens=None)], page_tokens=16)
+    pages.extend(0, start_token=0, num_tokens=1)
+    entry = BatchEntry(request_id=0, start_token=0, num_tokens=1, of_prompt=True, needs_logits=True)
+    executor.compute(Batch(entries=(entry,)), pages, np.array([5])).rows()
 
 
 def test_an_expert_that_a_sequence_returns_to_is_on_the_device(tmp_path: Path) -> None:
     """The ledger is told what steps use, and keeps it: with one expert to a token, always the same."""
     path = model_at(tmp_path, "mixtral", **MANY_EXPERTS, experts_per_token=1)
-    whole = device_plan_of(path, EXACT)
-    plan = device_plan_of(path, replace(EXACT, budget_bytes=whole.memory.peak - whole.memory.weights // 6))
+    plan = with_slots_for_some(path)
     with executor_of(plan) as executor, closing(Loop(plan, executor, eos_ids=NOBODY, weight_read_bytes=1)) as loop:
         loop.submit([5], greedy(4))
         loop.step()
         first = executor.expert_counts
         assert first is not None and first.needed == first.missed == 3  # slots are empty
-        pages_of_one_token = KvPages([PageGroup(num_pages=4, window_tokens=None)], page_tokens=16)
-        pages_of_one_token.extend(0, start_token=0, num_tokens=1)
-        entry = BatchEntry(request_id=0, start_token=0, num_tokens=1, of_prompt=True, needs_logits=True)
         for _ in range(3):
-            executor.compute(Batch(entries=(entry,)), pages_of_one_token, np.array([5])).rows()
+            compute_one_token(executor)
         again = executor.expert_counts
         assert again is not None and again.since(first).needed == 9 and again.since(first).missed == 0
 
@@ -152,7 +224,7 @@ def through(number_format: Format, values: npt.NDArray[np.float32]) -> npt.NDArr
 
 def test_a_model_larger_than_the_device_gives_the_same_tokens(tmp_path: Path) -> None:
     """Its last layers arrive in two slots in turn, from RAM, in every step."""
-    path = model_at(tmp_path, "qwen2", num_layers=4)
+    path = model_at(tmp_path, "qwen2", **FEW_HEADS, num_layers=4)
     whole = device_plan_of(path, EXACT)
     layer_bytes = whole.memory.weights // 6
     small = replace(EXACT, budget_bytes=whole.memory.peak - layer_bytes)
@@ -166,16 +238,17 @@ def test_a_model_larger_than_device_and_ram_gives_the_same_tokens(
 ) -> None:
     """Some of its layers are read from the disk in every step, and are there when it is opened again."""
     monkeypatch.setenv("RESIDENCY_CACHE", str(tmp_path / "cache"))
-    path = model_at(tmp_path, "qwen2", num_layers=7)
+    path = model_at(tmp_path, "qwen2", **FEW_HEADS, num_layers=7)
     whole = device_plan_of(path, EXACT)
     layer_bytes = whole.memory.weights // 8
     small = replace(EXACT, budget_bytes=whole.memory.peak - layer_bytes * 4)
     plan = device_plan_of(path, small, ram_bytes=4 * layer_bytes)
     assert plan.device is not None and plan.device.disk_layers >= 2
-    answered = [answers_of(plan, greedy(3)) for _ in range(2)]
+    answered = answers_of(plan, greedy(2))
     files = list((tmp_path / "cache").rglob("layer-*"))
     assert len(files) == plan.device.disk_layers
-    assert answered == [device_answers(path, EXACT, greedy(3))] * 2
+    assert answered == answers_of(whole, greedy(2))
+    assert answers_of(plan, greedy(2), PROMPTS[1:]) == answered[1:]
 
 
 @pytest.mark.slow
@@ -196,11 +269,19 @@ def test_made_up_layers_that_are_alike_have_one_file(tmp_path: Path, monkeypatch
 def test_made_up_experts_are_brought_one_by_one(tmp_path: Path) -> None:
     made_up = replace(EXACT, random_weights="source")
     path = model_at(tmp_path, "mixtral", **MANY_EXPERTS)
-    whole = device_plan_of(path, made_up)
-    plan = device_plan_of(path, replace(made_up, budget_bytes=whole.memory.peak - whole.memory.weights // 6))
-    assert plan.device is not None and plan.device.expert_slots
-    (told,) = answers_of(plan, greedy(1))[0]
+    (told,) = answers_of(with_slots_for_some(path, made_up), greedy(1))[0]
     assert len(told) == 1
+
+
+@pytest.mark.slow
+def test_made_up_experts_that_are_alike_have_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESIDENCY_CACHE", str(tmp_path / "cache"))
+    made_up = replace(EXACT, random_weights="source")
+    path = model_at(tmp_path, "mixtral", **MANY_EXPERTS)
+    in_ram = with_slots_for_some(path, made_up).device
+    assert in_ram is not None
+    (told,) = answers_of(with_slots_for_some(path, made_up, ram_bytes=in_ram.pinned_bytes // 2), greedy(1))[0]
+    assert len(told) == 1 and [file.name for file in (tmp_path / "cache").rglob("experts-*")] == ["experts-0"]
 
 
 def test_a_preempted_sequence_s_pages_come_back_from_ram(tmp_path: Path) -> None:

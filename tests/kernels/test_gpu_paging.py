@@ -1,7 +1,8 @@
 """Experts that are not on the device come to slots inside a step, and none that is needed goes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +67,20 @@ class Paging:
             multiprocessors=MULTIPROCESSORS,
         )
         self.beside = Beside()
+        self.ram: Tensor = None  # homes of some, where the others are on the disk alone
+        self.table: Tensor = tensor(np.full((LAYERS, EXPERTS), -1, np.int32))
+
+    def leave_on_disk(self) -> None:
+        """There is RAM for the experts of one layer, and nobody in it."""
+        self.ram = tensor(np.full((EXPERTS, WORDS), -9))
+
+    def read(self, layer: int, copies: Tensor) -> None:
+        """The host brings what is listed from the disk, over all others."""
+        count, *listed = copies.tolist()
+        self.table.fill_(-1)
+        for home, expert in enumerate(listed[:count]):
+            self.ram[home] = tensor(self.homes[layer, expert])
+            self.table[layer, expert] = home
 
     def use(self, layer: int) -> None:
         """Tokens are sent to some experts of a layer."""
@@ -88,10 +103,12 @@ class Paging:
             layer=layer,
             before=max(0, layer - 1),
             first=layer * EXPERTS,
-            homes=tensor(self.homes[layer]),
+            homes=tensor(self.homes[layer]) if self.ram is None else self.ram,
             slots=self.slots,
             words=WORDS,
             aside=self.beside,
+            table=None if self.ram is None else self.table[layer],
+            read=None if self.ram is None else partial(self.read, layer),
         )
         return DeviceExperts(spec=SPEC, gate=NONE, up=NONE, down=NONE, paged=paged)
 
@@ -120,6 +137,44 @@ def test_after_a_fetch_all_experts_that_tokens_are_sent_to_are_there(seed: int) 
         paging.fetch(layer)
         assert paging.holds(layer, paging.numbers("experts_used")[layer])
     assert paging.beside.joined == LAYERS
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_experts_on_the_disk_are_there_after_a_fetch_as_well(seed: int) -> None:
+    paging = Paging(seed)
+    paging.leave_on_disk()
+    for layer in range(LAYERS):
+        paging.use(layer)
+        paging.fetch(layer)
+        assert paging.holds(layer, paging.numbers("experts_used")[layer])
+
+
+def test_a_guess_copies_what_is_in_ram_and_nothing_else() -> None:
+    paging = Paging(2)
+    for name in ("expert_places", "expert_occupants"):
+        empty: Tensor = paging.step.buffers[name]
+        empty.fill_(-1)
+    paging.leave_on_disk()
+    logits = np.tile(np.array([0, 5, 0, 4, 0], np.float32), (3, 1))
+    paging.read(1, torch.tensor([1, 3]))
+    paging.guess(1, logits)
+    assert paging.numbers("experts_guessed")[1].tolist() == [0, 1, 0, 2, 0]  # 2: it is copied
+    assert paging.holds(1, np.array([0, 0, 0, 1, 0], np.int32)) and paging.numbers("expert_places")[1, 1] == -1
+
+
+def test_what_the_host_does_comes_between_the_list_and_the_copies() -> None:
+    """Where a step is recorded, it is put off, and the copies that are recorded then are made of what it brings."""
+    paging = Paging(0)
+    paging.leave_on_disk()
+    put_off: list[Callable[[], None]] = []
+    paging.step.between = put_off.append
+    paging.use(1)
+    missing = (paging.numbers("experts_used")[1] > 0) & (paging.numbers("expert_places")[1] < 0)
+    paging.fetch(1)
+    assert (paging.table.cpu().numpy() < 0).all()
+    (action,) = put_off
+    action()
+    assert missing.any() and ((paging.table[1].cpu().numpy() >= 0) == missing).all()
 
 
 @pytest.mark.parametrize("seed", range(6))

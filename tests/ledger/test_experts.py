@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from residency.ledger.experts import ExpertSlots, Hindsight, LeastFrequent, LeastRecent, Trace, hit_rate
+from residency.ledger.experts import BesideNearer, ExpertSlots, Hindsight, LeastFrequent, LeastRecent, Trace, hit_rate
 
 EXPERTS, LAYERS = 8, 6
 
@@ -99,6 +99,26 @@ def test_slots_are_filled_from_the_empty_ones_on_and_then_by_worth() -> None:
     slots.use([2])
     empty, *filled = slots.order()
     assert empty == 3 and filled == [0, 2, 1]  # who is in no slot, then 5, 7 and 2
+
+
+def test_what_stays_is_what_the_first_slots_of_the_order_do_not_hold() -> None:
+    slots = ExpertSlots(4, 8, LeastFrequent(8))
+    for expert in (5, 2, 7):
+        slots.bring(expert, kept=())
+    slots.use([2, 2, 7])
+    assert [slots.staying(filled) for filled in (0, 1, 2, 3, 4)] == [[5, 2, 7], [5, 2, 7], [2, 7], [7], []]
+
+
+def test_what_a_nearer_tier_keeps_makes_room_before_what_is_worth_least() -> None:
+    used = LeastFrequent(6)
+    used.use([0, 0, 1])
+    beside = BesideNearer(used)
+    homes = ExpertSlots(3, 6, beside)
+    for expert in (0, 1, 2):
+        homes.bring(expert, kept=())
+    beside.nearer = [0]
+    gone = [brought.evicted for expert in (3, 4) if (brought := homes.bring(expert, kept=[3])) is not None]
+    assert gone == [0, 2]
 
 
 def test_what_somebody_else_has_decided_is_followed() -> None:

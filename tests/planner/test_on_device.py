@@ -124,6 +124,35 @@ def test_experts_that_are_fetched_cost_time_in_the_forecast(mixture: Path) -> No
     assert plan.forecast.decode_tokens_per_second < whole.forecast.decode_tokens_per_second
 
 
+def test_experts_that_ram_has_no_room_for_lie_on_the_disk(mixture: Path) -> None:
+    """Each of both memories takes as many as it has room for."""
+    _, in_ram = with_less(mixture)
+    assert in_ram.device is not None
+    home_bytes = in_ram.device.pinned_bytes // 24
+    _, plan = with_less(mixture, ram_bytes=10 * home_bytes + 1)
+    assert plan.device == replace(in_ram.device, disk_experts=14, pinned_bytes=10 * home_bytes)
+    assert plan.forecast.decode_tokens_per_second < in_ram.forecast.decode_tokens_per_second
+    check_plan(Plan.from_json(plan.to_json()), model_spec(open_checkpoint(mixture)))
+
+
+def test_the_less_ram_there_is_the_more_a_step_reads_from_the_disk(mixture: Path) -> None:
+    _, in_ram = with_less(mixture)
+    assert in_ram.device is not None
+    homes_bytes = in_ram.device.pinned_bytes
+    speeds = [
+        with_less(mixture, ram_bytes=homes_bytes * homes // 24)[1].forecast.decode_tokens_per_second
+        for homes in (8, 12, 16, 20)
+    ]
+    assert speeds == sorted(speeds) and speeds[0] < speeds[-1]
+
+
+def test_a_plan_with_fewer_homes_than_a_layer_has_experts_is_refused(mixture: Path) -> None:
+    _, plan = with_less(mixture)
+    assert plan.device is not None
+    with pytest.raises(FileError, match="does not fit its model"):
+        check_plan(replace(plan, device=replace(plan.device, disk_experts=19)), model_spec(open_checkpoint(mixture)))
+
+
 def test_layers_that_ram_has_no_room_for_lie_on_the_disk(path: Path) -> None:
     """Half of a model's bytes in RAM would do; there is room for less, and for the buffers that the disk needs."""
     model = write_gguf(path.with_name("deep.gguf"), small_model("qwen2", num_layers=9), "Q4_K")

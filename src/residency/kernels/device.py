@@ -6,6 +6,7 @@ such step is computed, and with it PyTorch and Triton.
 """
 
 import importlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from residency.kernels.recorder import Inputs, Recorder
 from residency.spec.model import MoeSpec
 
 Tensor = Any  # torch.Tensor, which nothing here imports
+Between = Callable[[Callable[[], None]], None]  # lets the host do something in the middle of a step
 NO_ADDRESSES = Inputs(*[0] * 10)  # a device's kernels are handed tensors
 
 
@@ -46,10 +48,12 @@ class DevicePaged:
     layer: int
     before: int  # the mixture before it, or itself where there is none
     first: int  # number of its first expert
-    homes: Tensor  # (experts, words of eight bytes) in pinned RAM
+    homes: Tensor  # (homes, words of eight bytes) in pinned RAM: one for each expert, by its number, or as `table` says
     slots: Tensor  # (slots, words) on the device
     words: int  # of one expert
     aside: Aside  # where guesses are copied
+    table: Tensor | None = None  # (experts,) in pinned RAM: each one's home, or -1 while it is on the disk alone
+    read: Callable[[Tensor], None] | None = None  # gives those of a list of copies a home; the host does so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,11 @@ class DeviceExperts:
     down: DeviceMatrix
     given: None = None  # routes come from logits
     paged: DevicePaged | None = None  # None: all are where their layer is
+
+
+def at_once(action: Callable[[], None]) -> None:
+    """What the host does now, where nothing is recorded."""
+    action()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +93,22 @@ class DeviceStep(Recorder):
     """
 
     def __init__(
-        self, buffers: dict[str, Tensor], shape: StepShape, *, multiprocessors: int, only_logits: bool = False
+        self,
+        buffers: dict[str, Tensor],
+        shape: StepShape,
+        *,
+        multiprocessors: int,
+        only_logits: bool = False,
+        between: Between = at_once,
     ) -> None:
-        """`only_logits`: what comes before the logits was computed by the step before, and is left as it is."""
+        """`only_logits`: what comes before the logits was computed by the step before, and is left as it is.
+        `between` is for what the host does before the kernels that are started next.
+        """
         super().__init__(NO_ADDRESSES, buffers)
         self.only_logits = only_logits
         self.shape = shape
         self.multiprocessors = multiprocessors
+        self.between = between
 
     def rows(self, *, of_logits: bool = False) -> int:
         """Rows that an operator computes."""

@@ -22,7 +22,9 @@ _MOST_WEIGHT = 1e100
 class Policy(Protocol):
     """Says of each expert what it is worth to have in memory; what is worth least goes first."""
 
-    worth: Floats  # of every expert
+    @property
+    def worth(self) -> Floats:
+        """Of every expert."""
 
     def use(self, experts: Sequence[int]) -> None:
         """A layer has sent tokens to these."""
@@ -90,6 +92,27 @@ class Hindsight:
         """A step is over."""
 
 
+class BesideNearer:
+    """Another policy's worth, but that an expert is worth nothing here while a nearer tier keeps it anyway."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self.nearer: Sequence[int] = ()
+
+    @property
+    def worth(self) -> Floats:
+        """Of every expert."""
+        worth = self._policy.worth.copy()
+        worth[list(self.nearer)] = -1.0  # less than of one that was never used
+        return worth
+
+    def use(self, experts: Sequence[int]) -> None:
+        """The other policy is told by the nearer tier."""
+
+    def end_step(self) -> None:
+        """The other policy is told by the nearer tier."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Brought:
     """Where an expert shall go, and which one has to leave."""
@@ -143,9 +166,12 @@ class ExpertSlots:
         """All slots in the order in which whoever decides by itself shall fill them: empty ones, then those whose
         experts are worth least.
         """
-        held = np.flatnonzero(self._slots >= 0)
-        by_worth = held[np.argsort(self._policy.worth[held], kind="stable")]
-        return [*self._free[::-1], *self._slots[by_worth].tolist()]
+        return [*self._free[::-1], *self._slots[self._by_worth()].tolist()]
+
+    def staying(self, num_filled: int) -> list[int]:
+        """The experts that are there still when the first `num_filled` slots of the order have been filled."""
+        stay: list[int] = self._by_worth()[max(0, num_filled - len(self._free)) :].tolist()
+        return stay
 
     def follow(self, occupants: npt.NDArray[np.integer]) -> None:
         """Somebody has decided by itself: the expert that each slot has now, -1 for none."""
@@ -161,11 +187,12 @@ class ExpertSlots:
             self._slots[brought.evicted] = self._free.pop()
 
     def _least_worth(self, kept: Container[int]) -> int | None:
+        return next((expert for expert in self._by_worth().tolist() if expert not in kept), None)
+
+    def _by_worth(self) -> npt.NDArray[np.int64]:
+        """The experts that are there, those of least worth first."""
         held = np.flatnonzero(self._slots >= 0)
-        for place in np.argsort(self._policy.worth[held], kind="stable").tolist():
-            if int(held[place]) not in kept:
-                return int(held[place])
-        return None
+        return held[np.argsort(self._policy.worth[held], kind="stable")]
 
 
 def layers_of(trace: Trace, experts_per_layer: int) -> Iterable[list[int]]:

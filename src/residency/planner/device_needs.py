@@ -47,6 +47,7 @@ class DeviceNeeds:
     num_streamed: int = 0
     num_disk: int = 0
     expert_slots: int = 0
+    disk_experts: int = 0
     whole_sequences: int | None = None  # for whose whole contexts there are pages; None: all
 
     @cached_property
@@ -58,6 +59,7 @@ class DeviceNeeds:
             num_streamed=self.num_streamed,
             num_disk=self.num_disk,
             expert_slots=self.expert_slots,
+            disk_experts=self.disk_experts,
         )
 
     def device_plan(self, name: str, memory_bytes: int) -> DevicePlan:
@@ -75,6 +77,7 @@ class DeviceNeeds:
             layer_bytes=layout.layer_bytes,
             expert_slots=0 if experts is None else experts.slots,
             num_experts=0 if experts is None else experts.num_experts,
+            disk_experts=0 if experts is None else experts.disk_experts,
             pinned_bytes=layout.host_bytes,
         )
 

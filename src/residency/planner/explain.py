@@ -59,9 +59,11 @@ def beside_device(planned: DevicePlan) -> list[str]:
     """Where the weights are that do not fit into a device's memory."""
     pinned = mib(planned.pinned_bytes)
     if planned.expert_slots:
+        in_ram = planned.num_experts - planned.disk_experts if planned.disk_experts else "all"
+        on_disk = " and all on the disk" if planned.disk_experts else ""
         return [
-            f"{planned.expert_slots} of {planned.num_experts} experts are on the device; all lie in pinned RAM, "
-            f"{pinned}, from which the others come when a token is sent to them"
+            f"{planned.expert_slots} of {planned.num_experts} experts are on the device, {in_ram} in pinned RAM, "
+            f"{pinned},{on_disk} from which the others come when a token is sent to them"
         ]
     if not planned.streamed_layers:
         return []

@@ -16,7 +16,7 @@ from residency.planner.plan import (
     Plan,
     SpeedForecast,
 )
-from residency.spec.device_layout import DISK_BUFFERS, SLOTS, DeviceLayout, device_layout
+from residency.spec.device_layout import DISK_BUFFERS, SLOTS, WINDOW_LAYERS, DeviceLayout, device_layout
 from residency.spec.model import ModelSpec
 from residency.spec.state import kv_format_named
 from residency.units import binary_bytes, enough_mib
@@ -48,8 +48,7 @@ def plan_on_device(
     they may share what room there is.
 
     What does not fit stays in RAM, at most `ram_bytes`: experts, which are brought when a token is sent to them, or
-    else layers, which arrive in every step. Layers for which there is no room in RAM either stay on the disk, if there
-    is one.
+    else layers, which arrive in every step. What RAM has no room for either stays on the disk, if there is one.
 
     runtime_bytes: of the context, the library's workspace, kernels and graphs. The budget is by default all that the
     device has. BudgetError says what is missing and the cheapest change; ContextError and UsageError as plan_run.
@@ -67,9 +66,9 @@ def plan_on_device(
     if asked.oversubscribe:
         needs = _sharing(needs, budget, context, chunk)
     if needs.memory(context, chunk).peak > budget:
-        paged = _paging(needs, budget, context, chunk, ram_bytes)
-        streamed = _streaming(needs, budget, context, chunk, ram_bytes, has_disk=ways.disk > 0)
-        needs = paged or streamed or needs
+        has_disk = ways.disk > 0
+        paged = _paging(needs, budget, context, chunk, ram_bytes, has_disk=has_disk)
+        needs = paged or _streaming(needs, budget, context, chunk, ram_bytes, has_disk=has_disk) or needs
     memory = needs.memory(context, chunk)
     if memory.peak > budget:
         raise _refusal(needs, device, budget, context, chunk)
@@ -119,12 +118,13 @@ def fits_device_plan(plan: Plan, planned: DevicePlan, model: ModelSpec) -> bool:
         num_streamed=min(planned.streamed_layers, len(model.layers)),
         num_disk=min(planned.disk_layers, planned.streamed_layers, len(model.layers)),
         expert_slots=planned.expert_slots,
+        disk_experts=planned.disk_experts,
     )
     every = needs.kv_groups(plan.context_tokens, plan.chunk_tokens)
     if every and plan.kv_groups and every[0].num_pages >= plan.kv_groups[0].num_pages > 0:
         pages = every[0].num_pages // plan.max_sequences
         needs = replace(needs, whole_sequences=max(1, plan.kv_groups[0].num_pages // pages))
-    if not _has_slots(model, planned.expert_slots) or planned != needs.device_plan(planned.name, planned.memory_bytes):
+    if not _has_room(needs) or planned != needs.device_plan(planned.name, planned.memory_bytes):
         return False
     extents = plan.context_tokens, plan.chunk_tokens
     needed = (needs.buffers(*extents), needs.kv_groups(*extents), needs.memory(*extents), model.architecture)
@@ -140,6 +140,7 @@ def planned_layout(planned: DevicePlan, model: ModelSpec) -> DeviceLayout:
         num_streamed=planned.streamed_layers,
         num_disk=planned.disk_layers,
         expert_slots=planned.expert_slots,
+        disk_experts=planned.disk_experts,
     )
 
 
@@ -172,17 +173,24 @@ def _streaming(
     return None
 
 
-def _paging(needs: DeviceNeeds, budget: int, context: int, chunk: int, ram_bytes: int) -> DeviceNeeds | None:
-    """The same with all experts in RAM, and slots for as many as fit; None where that is not enough."""
+def _paging(
+    needs: DeviceNeeds, budget: int, context: int, chunk: int, ram_bytes: int, *, has_disk: bool
+) -> DeviceNeeds | None:
+    """The same with slots for as many experts as fit, and homes in RAM for all, or with a disk as many as fit; None
+    where not even a step's do.
+    """
     least = least_slots(needs.model)
     if least is None:
         return None
     fewest = replace(needs, expert_slots=least)
-    layout, free_bytes = fewest.layout, budget - fewest.memory(context, chunk).peak
-    if layout.experts is None or free_bytes < 0 or layout.host_bytes > ram_bytes:
+    experts, free_bytes = fewest.layout.experts, budget - fewest.memory(context, chunk).peak
+    if experts is None or free_bytes < 0:
         return None
-    slot_bytes = layout.experts.slot_bytes + DTYPE_BYTES["int32"]  # for who is in it
-    return replace(needs, expert_slots=min(layout.experts.num_experts, least + free_bytes // slot_bytes))
+    slot_bytes = experts.slot_bytes + DTYPE_BYTES["int32"]  # for who is in it
+    slots = min(experts.num_experts, least + free_bytes // slot_bytes)
+    disk_experts = max(0, experts.homes - ram_bytes // experts.slot_bytes)
+    paged = replace(needs, expert_slots=slots, disk_experts=disk_experts)
+    return paged if _has_room(paged) and (has_disk or not disk_experts) else None
 
 
 def least_slots(model: ModelSpec) -> int | None:
@@ -190,12 +198,18 @@ def least_slots(model: ModelSpec) -> int | None:
     a model that has not so many experts.
     """
     copies = [layer.experts[0].copies for layer in model.layers if layer.experts]
-    return 2 * max(copies) if copies and 2 * max(copies) < sum(copies) else None
+    least = WINDOW_LAYERS * max(copies, default=0)
+    return least if 0 < least < sum(copies) else None
 
 
-def _has_slots(model: ModelSpec, slots: int) -> bool:
-    least = least_slots(model)
-    return slots == 0 or (least is not None and slots >= least)
+def _has_room(needs: DeviceNeeds) -> bool:
+    """Whether experts that are brought one by one have slots and homes with which every step ends."""
+    if needs.expert_slots == 0:
+        return needs.disk_experts == 0
+    least, experts = least_slots(needs.model), needs.layout.experts
+    if least is None or experts is None or needs.expert_slots < least:
+        return False
+    return needs.disk_experts >= 0 and experts.homes >= experts.per_layer
 
 
 def _check(model: ModelSpec, asked: DeviceRequest) -> None:

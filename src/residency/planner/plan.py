@@ -94,6 +94,7 @@ class DevicePlan:
     layer_bytes: int = 0  # of a streamed layer, at most
     expert_slots: int = 0  # for experts that are brought from pinned RAM one by one; 0: they are with their layers
     num_experts: int = 0  # of all layers together, where there are slots
+    disk_experts: int = 0  # of these, for how many pinned RAM has no room: they are read from the disk when asked for
     pinned_bytes: int = 0  # of RAM
 
 

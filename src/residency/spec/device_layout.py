@@ -11,6 +11,7 @@ from residency.spec.model import ModelSpec, TensorSpec
 PLANE_ALIGNMENT = 256  # bytes: what a device reads at once, twice
 DISK_ALIGNMENT = 4096  # bytes: a page, of which direct reads take whole ones
 SLOTS = 2  # of streamed layers: one is computed while the next arrives
+WINDOW_LAYERS = 2  # whose experts one step may bring to slots: a layer that computes, and the one that comes next
 DISK_BUFFERS = 3  # in pinned RAM: one is copied from while two are read, so that the disk never waits
 
 
@@ -54,11 +55,12 @@ class ExpertsLayout:
     per_layer: int  # experts of the layer that has most
     num_experts: int  # of all mixtures together
     slots: int
+    disk_experts: int  # for how many there is no home in RAM at any one time; if for one, all have a copy on disk
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes of the largest expert."""
-        return max(self.expert_bytes.values())
+        """Bytes of the largest expert, in whole pages."""
+        return _whole_pages(max(self.expert_bytes.values()))
 
     @property
     def device_bytes(self) -> int:
@@ -66,21 +68,26 @@ class ExpertsLayout:
         return self.slots * self.slot_bytes
 
     @property
+    def homes(self) -> int:
+        """Experts for which there is a home in RAM."""
+        return len(self.expert_bytes) * self.per_layer - self.disk_experts
+
+    @property
     def host_bytes(self) -> int:
-        """Bytes of pinned RAM: every expert has its home there."""
-        return len(self.expert_bytes) * self.per_layer * self.slot_bytes
+        """Bytes of pinned RAM."""
+        return self.homes * self.slot_bytes
 
     @property
     def window(self) -> int:
-        """Slots that the experts of one step may come to: of a layer that computes, and of the one that comes next."""
-        return min(self.slots, 2 * self.per_layer)
+        """Slots that the experts of one step may come to; those in the others stay."""
+        return min(self.slots, WINDOW_LAYERS * self.per_layer)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceLayout:
     """All tensors of a model: those that stay on the device in one arena, in the order in which a token meets them;
     the last layers, where they do not fit, in RAM, from which each arrives in one of a few slots when it is needed, and
-    some of these on disk; or the experts alone in RAM.
+    some of these on disk; or the experts alone in RAM, and on disk.
     """
 
     tensors: Mapping[str, DeviceTensor]
@@ -115,17 +122,23 @@ class DeviceLayout:
 
 
 def device_layout(
-    model: ModelSpec, activation_type: str, *, num_streamed: int = 0, num_disk: int = 0, expert_slots: int = 0
+    model: ModelSpec,
+    activation_type: str,
+    *,
+    num_streamed: int = 0,
+    num_disk: int = 0,
+    expert_slots: int = 0,
+    disk_experts: int = 0,
 ) -> DeviceLayout:
     """Where `model` lies, whose plain matrices are kept in `activation_type`: the last `num_streamed` layers in RAM, of
-    them `num_disk` on disk, evenly spread, so that the disk never waits for long; or all experts in RAM, with
-    `expert_slots` on the device.
+    them `num_disk` on disk, evenly spread, so that the disk never waits for long; or all experts but `disk_experts` in
+    RAM, with `expert_slots` on the device.
 
     UnsupportedError for a format that devices do not multiply.
     """
     streamed = tuple(range(len(model.layers) - num_streamed, len(model.layers)))
     layer_of = {tensor.name: index for index in streamed for tensor in model.layers[index].tensors}
-    experts = _experts(model, activation_type, expert_slots) if expert_slots else None
+    experts = _experts(model, activation_type, expert_slots, disk_experts) if expert_slots else None
     placed, ends = {}, dict.fromkeys((None, *streamed), 0)
     for tensor in model.tensors:
         if experts is not None and tensor.name in experts.tensors:
@@ -141,12 +154,12 @@ def device_layout(
         resident_bytes=ends[None],
         streamed_layers=streamed,
         disk_layers=tuple(streamed[(2 * index + 1) * num_streamed // (2 * num_disk)] for index in range(num_disk)),
-        layer_bytes=-(-max((ends[layer] for layer in streamed), default=0) // DISK_ALIGNMENT) * DISK_ALIGNMENT,
+        layer_bytes=_whole_pages(max((ends[layer] for layer in streamed), default=0)),
         experts=experts,
     )
 
 
-def _experts(model: ModelSpec, activation_type: str, slots: int) -> ExpertsLayout:
+def _experts(model: ModelSpec, activation_type: str, slots: int, disk_experts: int) -> ExpertsLayout:
     mixtures = {index: layer.experts for index, layer in enumerate(model.layers) if layer.experts}
     placed, ends = {}, dict.fromkeys(mixtures, 0)
     for index, tensors in mixtures.items():
@@ -164,7 +177,12 @@ def _experts(model: ModelSpec, activation_type: str, slots: int) -> ExpertsLayou
         per_layer=max(copies),
         num_experts=sum(copies),
         slots=slots,
+        disk_experts=disk_experts,
     )
+
+
+def _whole_pages(num_bytes: int) -> int:
+    return -(-num_bytes // DISK_ALIGNMENT) * DISK_ALIGNMENT
 
 
 def _layout(model: ModelSpec, tensor: TensorSpec) -> PlaneLayout | None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,11 +95,9 @@ class DeviceWeights:
         activation_type: str,
         device: str,
         paged: DeviceExpertSlots | None = None,
-        folder: Path | None = None,
-        *,
-        made_up: bool = False,
+        files: LayerFiles | None = None,
     ) -> None:
-        """`folder` is for layers on disk, of which those that are alike have one file where they are `made_up`."""
+        """`files` are of the layers on disk."""
         self.paged = paged
         self._model = model
         self._layout = layout
@@ -108,10 +105,6 @@ class DeviceWeights:
         self._tensors = {tensor.name: tensor for tensor in model.tensors}
         self._layer_of = {tensor.name: index for index, layer in enumerate(model.layers) for tensor in layer.tensors}
         self._bytes = torch.zeros(layout.resident_bytes, dtype=torch.uint8, device=device)
-        first = {layer.likeness: index for index, layer in reversed(list(enumerate(model.layers)))}
-        named = {layer: first[model.layers[layer].likeness] if made_up else layer for layer in layout.disk_layers}
-        names = {layer: f"layer-{number}" for layer, number in named.items()}
-        files = None if folder is None else LayerFiles(folder, names, layout.layer_bytes)
         self._streamed = StreamedLayers(layout, device, files)
 
     @property
@@ -180,7 +173,9 @@ class DeviceWeights:
         streamed = {index: layer.tensors[-1].name for index, layer in enumerate(self._model.layers)}
         for tensor in self._model.tensors:
             layer = self._layer_of.get(tensor.name)
-            if layer is None or not self._streamed.is_kept(layer):
+            if self.paged is not None and layer is not None and tensor.name in self.paged.layout.tensors:
+                self._load_experts(tensor, layer, self.paged)
+            elif layer is None or not self._streamed.is_kept(layer):
                 self._load_tensor(tensor)
             if layer in self._layout.disk_layers and tensor.name == streamed[layer]:
                 self._streamed.keep(layer, self._streamed.home(layer))
@@ -217,6 +212,8 @@ class DeviceWeights:
         made: dict[object, torch.Tensor] = {}
         for layer in paged.layout.expert_bytes:
             spec = self._model.layers[layer]
+            if paged.is_kept(layer):
+                continue
             if spec.likeness not in made:
                 made[spec.likeness] = paged.home(layer, 0)
                 for tensor in spec.experts:
@@ -225,15 +222,19 @@ class DeviceWeights:
                         _fill(_plane(paged.home(layer, 0), plane), part, plane, placed.layout, generator)
             for expert in range(paged.layout.per_layer):
                 paged.home(layer, expert).copy_(made[spec.likeness])
+            paged.keep(layer)
 
-    def _load_tensor(self, tensor: TensorSpec) -> None:
-        if self.paged is not None and tensor.name in self.paged.layout.tensors:
-            placed, layer = self.paged.layout.tensors[tensor.name], self._layer_of[tensor.name]
+    def _load_experts(self, tensor: TensorSpec, layer: int, paged: DeviceExpertSlots) -> None:
+        if not paged.is_kept(layer):
+            placed = paged.layout.tensors[tensor.name]
             for number, copy in enumerate(tensor.each_copy):
-                home = self.paged.home(layer, number)
+                home = paged.home(layer, number)
                 views = {part: _plane(home, plane) for part, plane in placed.planes.items()}
                 self._load_rows(copy, placed.layout, views, 0)
-            return
+        if tensor is self._model.layers[layer].experts[-1]:
+            paged.keep(layer)
+
+    def _load_tensor(self, tensor: TensorSpec) -> None:
         placed = self._layout.tensors[tensor.name]
         views = {part: self._home(plane) for part, plane in placed.planes.items()}
         if len(tensor.shape) == 1:

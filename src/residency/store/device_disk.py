@@ -1,4 +1,5 @@
-"""Layers of a device's model that RAM has no room for: a file each, as it lies in a slot, read ahead into pinned RAM.
+"""Layers of a device's model that RAM has no room for: a file each, as it lies in a slot, read ahead into pinned RAM;
+and of layers whose experts alone are on the disk, these.
 
 A file is written once, when a plan first needs it, under another name until it is whole.
 """
@@ -8,7 +9,7 @@ import hashlib
 import os
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from residency.errors import StoreError
 from residency.paths import cache_folder
 from residency.planner.streaming import READERS
+from residency.spec.model import ModelSpec
 from residency.store.convert import require_space
 from residency.store.direct import DirectFile
 from residency.store.stream import Range, Stream
@@ -35,6 +37,15 @@ def layer_folder(*what: str) -> Path:
 
 class LayerFiles:
     """The files of layers, by the numbers of the layers; layers that are alike may share one."""
+
+    @staticmethod
+    def of(
+        model: ModelSpec, layers: Iterable[int], what: str, folder: Path, layer_bytes: int, *, made_up: bool
+    ) -> "LayerFiles":
+        """Of `what` of these layers, one for those that are alike where they are `made_up`."""
+        first = {layer.likeness: index for index, layer in reversed(list(enumerate(model.layers)))}
+        names = {layer: f"{what}-{first[model.layers[layer].likeness] if made_up else layer}" for layer in layers}
+        return LayerFiles(folder, names, layer_bytes)
 
     def __init__(self, folder: Path, names: Mapping[int, str], layer_bytes: int) -> None:
         self._folder, self._names, self._layer_bytes = folder, names, layer_bytes

@@ -37,7 +37,8 @@ class PagingCounts:
     missed: int = 0  # not there when a step asked
     guessed: int = 0  # experts that the router of the layer before was asked about
     guessed_right: int = 0
-    read_bytes: int = 0  # from the disk, on suspicion too
+    read_bytes: int = 0  # from the disk, or by a device from RAM, on suspicion too
+    disk_bytes: int = 0  # on a device: from the disk to RAM
 
     @property
     def hit_rate(self) -> float:

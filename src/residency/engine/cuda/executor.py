@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -17,7 +18,7 @@ from residency.engine.stamps import LaunchTime
 from residency.engine.swap import SwapSpace
 from residency.engine.tiers import NextTier
 from residency.errors import BudgetError, FileError, StoreError, UnsupportedError
-from residency.kernels.device import DeviceExperts, DeviceStep, StepShape, on_device
+from residency.kernels.device import Between, DeviceExperts, DeviceStep, StepShape, at_once, on_device
 from residency.kernels.embed import embed
 from residency.kernels.rotary import LayerPages, key_offset
 from residency.ledger import KvPages, PageCopy
@@ -30,7 +31,7 @@ from residency.planner.plan import DevicePlan, MemoryBytes, Plan
 from residency.scheduler import Batch
 from residency.spec.model import ModelSpec
 from residency.store.device import DeviceArena, DeviceWeights
-from residency.store.device_disk import layer_folder
+from residency.store.device_disk import LayerFiles, layer_folder
 from residency.store.device_experts import DeviceExpertSlots
 from residency.store.device_pages import PinnedPages
 from residency.store.paging import PagingCounts
@@ -67,19 +68,21 @@ class CudaExecutor:
             allocated = self._plan.budget_bytes - self._plan.memory.runtime + ALLOCATOR_BYTES
             torch.cuda.set_per_process_memory_fraction(min(1.0, allocated / torch.cuda.mem_get_info()[1]))
         layout = planned_layout(planned, self._spec)
+        made, experts = planned.random_weights, layout.experts
+        folder = layer_folder(self._plan.model_fingerprint, self._spec.name, planned.activation_type, made or "read")
+        files = partial(LayerFiles.of, self._spec, folder=folder, made_up=made is not None)
         self._arena = DeviceArena(self._plan.buffers, INPUTS, self._device)
-        if layout.experts is not None:
-            self._paged = DeviceExpertSlots(layout.experts, self._device, self._arena.tensors, self._arena.inputs)
-        made = planned.random_weights
-        what = (self._plan.model_fingerprint, self._spec.name, planned.activation_type, made or "read")
+        if experts is not None:
+            on_disk = files(experts.expert_bytes, what="experts", layer_bytes=experts.per_layer * experts.slot_bytes)
+            inputs = self._arena.inputs
+            self._paged = DeviceExpertSlots(experts, self._device, self._arena.tensors, inputs, on_disk)
         self._weights = DeviceWeights(
             self._spec,
             layout,
             planned.activation_type,
             self._device,
             self._paged,
-            layer_folder(*what),
-            made_up=made is not None,
+            files(layout.disk_layers, what="layer", layer_bytes=layout.layer_bytes),
         )
         self._kv_pages = [
             torch.zeros((len(group.layers), group.num_pages, group.page_bytes), dtype=torch.uint8, device=self._device)
@@ -235,10 +238,14 @@ class CudaExecutor:
         """UnsupportedError: the device's own profilers show its kernels."""
         raise UnsupportedError("kernels on a CUDA device are timed by Nsight Systems or torch.profiler, not here.")
 
-    def _run(self, shape: StepShape, *, only_logits: bool = False) -> None:
+    def _run(self, shape: StepShape, between: Between = at_once, *, only_logits: bool = False) -> None:
         """The model's forward pass, kernel by kernel."""
         step = DeviceStep(
-            self._arena.tensors, shape, multiprocessors=self._planned.multiprocessors, only_logits=only_logits
+            self._arena.tensors,
+            shape,
+            multiprocessors=self._planned.multiprocessors,
+            only_logits=only_logits,
+            between=between,
         )
         self._weights.begin_step(copies=not only_logits)
         embed(step, self._weights.embedding, self._spec.embedding_scale, step.buffers["hidden"])

@@ -4,7 +4,13 @@ What a router chooses never has to reach the host: a program looks at which expe
 slots in the order that the host has laid down before the step, passing over experts that are needed just then, and
 other programs copy them, reading pinned RAM over PCIe themselves (S. W. Min et al.: EMOGI, VLDB 2020, reach the link's
 rate so). A CUDA graph can hold all of it. Between steps the host reads who was used, and orders the slots anew.
+
+Where RAM has no room for all experts either, the host reads the list of those that a step asks for, between finding
+their slots and copying them, and brings what is missing from the disk. Guesses are copied from RAM alone: the disk is
+so much slower than a layer's products that reading ahead of it saves nothing that a wrong guess would not cost.
 """
+
+from functools import partial
 
 import triton
 import triton.language as tl
@@ -32,6 +38,7 @@ def bring(step: DeviceStep, paged: DevicePaged, wanted: Tensor, marks: Tensor, *
         buffers["expert_turn"],
         copies,
         marks,
+        paged.table if row == GUESSED else None,
         paged.first,
         paged.before * wanted.shape[0],
         wanted.shape[0],
@@ -40,17 +47,22 @@ def bring(step: DeviceStep, paged: DevicePaged, wanted: Tensor, marks: Tensor, *
         WINDOW=power_of_two(order.shape[0]),
         num_warps=4,
     )
-    copy_experts(paged.homes, paged.slots, copies, paged.words, step.multiprocessors)
+    if row == ASKED and paged.read is not None:
+        step.between(partial(paged.read, copies))
+    copy_experts(paged.homes, paged.slots, copies, paged.words, step.multiprocessors, paged.table)
 
 
-def copy_experts(homes: Tensor, slots: Tensor, copies: Tensor, words: int, multiprocessors: int) -> None:
-    """Copy experts of homes (experts, words) in RAM to slots (slots, words) on the device: as many as copies[0] says,
-    those that come next in `copies`, to the slots whose numbers are behind those of all experts.
+def copy_experts(
+    homes: Tensor, slots: Tensor, copies: Tensor, words: int, multiprocessors: int, table: Tensor | None = None
+) -> None:
+    """Copy experts of homes (homes, words) in RAM to slots (slots, words) on the device: as many as copies[0] says,
+    those that come next in `copies`, to the slots whose numbers are behind those of all experts. An expert's home is
+    that of its number, or of what `table` (experts,) has for it.
     """
     programs = min(_MOST_PROGRAMS, multiprocessors)
     experts = (copies.shape[0] - 1) // 2
     strides = homes.stride(0), slots.stride(0)
-    _copy_experts[(programs,)](homes, slots, copies, experts, words, *strides, BLOCK=_COPY_WORDS, num_warps=4)
+    _copy_experts[(programs,)](homes, slots, copies, table, experts, words, *strides, BLOCK=_COPY_WORDS, num_warps=4)
 
 
 @triton.jit
@@ -63,6 +75,7 @@ def take_places(
     turn,
     copies,
     marks,
+    table,
     first,
     kept_first,
     experts,
@@ -70,11 +83,15 @@ def take_places(
     EXPERTS: tl.constexpr,
     WINDOW: tl.constexpr,
 ):
-    """Give each wanted expert that is not there the next slot whose expert nobody needs, and list it in `copies`."""
+    """Give each wanted expert that is not there the next slot whose expert nobody needs, and list it in `copies`. With
+    a `table`, only those that have a home in RAM.
+    """
     expert = tl.arange(0, EXPERTS)
     inside = expert < experts
     asked = tl.load(wanted + expert, mask=inside, other=0) > 0
     missing = asked & (tl.load(places + first + expert, mask=inside, other=0) < 0)
+    if table is not None:
+        missing = missing & (tl.load(table + expert, mask=inside, other=-1) >= 0)
     count = tl.sum(missing.to(tl.int32))
     tl.store(copies, count)
     if count == 0:
@@ -102,12 +119,15 @@ def take_places(
 
 
 @triton.jit
-def _copy_experts(homes, slots, copies, experts, words, home_words, slot_words, BLOCK: tl.constexpr):
+def _copy_experts(homes, slots, copies, table, experts, words, home_words, slot_words, BLOCK: tl.constexpr):
     """The programs share each expert, one after another."""
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     step = tl.num_programs(0) * BLOCK
     for each in range(0, tl.load(copies)):
-        source = homes + tl.load(copies + 1 + each).to(tl.int64) * home_words
+        home = tl.load(copies + 1 + each)
+        if table is not None:
+            home = tl.load(table + home)
+        source = homes + home.to(tl.int64) * home_words
         target = slots + tl.load(copies + 1 + experts + each).to(tl.int64) * slot_words
         for start in range(0, words, step):
             at = start + place
