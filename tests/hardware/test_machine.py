@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from residency.errors import MachineError
-from residency.hardware import Cache, Figure, Link, Machine, ThreadRate, Tier, assumed_figures
+from residency.hardware import Cache, Figure, Link, Machine, ReadShare, ThreadRate, Tier, assumed_figures
 
 RAM = Tier(
     name="RAM",
@@ -31,6 +31,9 @@ MACHINE = Machine(
     tiers=(RAM,),
     links=(Link(source="disk", target="RAM", bytes_per_second=2e9, latency_seconds=1e-4),),
     figures={"read_efficiency": Figure(value=0.9, origin="assumed")},
+    read_shares={
+        "Q4_K": (ReadShare(working_set_bytes=1_000, share=1.0), ReadShare(working_set_bytes=100_000, share=0.8))
+    },
 )
 
 
@@ -65,6 +68,15 @@ CACHED = replace(
 @pytest.mark.parametrize(("working_set_bytes", "rate"), [(10, 100e9), (10_000, 60e9), (100_000, 20e9), (None, 20e9)])
 def test_a_smaller_working_set_is_read_at_the_rate_of_its_size(working_set_bytes: int | None, rate: float) -> None:
     assert CACHED.read_bytes_per_second(1, working_set_bytes) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(("working_set_bytes", "share"), [(10, 1.0), (10_000, 0.9), (1_000_000, 0.8)])
+def test_a_format_is_read_at_the_share_of_the_working_set(working_set_bytes: int, share: float) -> None:
+    assert MACHINE.read_efficiency("Q4_K", working_set_bytes) == pytest.approx(share)
+
+
+def test_a_format_that_nobody_measured_is_read_as_usual() -> None:
+    assert MACHINE.read_efficiency("Q8_0", 10_000) == 0.9
 
 
 def test_a_missing_tier_is_named() -> None:
@@ -106,6 +118,7 @@ LINK = {"source": "RAM", "target": "RAM", "bytes_per_second": 1e9, "latency_seco
     [
         (lambda d: d.update(threads=0), "has no processor"),
         (lambda d: d["tiers"][0].update(read_rates=[]), "has no read rate"),
+        (lambda d: d["read_shares"]["Q4_K"][0].update(share=0), "reads 'Q4_K' at a share of 0"),
         (lambda d: d["tiers"][0]["read_rates"][0].update(bytes_per_second=0), "has no read rate"),
         (lambda d: d["tiers"][0].update(capacity_bytes=0), "has a capacity_bytes of 0"),
         (lambda d: d["tiers"][0].update(available_bytes=0), "has an available_bytes of 0"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from residency.hardware import Figure, Machine, assumed_figures
+from residency.hardware import Figure, Machine, ReadShare, assumed_figures
 from residency.planner import ModelCost, forecast_speed
 from residency.planner.cost import step_seconds, step_workload
 from residency.planner.speed import prefill_seconds
@@ -40,8 +40,9 @@ def test_attention_operations_are_those_of_each_token_with_each_it_sees(
 
 
 def test_a_memory_bound_step_takes_its_bytes_over_the_threads_rate(make_model: MakeModel, machine: Machine) -> None:
-    work = step_workload(ModelCost.of(make_model(None)), start_token=0, num_tokens=1)
-    taken = [step_seconds(work, num_layers=1, machine=machine, threads=n).total for n in (1, 2)]
+    cost = ModelCost.of(make_model(None))
+    work = step_workload(cost, start_token=0, num_tokens=1)
+    taken = [step_seconds(work, cost=cost, machine=machine, threads=n).total for n in (1, 2)]
     assert taken == pytest.approx([work.read_bytes / 10e9, work.read_bytes / 15e9])
 
 
@@ -52,6 +53,23 @@ def test_a_compute_bound_step_says_so(make_model: MakeModel, machine: Machine) -
     )
     assert forecast.bound == "compute"
     assert forecast.operations_per_second == pytest.approx(2e6)
+
+
+def test_matrices_are_read_at_the_share_of_their_format(make_model: MakeModel, machine: Machine) -> None:
+    half = replace(machine, read_shares={"Q8_0": (ReadShare(working_set_bytes=1, share=0.5),)})
+    cost = ModelCost.of(make_model(None))
+    work = step_workload(cost, start_token=0, num_tokens=1)
+    read, slower = (step_seconds(work, cost=cost, machine=each, threads=1).read for each in (machine, half))
+    assert slower - read == pytest.approx((work.read_bytes - work.cache_bytes) / 10e9)
+
+
+def test_attention_waits_for_the_matrices(make_model: MakeModel, machine: Machine) -> None:
+    slow = machine.with_measured(vector_f32_operations_per_second=1e6)
+    cost = ModelCost.of(make_model(None))
+    work = step_workload(cost, start_token=63, num_tokens=1)
+    seconds = step_seconds(work, cost=cost, machine=slow, threads=1)
+    matrices_seconds = (work.read_bytes - work.cache_bytes) / 10e9
+    assert seconds.total == pytest.approx(matrices_seconds + work.attention_operations / 1e6)
 
 
 def test_overheads_add_to_every_step(make_model: MakeModel, machine: Machine) -> None:

@@ -7,14 +7,14 @@ import pytest
 
 from residency.engine.report import Bandwidth, Report, Seconds
 from residency.planner.plan import Buffer, KvGroup, MemoryBytes, Plan, SpeedForecast
-from residency.verifier.forecast import Runs, Tolerances, compare
+from residency.verifier.forecast import Decoded, Runs, Tolerances, compare
 
 MIB = 1 << 20
 EXACT = Tolerances(memory=0.1, peak=0.05, speed=0.25, least_bytes=0)
 
 
 def both(report: Report) -> Runs:
-    return Runs(speed=report, memory=report)
+    return Runs(speed=Decoded(plan=report.plan, token_seconds=(0.01,) * 10), memory=report)
 
 
 def test_a_run_as_forecast_holds_everywhere() -> None:
@@ -43,13 +43,22 @@ def test_the_cache_is_held_to_the_pages_that_the_tokens_take() -> None:
     assert kv.forecast == 3 * 4096 * 2  # 33 cached tokens, 3 pages in each of 2 layers
 
 
+def decoded(*token_seconds: float) -> list[str]:
+    runs = Runs(speed=Decoded(plan=PLAN, token_seconds=token_seconds), memory=REPORT)
+    return [each.name for each in compare(runs, EXACT) if not each.holds]
+
+
 def test_a_slower_run_does_not_hold() -> None:
-    slow = replace(REPORT, seconds=replace(REPORT.seconds, decode=2 * REPORT.seconds.decode))
-    assert [each.name for each in compare(both(slow), EXACT) if not each.holds] == ["decode"]
+    assert decoded(0.02, 0.02, 0.02) == ["decode"]
+
+
+def test_a_processor_that_was_away_for_a_token_does_not_count() -> None:
+    assert decoded(0.01, 0.01, 0.08) == []
 
 
 def test_one_token_has_no_speed() -> None:
-    assert "decode" not in [each.name for each in compare(both(replace(REPORT, completion_tokens=1)), EXACT)]
+    runs = Runs(speed=Decoded(plan=PLAN, token_seconds=()), memory=REPORT)
+    assert "decode" not in [each.name for each in compare(runs, EXACT)]
 
 
 PLAN = Plan(

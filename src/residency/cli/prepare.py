@@ -16,7 +16,9 @@ from residency import __version__
 from residency.cli.options import PlanOptions, model_argument, plan_options
 from residency.cli.planned import is_plan_file, planned
 from residency.cli.progress import Progress
+from residency.engine.calibrate import measure_formats
 from residency.engine.engine import Engine
+from residency.engine.planning import open_planned
 from residency.kernels.library import kernel_folder
 from residency.paths import cache_folder, child_environment
 from residency.planner import Plan
@@ -40,6 +42,8 @@ def command(model: str, asked: PlanOptions) -> None:
         plan = planned(model, asked, progress)
         with Engine.open(plan, progress=progress):
             pass
+        if plan.device is None:
+            measure_formats(tensor.format.name for tensor in open_planned(plan)[1].tensors if len(tensor.shape) == 2)
     marker = _marker(plan.model_path)
     with suppress(OSError):
         marker.parent.mkdir(parents=True, exist_ok=True)

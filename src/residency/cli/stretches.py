@@ -80,7 +80,7 @@ def main() -> None:
     try:
         with Engine.open(read_plan(path)) as engine:
             for _ in sys.stdin:
-                print(speed_run(engine, tokens).decode_tokens_per_second, flush=True)
+                print(speed_run(engine, tokens).tokens_per_second, flush=True)
             compared = compare_memory(memory_run(engine, tokens), Tolerances())
     except ResidencyError as error:
         sys.exit(str(error))

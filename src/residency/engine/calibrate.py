@@ -6,16 +6,18 @@ A process that reports its own peak must not have filled the probe's buffers: ru
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 
 import numpy as np
+import numpy.typing as npt
 
 from residency import __version__
 from residency.engine.workers import Workers
 from residency.errors import MachineError
-from residency.formats import Q4_1
+from residency.formats import Q4_1, Format
 from residency.hardware import Machine
-from residency.kernels.library import Library
+from residency.kernels.library import Library, kernel_folder
 from residency.kernels.matmul import Matrix, linear
 from residency.kernels.recorder import Inputs, Launch, Program, Recorder, Rows, address_of
 from residency.paths import cache_folder, child_environment
@@ -40,13 +42,32 @@ def this_machine(*, renew: bool = False) -> Machine:
     """
     if not renew and (kept := kept_machine()) is not None:
         return kept
-    command = [sys.executable, "-m", "residency.engine.calibrate"]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
+    _in_another_process("residency.engine.calibrate")
     machine = kept_machine()
-    if finished.returncode or machine is None:
+    if machine is None:
+        raise MachineError(
+            "what was measured of this machine cannot be kept; set RESIDENCY_CACHE to a folder that can."
+        )
+    return machine
+
+
+def measure_formats(formats: Iterable[str]) -> None:
+    """Measure steps with those of these number formats whose kernels are compiled, in another process, unless that has
+    been done, or others keep processors busy. MachineError if that process fails.
+    """
+    machine = kept_machine()
+    compiled = {name for name in formats if (kernel_folder() / f"matmul.{name}.json").exists()}
+    if machine is None or is_disturbed(machine) or compiled <= set(machine.read_shares):
+        return
+    _in_another_process("residency.engine.calibrate_steps", *sorted(compiled))
+
+
+def _in_another_process(module: str, *arguments: str) -> None:
+    command = [sys.executable, "-m", module, *arguments]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment())
+    if finished.returncode:
         last = (finished.stderr.strip().splitlines() or ["no message"])[-1]
         raise MachineError(f"measuring this machine failed ({last}); run residency probe --renew to see it again.")
-    return machine
 
 
 def read_kernel() -> ReadBytes:
@@ -99,9 +120,7 @@ def figures(library: Library, machine: Machine) -> dict[str, float]:
     with Workers(library, 1) as alone:
 
         def seconds(tokens: int, *, of_prompt: bool) -> float:
-            return _best_seconds(
-                alone, _product(library, rows=1024, columns=columns, tokens=tokens, of_prompt=of_prompt)
-            )
+            return best_seconds(alone, product(library, rows=1024, columns=columns, tokens=tokens, of_prompt=of_prompt))
 
         sampled = seconds(_FEW, of_prompt=False)
         few, many = (seconds(tokens, of_prompt=True) for tokens in (_FEW, _MANY))
@@ -118,11 +137,9 @@ def figures(library: Library, machine: Machine) -> dict[str, float]:
         read_kernel(), max_threads=machine.threads, buffer_bytes=streamed_bytes, limit_seconds=_READING_SECONDS
     )
     with Workers(library, machine.threads) as workers:
-        streamed = _product(
-            library, rows=streamed_bytes // Q4_1.bytes_of((16, columns)) * 16, columns=columns, tokens=1
-        )
-        streamed_rate = streamed_bytes / _best_seconds(workers, streamed)
-        tiny_seconds = _best_seconds(workers, _product(library, rows=16, columns=32, tokens=1, kernels=_KERNELS))
+        streamed = product(library, rows=streamed_bytes // Q4_1.bytes_of((16, columns)) * 16, columns=columns, tokens=1)
+        streamed_rate = streamed_bytes / best_seconds(workers, streamed)
+        tiny_seconds = best_seconds(workers, product(library, rows=16, columns=32, tokens=1, kernels=_KERNELS))
     return {
         **rates,
         "read_efficiency": min(1.0, streamed_rate / beside.bytes_per_second),
@@ -136,10 +153,18 @@ def _streamed_bytes(machine: Machine) -> int:
     return min(max(sets), _STREAMED_BYTES)
 
 
-def _product(
-    library: Library, *, rows: int, columns: int, tokens: int, kernels: int = 1, of_prompt: bool = False
+def product(
+    library: Library,
+    *,
+    rows: int,
+    columns: int,
+    tokens: int,
+    kernels: int = 1,
+    of_prompt: bool = False,
+    number_format: Format = Q4_1,
+    tiles: npt.NDArray[np.uint8] | None = None,
 ) -> Program:
-    """The product of a Q4_1 matrix and rows of activations, a prompt's or not, `kernels` times."""
+    """The product of a matrix (`tiles` or a made-up one) and activations, a prompt's or not, `kernels` times."""
     counts = np.array([tokens, 0 if of_prompt else tokens], np.int64)
     at = address_of(counts)
     inputs = Inputs(
@@ -157,22 +182,24 @@ def _product(
     step = Recorder(inputs, {"counts": counts})
     maker = Launch("none", {}, meet=False)
     x = Rows(np.zeros((tokens, columns), np.float32), np.zeros((tokens, columns // 32 * 64), np.uint8), maker)
-    tiles = np.ones(Q4_1.bytes_of((rows, columns)), np.uint8)
+    if tiles is None:
+        tiles = np.ones(number_format.bytes_of((rows, columns)), np.uint8)
     out = np.zeros((tokens, rows), np.float32)
     for _ in range(kernels):
-        linear(step, x, Matrix(format=Q4_1, rows=rows, columns=columns, tiles=tiles), out)
+        linear(step, x, Matrix(format=number_format, rows=rows, columns=columns, tiles=tiles), out)
     program = step.finish(library)
     program.blocks.append((counts, x, tiles, out))
     return program
 
 
-def _best_seconds(workers: Workers, program: Program) -> float:
-    best = float("inf")
-    for _ in range(_TRIALS):
+def best_seconds(workers: Workers, program: Program, *, least_seconds: float = 0.0) -> float:
+    """The quickest of some runs, which go on for `least_seconds`."""
+    runs: list[float] = []
+    while len(runs) < _TRIALS or sum(runs) < least_seconds:
         started = time.perf_counter()
         workers.run(program)
-        best = min(best, time.perf_counter() - started)
-    return best
+        runs.append(time.perf_counter() - started)
+    return min(runs)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ Machines that are not at hand come from `residency.hardware.written.parse_machin
 from residency.hardware.container import ContainerLimits, container_limits
 from residency.hardware.device import Device, NumberFormat
 from residency.hardware.figures import Figure, assumed_device_figures, assumed_figures
-from residency.hardware.machine import Cache, Link, Machine, ThreadRate, Tier
+from residency.hardware.machine import Cache, Link, Machine, ReadShare, ThreadRate, Tier
 
 __all__ = [
     "Cache",
@@ -16,6 +16,7 @@ __all__ = [
     "Link",
     "Machine",
     "NumberFormat",
+    "ReadShare",
     "ThreadRate",
     "Tier",
     "assumed_device_figures",

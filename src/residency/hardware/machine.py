@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -29,6 +29,14 @@ class ThreadRate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReadShare:
+    """The part of the read rate that products with matrices of a number format reach, as they also unpack."""
+
+    working_set_bytes: int  # that are read over and over
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tier:
     """A place where bytes live."""
 
@@ -51,13 +59,7 @@ class Tier:
             for rate in self.read_rates
             if rate.threads == chosen
         )
-        if working_set_bytes is None or working_set_bytes >= rates[-1][0]:
-            return rates[-1][1]
-        for (smaller, faster), (larger, slower) in pairwise(rates):
-            if smaller <= working_set_bytes < larger < math.inf:
-                part = math.log(working_set_bytes / smaller) / math.log(larger / smaller)
-                return faster + (slower - faster) * part
-        return next(rate for set_bytes, rate in rates if working_set_bytes < set_bytes)
+        return _between(rates, math.inf if working_set_bytes is None else working_set_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,7 @@ class Machine:
     figures: Mapping[str, Figure]
     measured_unix_seconds: int | None = None  # None: written down, not measured
     runtime_bytes: int | None = None  # interpreter and compiled code without a model; None: not measured yet
+    read_shares: Mapping[str, tuple[ReadShare, ...]] = field(default_factory=dict)  # by number format, where measured
     devices: tuple[Device, ...] = ()
     status: Status = "shipped"
     price_per_hour: float | None = None  # in the user's own currency; None: not told
@@ -126,6 +129,11 @@ class Machine:
         if name not in self.figures:
             raise MachineError(f"the machine {self.name!r} gives no {name!r}; run residency probe --renew.")
         return self.figures[name].value
+
+    def read_efficiency(self, number_format: str, working_set_bytes: int) -> float:
+        """The part of the memory's read rate at which matrices of a format are read, where a step reads so much."""
+        shares = sorted((each.working_set_bytes, each.share) for each in self.read_shares.get(number_format, ()))
+        return _between(shares, working_set_bytes) if shares else self.figure("read_efficiency")
 
     def compute_devices(self) -> tuple[Device, ...]:
         """What computes: the devices, or the host's processor as a device of kind "cpu" where there are none.
@@ -213,6 +221,15 @@ class Machine:
         )
 
 
+def _between(points: Sequence[tuple[float, float]], working_set_bytes: float) -> float:
+    """The value for a working set, by the logarithm of its bytes; outside of what was measured, the nearest one's."""
+    for (smaller, before), (larger, after) in pairwise(points):
+        if smaller <= working_set_bytes < larger < math.inf:
+            part = math.log(working_set_bytes / smaller) / math.log(larger / smaller)
+            return before + (after - before) * part
+    return next((value for set_bytes, value in points if working_set_bytes < set_bytes), points[-1][1])
+
+
 @dataclass(frozen=True)
 class _Text:
     """What is read, and what to do where it is wrong."""
@@ -237,6 +254,9 @@ def _machine(data: object, text: _Text) -> Machine:
     machine = from_data(Machine, fields, what=text.what, error=MachineError, remedy=text.remedy)
     if machine.threads < 1 or machine.cores < 1:
         raise text.refusal("has no processor")
+    for name, shares in machine.read_shares.items():
+        if not all(each.share > 0 for each in shares):
+            raise text.refusal(f"cannot be used: it reads {name!r:.60} at a share of 0")
     for tier in machine.tiers:
         if fault := _tier_fault(tier):
             raise text.refusal(f"cannot be used: its tier {tier.name!r:.60} {fault}")

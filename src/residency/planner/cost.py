@@ -5,9 +5,10 @@ One model of a step's cost serves the engine here, whose kernels read on while t
 catalog (see planner/rates.py), where operator after operator has its own roofline.
 """
 
+import math
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from residency.formats import BF16, F16, F32
@@ -21,6 +22,7 @@ from residency.spec.state import KV_F16, KvFormat
 PROMPT_RATE = "prompt_matrix_operations_per_second"
 UNPACKING_RATE = "prompt_unpacked_values_per_second"
 PROMPT_ATTENTION_RATE = "prompt_attention_operations_per_second"
+CACHE_RATE = "cache_read_bytes_per_second"
 
 _RECURRENCE_OPERATIONS = 6  # for each value of a recurrent state: decay, input, output, each with an addition
 
@@ -62,8 +64,19 @@ class Workload:
     """One step of one sequence, in bytes and operations."""
 
     read_bytes: int
+    cache_bytes: int  # of these, keys and values
     matrix_operations: int  # multiplications and additions with weights
     attention_operations: int  # with cached keys and values
+
+    @staticmethod
+    def of(works: Sequence[Work]) -> "Workload":
+        """All operators of a step together."""
+        return Workload(
+            read_bytes=round(sum(work.read_bytes for work in works)),
+            cache_bytes=round(sum(work.read_bytes for work in works if work.number_format == "cache")),
+            matrix_operations=round(sum(work.matrix_operations for work in works)),
+            attention_operations=round(sum(work.attention_operations for work in works)),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +170,7 @@ class ModelCost:
     num_layers: int
     matrices: tuple[MatrixCost, ...]  # of the layers, then the head
     attention: tuple[AttentionCost, ...]
+    format_bytes: Mapping[str, int] = field(default_factory=dict)  # of the matrices, by number format
     state_bytes: int = 0  # recurrent, of one sequence: read and written by every step
     state_values: int = 0
 
@@ -196,6 +210,14 @@ class ModelCost:
 
         return _cost(model, kv, tensor_parallel, num_bytes)
 
+    def read_efficiency(self, machine: Machine, working_set_bytes: int) -> float:
+        """The part of the memory's rate at which all matrices are read, in steps of so many bytes."""
+        needed = sum(
+            num_bytes / machine.read_efficiency(name, working_set_bytes)
+            for name, num_bytes in self.format_bytes.items()
+        )
+        return sum(self.format_bytes.values()) / needed if needed else machine.figure("read_efficiency")
+
     def works(self, step: Step) -> tuple[Work, ...]:
         """The operators of a step."""
         works = [each.work(step.logits if each.name == "output head" else step.tokens) for each in self.matrices]
@@ -218,12 +240,7 @@ def step_workload(cost: ModelCost, *, start_token: int, num_tokens: int) -> Work
 
     Every matrix is read once and every cached key and value that any of the tokens sees is read once.
     """
-    works = cost.works(Step(chunk_tokens=num_tokens, chunk_start=start_token))
-    return Workload(
-        read_bytes=round(sum(work.read_bytes for work in works)),
-        matrix_operations=round(sum(work.matrix_operations for work in works)),
-        attention_operations=round(sum(work.attention_operations for work in works)),
-    )
+    return Workload.of(cost.works(Step(chunk_tokens=num_tokens, chunk_start=start_token)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,28 +249,45 @@ class ComputeRates:
 
     matrix: float
     attention: float
+    cache: float  # bytes of keys and values that attention gets through, beside its operations
 
 
 def compute_rates(machine: Machine, threads: int, *, of_prompt: bool) -> ComputeRates:
-    """What a step is computed at. A prompt has rates of its own where they have been measured."""
-    matrix, attention = "matrix_int8_operations_per_second", "vector_f32_operations_per_second"
+    """What a step is computed at. A prompt has rates of its own where they have been measured; many of its tokens meet
+    what attention has read once.
+    """
+    matrix, attention, cache = "matrix_int8_operations_per_second", "vector_f32_operations_per_second", CACHE_RATE
     if of_prompt and PROMPT_RATE in machine.figures:
         matrix = PROMPT_RATE
         attention = PROMPT_ATTENTION_RATE if PROMPT_ATTENTION_RATE in machine.figures else attention
     cores = min(threads, machine.cores)
-    return ComputeRates(matrix=machine.figure(matrix) * cores, attention=machine.figure(attention) * cores)
+    return ComputeRates(
+        matrix=machine.figure(matrix) * cores,
+        attention=machine.figure(attention) * cores,
+        cache=math.inf if of_prompt or cache not in machine.figures else machine.figure(cache) * cores,
+    )
 
 
 def step_seconds(
-    work: Workload, *, num_layers: int, machine: Machine, threads: int, of_prompt: bool = False
+    work: Workload, *, cost: ModelCost, machine: Machine, threads: int, of_prompt: bool = False
 ) -> StepSeconds:
-    """The roofline of one step."""
-    read_rate = machine.tier("ram").read_bytes_per_second(threads, work.read_bytes) * machine.figure("read_efficiency")
+    """Two rooflines, one after the other: of the matrices and of attention, whose kernels take turns."""
+    ram_rate = machine.tier("ram").read_bytes_per_second(threads, work.read_bytes)
     rates = compute_rates(machine, threads, of_prompt=of_prompt)
+    reads = (
+        (work.read_bytes - work.cache_bytes) / cost.read_efficiency(machine, work.read_bytes) / ram_rate,
+        work.cache_bytes / ram_rate,
+    )
+    computes = (
+        work.matrix_operations / rates.matrix,
+        work.attention_operations / rates.attention + work.cache_bytes / rates.cache,
+    )
+    read, compute = sum(reads), sum(computes)
     return StepSeconds(
-        read=work.read_bytes / read_rate,
-        compute=work.matrix_operations / rates.matrix + work.attention_operations / rates.attention,
-        overhead=machine.figure("step_overhead_seconds") + num_layers * machine.figure("layer_overhead_seconds"),
+        read=read,
+        compute=compute,
+        unevenness=sum(map(max, reads, computes)) - max(read, compute),
+        overhead=machine.figure("step_overhead_seconds") + cost.num_layers * machine.figure("layer_overhead_seconds"),
     )
 
 
@@ -263,17 +297,23 @@ TensorBytes = Callable[[TensorSpec, LayerSpec | None], int]
 def _cost(model: ModelSpec, kv: KvFormat, tensor_parallel: int, bytes_of: TensorBytes) -> ModelCost:
     matrices: Counter[MatrixCost] = Counter()
     attention: Counter[AttentionCost] = Counter()
+    formats: Counter[str] = Counter()
     state_bytes = state_values = 0
     for layer, count in model.alike:
         for matrix in _layer_matrices(layer, bytes_of):
             matrices[matrix] += count
+        for tensor in layer.tensors:
+            formats[tensor.format.name] += count * bytes_of(tensor, layer) if len(tensor.shape) >= 2 else 0
         if layer.attention is not None:
             attention[_attention_cost(layer.attention, kv, tensor_parallel)] += count
         if layer.mixer is not None:
             state_bytes += count * (layer.mixer.state().fixed_bytes // tensor_parallel)
             state_values += count * (layer.mixer.state_values // tensor_parallel)
+    head = model.head or model.embedding
+    formats[head.format.name] += bytes_of(head, None)
     return ModelCost(
         num_layers=len(model.layers),
+        format_bytes=dict(formats),
         matrices=(*(replace(each, num_layers=count) for each, count in matrices.items()), _head(model, bytes_of)),
         attention=tuple(replace(each, num_layers=count) for each, count in attention.items()),
         state_bytes=state_bytes,

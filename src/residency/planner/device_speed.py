@@ -68,12 +68,7 @@ def cost_of(plan: Plan, model: ModelSpec) -> ModelCost:
 
 def workload(cost: ModelCost, step: Step) -> Workload:
     """All operators of a step together."""
-    works = cost.works(step)
-    return Workload(
-        read_bytes=round(sum(work.read_bytes for work in works)),
-        matrix_operations=round(sum(work.matrix_operations for work in works)),
-        attention_operations=round(sum(work.attention_operations for work in works)),
-    )
+    return Workload.of(cost.works(step))
 
 
 def device_prefill_seconds(

@@ -254,7 +254,7 @@ def _with_the_rest_as_weights(
     if request.streaming is None:
         return request
     work = step_workload(cost, start_token=DECODE_CONTEXT_TOKENS, num_tokens=1)
-    resident = step_seconds(work, num_layers=cost.num_layers, machine=machine, threads=request.threads)
+    resident = step_seconds(work, cost=cost, machine=machine, threads=request.threads)
     others_bytes = request.memory(context_tokens, chunk_tokens).peak - request.streaming.memory_bytes
     best = best_streaming(
         request.streaming, room_bytes=request.budget_bytes - others_bytes, resident_seconds=resident.total

@@ -2,6 +2,7 @@
 
 from residency.hardware import Machine
 from residency.planner.cost import (
+    CACHE_RATE,
     PROMPT_ATTENTION_RATE,
     PROMPT_RATE,
     UNPACKING_RATE,
@@ -20,6 +21,7 @@ _USED_FIGURES = (
     UNPACKING_RATE,
     PROMPT_ATTENTION_RATE,
     "vector_f32_operations_per_second",
+    CACHE_RATE,
     "read_efficiency",
     "step_overhead_seconds",
     "layer_overhead_seconds",
@@ -46,7 +48,7 @@ def prefill_seconds(
         unpacking_seconds = values / (machine.figure(UNPACKING_RATE) * min(threads, machine.cores))
     for start in range(0, prompt_tokens, chunk_tokens):
         work = step_workload(cost, start_token=start, num_tokens=min(chunk_tokens, prompt_tokens - start))
-        seconds = step_seconds(work, num_layers=cost.num_layers, machine=machine, threads=threads, of_prompt=True)
+        seconds = step_seconds(work, cost=cost, machine=machine, threads=threads, of_prompt=True)
         total_seconds += streamed_seconds(seconds.total + unpacking_seconds, streaming)
         total_seconds += missing_seconds(cost, len(range(start, min(start + chunk_tokens, prompt_tokens))), paging)
     return total_seconds
@@ -65,7 +67,7 @@ def forecast_speed(
     """Decode after DECODE_CONTEXT_TOKENS, and prefill of a prompt of half the context, of one sequence."""
     half_tokens = max(1, context_tokens // 2)
     work = step_workload(cost, start_token=min(DECODE_CONTEXT_TOKENS, context_tokens) - 1, num_tokens=1)
-    decode = step_seconds(work, num_layers=cost.num_layers, machine=machine, threads=threads)
+    decode = step_seconds(work, cost=cost, machine=machine, threads=threads)
     first_token_seconds = prefill_seconds(
         cost,
         prompt_tokens=half_tokens,

@@ -69,6 +69,13 @@ def thread_counts(max_threads: int) -> tuple[int, ...]:
     return (*counts, max_threads) if max_threads > 1 else (1,)
 
 
+def read_rate(read: ReadBytes, *, threads: int, set_bytes: int, limit_seconds: float) -> float:
+    """The best rate of so many threads that read so many bytes over and over."""
+    with _filled_buffer(set_bytes, limit_seconds) as buffer:
+        set_bytes = min(set_bytes, buffer.num_bytes)
+        return _best_rate(read, buffer, set_bytes, threads=threads, limit_seconds=limit_seconds).bytes_per_second
+
+
 def _best_rate(read: ReadBytes, buffer: _Buffer, set_bytes: int, *, threads: int, limit_seconds: float) -> ThreadRate:
     piece_bytes = set_bytes // threads // PIECE_ALIGNMENT * PIECE_ALIGNMENT
     deadline = time.perf_counter() + limit_seconds

@@ -161,7 +161,7 @@ def _buffer_bytes(host: Host, cost: ProbeCost) -> int:
 
 
 def _describes(machine: Machine, host: Host) -> bool:
-    """Whether what was measured still holds: lately, on this processor, with at least as many threads."""
+    """Whether what was measured still holds: lately, all of it, on this processor, with at least as many threads."""
     age = age_seconds(machine)
     rates = [rate for tier in machine.tiers if tier.kind == "ram" for rate in tier.read_rates]
     return (
@@ -169,6 +169,7 @@ def _describes(machine: Machine, host: Host) -> bool:
         and age < (DISTURBED_MAX_AGE_SECONDS if is_disturbed(machine) else MAX_AGE_SECONDS)
         and (machine.processor, machine.instruction_sets) == (host.processor, host.instruction_sets)
         and max((rate.threads for rate in rates), default=0) >= host.threads
+        and assumed_figures(()).keys() <= machine.figures.keys()  # measured by a version that knew them all
     )
 
 

@@ -251,12 +251,12 @@ def decode_workload(cost: ModelCost, *, sequences: int, context_tokens: int) -> 
 
 
 def _step_seconds(model: Opened, machine: Where, work: Workload, tokens: int) -> float:
-    plan, num_layers = model.plan, len(model.spec.layers)
+    plan = model.plan
     if isinstance(machine, LinkedDevice):
         assert plan.device is not None, "a device runs plans of its own"
         needed = elsewhere(plan.device, model.cost, tokens)
-        return device_seconds(work, machine, num_layers=num_layers, needed=needed).total
-    seconds = step_seconds(work, num_layers=num_layers, machine=machine, threads=plan.threads)
+        return device_seconds(work, machine, num_layers=len(model.spec.layers), needed=needed).total
+    seconds = step_seconds(work, cost=model.cost, machine=machine, threads=plan.threads)
     return streamed_seconds(seconds.total, plan.streaming)
 
 

@@ -93,7 +93,7 @@ def trace_speed(plan: Plan, model: ModelSpec, machine: Machine, trace: Trace, pr
     rates = _rates(trace, max(layer.experts[0].copies for layer in model.layers if layer.experts), plan, warm_up)
     resident = step_seconds(
         step_workload(measured.cost, start_token=len(trace) // 2, num_tokens=1),
-        num_layers=len(model.layers),
+        cost=measured.cost,
         machine=machine,
         threads=plan.threads,
     )
