@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+import support.device  # noqa: F401 - before Triton, which decides when it is imported whether it interprets
+
 pytest.importorskip("triton.backends.nvidia")
 pytestmark = pytest.mark.slow
 

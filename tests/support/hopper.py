@@ -114,9 +114,12 @@ def _experts(layout: PlaneLayout | None, tokens: int) -> None:
     x: Any = Rows(_rows(tokens))
     route(step, _rows(tokens, 8), spec, torch.empty(8, dtype=torch.int32))  # type: ignore[arg-type]
     multiply(step, x, HIDDEN, experts)
-    paged = replace(experts, paged=_paged(step, spec))
-    fetch(step, paged, paged.paged)
-    guess(step, _rows(tokens, 8), paged, paged.paged)
+    in_ram = _paged(step, spec)
+    on_disk = replace(in_ram, table=torch.zeros(8, dtype=torch.int32), read=lambda copies: None)
+    for each in (in_ram, on_disk):
+        paged = replace(experts, paged=each)
+        fetch(step, paged, each)
+        guess(step, _rows(tokens, 8), paged, each)
     multiply(step, x, HIDDEN, paged)
     combine(step, spec, HIDDEN, _rows(tokens), None)
 

@@ -24,8 +24,8 @@ from residency.units import binary_bytes, enough_mib
 DEFAULT_CONTEXT_TOKENS = 2048
 DEFAULT_CHUNK_TOKENS = 2048  # enough rows for the library's products to be bound by arithmetic
 DEVICE_KV_FORMATS = ("BF16", "F16", "F32", "FP8", "INT8")
-# What PyTorch takes beside the plan's arrays, as part of the runtime: it rounds each to 2 MiB, makes logits float32 on
-# their way to the host, and gives the library a workspace for the stream on which graphs are recorded.
+# What PyTorch takes beside the plan's arrays, as part of the runtime: it rounds each to 2 MiB, puts pages together on
+# their way to RAM, and gives the library a workspace for the stream on which graphs are recorded.
 ALLOCATOR_BYTES = 96 << 20
 GRAPH_BYTES = 8 << 20  # of one recorded step: some hundred kernels' nodes and the driver's copies of their words
 ASSUMED_WAYS = Ways(copied=5e10, gathered=4e10, disk=0.0)  # of PCIe 5.0

@@ -1,9 +1,12 @@
 """RAM that a device copies from by itself: pages of this process that its driver pins.
 
 PyTorch's own pinned memory comes in powers of two, which for layers of 1.7 GB would be a fifth too much of all RAM.
+Kernels read these pages, too: what is registered by default is mapped for the device where there is one address space
+(CUDA Runtime API, cudaHostRegister), and Triton asks the driver for a pointer's address there.
 """
 
 import mmap
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -19,7 +22,10 @@ class PinnedBytes:
 
     def __init__(self, num_bytes: int, device: str) -> None:
         """MachineError where the system does not let so much be pinned."""
-        self._pages = mmap.mmap(-1, max(1, num_bytes))
+        self._pages = mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):  # a kernel without them: pages of 4 KiB are pinned one by one
+                self._pages.madvise(mmap.MADV_HUGEPAGE)
         self.tensor = torch.frombuffer(self._pages, dtype=torch.uint8)[:num_bytes]
         self._pinned = device != "cpu" and num_bytes > 0
         if self._pinned:

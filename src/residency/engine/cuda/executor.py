@@ -316,7 +316,7 @@ class DeviceLogits:
 
     def rows(self) -> npt.NDArray[np.float32]:
         """The logits (rows, vocabulary)."""
-        logits: npt.NDArray[np.float32] = self._arena.tensors["logits"][: self._rows].float().cpu().numpy()
+        logits: npt.NDArray[np.float32] = self._arena.tensors["logits"][: self._rows].cpu().float().numpy()
         return logits
 
     def drawn(self, draws: Sequence[Draw]) -> list[int]:
