@@ -201,6 +201,14 @@ def test_a_gguf_file_becomes_one_that_runs_alike(residency: Residency, tmp_path:
     assert run["kl_divergence"]["mean"] < 5e-3  # the engine's activations are rounded, too
 
 
+def test_what_embedding_and_head_lose_is_counted(residency: Residency, tmp_path: Path, text: Path) -> None:
+    source = write_gguf(tmp_path / "source.gguf", small_model("llama", num_layers=1))
+    judged = report(residency, source, tmp_path / "out.gguf", "--to", "q4_0", "--text", text, "--chunks", 1)
+    options = ("--text", text, "--against", source, "--chunks", 1, "--json")
+    run = json.loads(residency("evaluate", tmp_path / "out.gguf", *options).stdout)
+    assert run["kl_divergence"]["mean"] == pytest.approx(judged["kl_divergence"]["mean"], rel=0.1)
+
+
 def test_a_gguf_files_metadata_is_kept_but_for_the_formats(residency: Residency, tmp_path: Path) -> None:
     source = write_gguf(tmp_path / "source.gguf", small_model("llama", num_layers=1))
     report(residency, source, tmp_path / "out.gguf", "--to", "q4_k_m")

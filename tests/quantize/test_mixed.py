@@ -49,7 +49,7 @@ def test_the_scan_finds_more_bits_cheaper_and_every_matrix_worth_something(folde
     spec = model_spec(open_checkpoint(folder))
     x = embedded(spec, np.random.default_rng(1).integers(0, spec.vocabulary, (2, 32)))
     choices = scanned(spec, x, lambda done, total: None)
-    assert len(choices) == 7 * len(spec.layers)
+    assert len(choices) == 7 * len(spec.layers) + (1 if spec.head is None else 2)
     for options in choices.values():
         costs = [each.cost for each in sorted(options, key=lambda each: each.num_bytes)]
         assert costs == sorted(costs, reverse=True) and costs[-1] > 0

@@ -90,7 +90,7 @@ class Asked:
     def mixed(
         self, checkpoint: Checkpoint, spec: ModelSpec, scan_ST: Tokens, progress: Progress
     ) -> tuple[Method, Target]:
-        """What `--target-size` asks for: formats by a scan. Embedding and head are as in Q4_K_M."""
+        """What `--target-size` asks for: formats by a scan."""
         if self.number_format is not None or self.target_size is None:
             raise UsageError("--to names one format and --target-size mixes them; give one of both.")
         self._refuse_integers("a mixed file")

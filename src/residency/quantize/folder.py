@@ -59,6 +59,10 @@ class FolderTarget:
                 f"{math.gcd(*columns, 128)}, or --layout gptq, which allows a shorter last group."
             )
 
+    def format_of(self, tensor: TensorSpec) -> Format:
+        """What the embedding and the head are written in."""
+        return F16
+
     def restored(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> QuantizedMatrix:
         """The matrix of which these were `to_arrays`."""
         grid = Grid(scheme=self.layout.scheme, scales_RG=arrays["scales"], zeros_RG=arrays["zeros"])

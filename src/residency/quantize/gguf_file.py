@@ -69,6 +69,10 @@ class GgufTarget:
         if checkpoint.kind != "gguf":
             folder_metadata(checkpoint, spec)
 
+    def format_of(self, tensor: TensorSpec) -> Format:
+        """What a tensor is written in."""
+        return F32 if len(tensor.shape) == 1 else self.formats[tensor.name]
+
     def restored(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> QuantizedMatrix:
         """The matrix of which these were `to_arrays`."""
         return restored(arrays["rows"], str(arrays["format"]))
@@ -78,7 +82,7 @@ class GgufTarget:
     ) -> None:
         """The file `out`, tensor after tensor."""
         tensors, copied = _held(checkpoint, spec), _others(checkpoint, spec)
-        header = [(name, tensor.shape, self._format_of(tensor)) for name, tensor in tensors.items()]
+        header = [(name, tensor.shape, self.format_of(tensor)) for name, tensor in tensors.items()]
         header += [(name, source.shape, source.format) for name, source in copied.items()]
         with out.open("wb") as file:
             _write_header(file, _metadata(checkpoint, spec), self.label, header)
@@ -89,9 +93,6 @@ class GgufTarget:
                 for part in parts:
                     file.write(np.ascontiguousarray(part).data)
                 file.write(b"\0" * (-file.tell() % ALIGNMENT))
-
-    def _format_of(self, tensor: TensorSpec) -> Format:
-        return F32 if len(tensor.shape) == 1 else self.formats[tensor.name]
 
     def _parts(self, tensor: TensorSpec, result_of: Callable[[int], LayerResult]) -> Iterator[npt.NDArray[Any]]:
         """A tensor's bytes, in order."""

@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol
@@ -27,19 +28,22 @@ import numpy as np
 import numpy.typing as npt
 
 from residency.errors import StoreError, UsageError
+from residency.formats import Format, unpack_rows
+from residency.quantize.blocks import encoded
 from residency.quantize.forward import Floats, Layer, rms_norm
 from residency.quantize.layers import LayerResult, advance, quantize_layer
 from residency.quantize.methods import Method, QuantizedMatrix
 from residency.quantize.samples import Tokens
 from residency.quantize.source import read_rows, read_values
 from residency.spec.checkpoint import Checkpoint
-from residency.spec.model import ModelSpec
+from residency.spec.model import ModelSpec, TensorSpec
 
 Progress = Callable[[str, int, int], None]
-_JOB = "job.json"
+_JOB, _HEAD = "job.json", "head.rows"
 SCORED_TOKENS = 128  # whose logits are in memory at once
 HEAD_ROWS = 1 << 14  # of the head, likewise
-_VERSION = 5  # of what lies in the work folder; changes with the arithmetic
+_ENCODED_ROWS = 1 << 12
+_VERSION = 6  # of what lies in the work folder; changes with the arithmetic
 
 
 class Target(Protocol):
@@ -47,6 +51,9 @@ class Target(Protocol):
 
     def refuse(self, checkpoint: Checkpoint, spec: ModelSpec) -> None:
         """UnsupportedError where it cannot be written, before anything is computed."""
+
+    def format_of(self, tensor: TensorSpec) -> Format:
+        """What the embedding or the head is written in."""
 
     def restored(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> QuantizedMatrix:
         """The matrix of which these were `to_arrays`."""
@@ -114,9 +121,10 @@ class Quantization:
     def run(self) -> None:
         """Quantize every layer that is not finished yet."""
         job, spec = self._job, self._job.spec
-        x_STC = embedded(spec, job.calibration_ST)
+        written = job.target.format_of(spec.embedding)
+        x_STC = embedded(spec, job.calibration_ST, written)
         self._reference_STC = embedded(spec, job.judged_ST)
-        self._quantized_STC = self._reference_STC.copy()
+        self._quantized_STC = embedded(spec, job.judged_ST, written)
         for number, layer_spec in enumerate(spec.layers):
             self._progress("quantizing", number, len(spec.layers))
             tensors = {tensor.name.split(".", 3)[3]: read_values(tensor) for tensor in layer_spec.tensors}
@@ -136,14 +144,15 @@ class Quantization:
     def scored_logits(self) -> Iterator[ScoredLogits]:
         """After `run`: of the judged samples' second halves, some tokens at a time."""
         tokens = self._job.judged_ST.shape[1]
+        self._write_head()
         for sample, ids_T in enumerate(self._job.judged_ST):
             self._progress("judging", sample, len(self._job.judged_ST))
             for start in range(tokens // 2, tokens - 1, SCORED_TOKENS):
                 scored = slice(start, min(start + SCORED_TOKENS, tokens - 1))
                 yield ScoredLogits(
                     sample=sample,
-                    reference_TV=self._logits(self._reference_STC[sample, scored]),
-                    quantized_TV=self._logits(self._quantized_STC[sample, scored]),
+                    reference_TV=self._logits(self._reference_STC[sample, scored], partial(read_rows, self._head)),
+                    quantized_TV=self._logits(self._quantized_STC[sample, scored], self._written_rows),
                     targets_T=ids_T[scored.start + 1 : scored.stop + 1],
                 )
 
@@ -163,15 +172,33 @@ class Quantization:
         """Take away what is finished: nobody wants it."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _logits(self, x_TC: Floats) -> Floats:
+    @property
+    def _head(self) -> TensorSpec:
+        return self._job.spec.head or self._job.spec.embedding
+
+    def _logits(self, x_TC: Floats, head_rows: Callable[[int, int], Floats]) -> Floats:
         spec = self._job.spec
         normed_TC = rms_norm(x_TC, read_values(spec.final_norm), spec.norm_epsilon)
-        head = spec.head or spec.embedding
         logits_TV = np.empty((len(x_TC), spec.vocabulary), np.float32)
-        for first in range(0, spec.vocabulary, HEAD_ROWS):
-            last = min(first + HEAD_ROWS, spec.vocabulary)
-            logits_TV[:, first:last] = normed_TC @ read_rows(head, first, last).T
+        for rows in _parts(spec.vocabulary, HEAD_ROWS):
+            logits_TV[:, rows] = normed_TC @ head_rows(rows.start, rows.stop).T
         return logits_TV
+
+    def _write_head(self) -> None:
+        """The head as the result has it, into the work folder: it is read for each of the judged samples."""
+        written = self._job.target.format_of(self._head)
+        with self._disk_errors(), (self._folder / _HEAD).open("wb") as file:
+            for rows in _parts(self._job.spec.vocabulary, _ENCODED_ROWS):
+                file.write(encoded(written, read_rows(self._head, rows.start, rows.stop), None).rows_RB.data)
+
+    def _written_rows(self, first: int, last: int) -> Floats:
+        """Rows of it."""
+        written = self._job.target.format_of(self._head)
+        row_bytes = written.bytes_of((self._job.spec.hidden,))
+        with (self._folder / _HEAD).open("rb") as file:
+            file.seek(first * row_bytes)
+            data = np.frombuffer(file.read((last - first) * row_bytes), np.uint8)
+        return unpack_rows(written, data.reshape(last - first, row_bytes))
 
     def _open_folder(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -249,14 +276,24 @@ class _DiskErrors:
             ) from error
 
 
-def embedded(spec: ModelSpec, ids_ST: Tokens) -> Floats:
-    """The embeddings of tokens, (samples, tokens, channels). Only their rows are read."""
+def embedded(spec: ModelSpec, ids_ST: Tokens, written: Format | None = None) -> Floats:
+    """The embeddings of tokens, (samples, tokens, channels), with `written` as that format holds them.
+
+    Only their rows are read.
+    """
     found, places = np.unique(ids_ST, return_inverse=True)
     rows_NC = np.empty((len(found), spec.hidden), np.float32)
     for index, token in enumerate(found.tolist()):
         rows_NC[index] = read_rows(spec.embedding, token, token + 1)[0]
+    if written is not None:
+        rows_NC = encoded(written, rows_NC, None).values_RC
     rows_NC *= np.float32(spec.embedding_scale)
     return rows_NC[places.reshape(ids_ST.shape)]
+
+
+def _parts(length: int, step: int) -> Iterator[slice]:
+    for first in range(0, length, step):
+        yield slice(first, min(first + step, length))
 
 
 def _remove(path: Path) -> None:

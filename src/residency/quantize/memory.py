@@ -29,7 +29,7 @@ def forecast_bytes(
     quantizing = streams + weights + max(gram, activations)
     scoring = 2 * judged * sample_tokens * spec.hidden + 3 * SCORED_TOKENS * spec.vocabulary if judged else 0
     held = HEAD_ROWS * spec.hidden * 3
-    streamed = scanned_tokens * spec.hidden * len(MATRICES) * len(spec.layers)
+    streamed = scanned_tokens * spec.hidden * (len(MATRICES) * len(spec.layers) + 1)
     scanning = streamed + weights + BATCH_TOKENS * _WIDE_ACTIVATIONS * wide if scanned_tokens else 0
     return RUNTIME_BYTES + _FLOAT_BYTES * max(quantizing, scoring + held, scanning)
 
