@@ -54,12 +54,12 @@ def _cell(result: Mapping[str, Any], measure: str, peer: str) -> str:
     return "–"
 
 
-def placed(page: str, text: str) -> str:
+def placed(page: str, text: str, *, begin: str = BEGIN, end: str = END) -> str:
     """The page with `text` between its markers, which are put where there are none."""
-    block = f"{BEGIN}\n{text}\n{END}"
-    if BEGIN in page and END in page:
-        before, _, rest = page.partition(BEGIN)
-        return before + block + rest.partition(END)[2]
+    block = f"{begin}\n{text}\n{end}"
+    if begin in page and end in page:
+        before, _, rest = page.partition(begin)
+        return before + block + rest.partition(end)[2]
     if HEADING in page:
         before, _, after = page.partition(HEADING)
         return f"{before}## Speed\n\n{block}\n\n{HEADING}{after}"

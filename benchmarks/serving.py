@@ -3,8 +3,9 @@
     python benchmarks/serving.py MODEL.gguf|http://HOST:PORT[/v1] [...] [--tasks overhead,together,prefix,static,beside]
 
 A MODEL is served by `residency serve` for the time of its measurement; a URL is asked as it is. Tables are printed, and
-results are written to benchmarks/results/<machine>/serving-<name>.json. A peer needs `ignore_eos`, or its answers may
-be shorter than asked for; it is told where they are. This client takes part of the same processors, from all alike.
+medians are written to benchmarks/results/<machine>/serving-<name>.json, where those of tasks that are left out stay. A
+peer needs `ignore_eos`, or its answers may be shorter than asked for; it is told where they are. This client takes part
+of the same processors, from all alike.
 
 overhead: of residency alone: what a step of 16 sequences that decode costs beside its kernels. The scheduler is the
           part of the steps' time that no kernel runs in: scheduling, inputs, choosing and telling tokens. HTTP is the
@@ -288,8 +289,11 @@ def main() -> None:
             print(f"  {name.replace('_', ' '):36}{value:10.3f}")
         folder = HERE / "results" / str(here["name"])
         folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"serving-{server.name}.json"
         written = {"server": server.name, "machine": here, "clients": CLIENTS, **result}
-        (folder / f"serving-{server.name}.json").write_text(json.dumps(written, indent=1) + "\n")
+        if path.exists():
+            written["medians"] = json.loads(path.read_text())["medians"] | result["medians"]
+        path.write_text(json.dumps(written, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,14 @@ def ratios(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
+def serving(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """benchmarks/serving_table.py."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.delitem(sys.modules, "serving_table", raising=False)
+    return importlib.import_module("serving_table")
+
+
+@pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> Any:
     """benchmarks/readme_table.py."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
@@ -97,3 +105,17 @@ def test_results_of_other_forms_are_not_looked_at(ratios: Any, tables: Any, tmp_
     (tmp_path / "machine" / "small.json").write_text(json.dumps(result(ratios)))
     (tmp_path / "machine" / "other.json").write_text("{}")
     assert [each["model"] for each in tables.results_by_machine(tmp_path)["machine"]] == ["small.gguf"]
+
+
+def served(medians: dict[str, float]) -> dict[str, Any]:
+    """A result as serving.py writes it."""
+    return {"server": "small", "machine": {"processor": "any", "threads": 2}, "medians": medians}
+
+
+def test_what_was_measured_of_a_server_is_a_row(serving: Any) -> None:
+    found = {"together_over_one": 3.5, "together_tokens_per_second": 700.0, "one_tokens_per_second": 200.0}
+    assert "output over one alone | **3.50x** (700 / 200 tok/s) |" in serving.table([served(found)])
+
+
+def test_a_task_that_was_left_out_has_no_row(serving: Any) -> None:
+    assert "static" not in serving.table([served({})])

@@ -25,6 +25,14 @@ from residency.kernels.attention.cpu_rows import (
     mask,
     store_row,
 )
+from residency.kernels.attention.cpu_shares import (
+    SCALE_BYTES,
+    first_unit_of,
+    note_next,
+    pages_of_sampled,
+    pages_of_split,
+    seen_pages,
+)
 from residency.kernels.attention.cpu_tiles import PAGE_TOKENS, TILE_VALUES, float_pages, prompt_attention
 from residency.kernels.simd.blocks import GROUP, HAS_TILES, exp_f32, int8_rows, place_of_row, share_start, store_group
 from residency.kernels.simd.language import (
@@ -42,12 +50,9 @@ from residency.kernels.simd.language import (
     splat_f32,
     store_each,
     store_f32x16,
-    store_i64,
     sum_f32,
     zeros_f32,
 )
-
-SCALE_BYTES = 64  # of a key-value head in a page of codes
 
 _device = njit(error_model="numpy", nogil=True, forceinline=True)
 _function = njit(error_model="numpy", nogil=True)
@@ -106,40 +111,6 @@ def _attend_by(rows, load, value_bytes):
     return attend
 
 
-@_device
-def pages_of_split(first_key, last_key, split, splits):
-    """The first page of a part of the context, and the page after its last."""
-    first_page = first_key // PAGE_TOKENS
-    num_pages = last_key // PAGE_TOKENS + 1 - first_page
-    return first_page + num_pages * split // splits, first_page + num_pages * (split + 1) // splits
-
-
-@_function
-def note_next(
-    scratch, item, unit, threads, kv_heads, num_items_at, items_at, splits_at, positions_at, sequences_at, tables,
-    table_stride, pages, page_bytes, head_bytes, window,
-):  # fmt: skip
-    """Note where this thread's next unit begins: its first keys start on their way while the last of this one are met.
-
-    Where there is none soon, the beginning of the item stands for it.
-    """
-    token = load_i64(items_at + 16 * item)
-    splits = load_i64(splits_at + 8 * token)
-    later = unit + threads
-    if later >= kv_heads * splits and item + 1 < load_i64(num_items_at):
-        later -= kv_heads * splits
-        token = load_i64(items_at + 16 * item + 16)
-        splits = load_i64(splits_at + 8 * token)
-    unit = later if later < kv_heads * splits else 0
-    position = load_i64(positions_at + 8 * token)
-    first_page, last_page = pages_of_split(max(0, position - window + 1), position, unit % splits, splits)
-    table = tables + table_stride * load_i64(sequences_at + 8 * token)
-    for i in range(TILE_PAGES):
-        page = pages + page_bytes * load_i32(table + 4 * min(first_page + i, last_page - 1))
-        store_i64(scratch + NEXT + 8 * i, page + head_bytes * (unit // splits))
-        store_i64(scratch + NEXT + 32 + 8 * i, page + 2 * head_bytes * kv_heads + SCALE_BYTES * (unit // splits))
-
-
 def _attention(attend_by, value_bits, by_tiles):
     """The kernel for keys and values of one format; `by_tiles` is for prompts. Float32 is no sum of two bfloat16."""
     by_1, by_2, by_4, by_8 = (attend_by(rows) for rows in (1, 2, 4, 8))
@@ -161,19 +132,33 @@ def _attention(attend_by, value_bits, by_tiles):
         num_items_at, positions_at, sequences_at, window, splits_at, most_splits_at, int8_at, out, out_stride, partials,
         scratch, scratch_bytes, thread, threads,
     ):  # fmt: skip
-        """See reference.attention. Units of work: item, key-value head and split, dealt out in turn."""
+        """See reference.attention. Units of work: item, key-value head and split; see cpu_shares. Those of prompts are
+        dealt out in turn.
+        """
         mine = scratch + scratch_bytes * thread
         most_splits = load_i64(most_splits_at)
         group = heads // kv_heads
         head_bytes = value_bits * PAGE_TOKENS // 8 * head_dim
         partial_bytes = 4 * head_dim + 64
-        first_unit = thread  # of an item: the first that is this thread's
+        total_pages = pages_of_sampled(items_at, num_items_at, positions_at, window, int8_at)
+        pages_before = 0
+        prompts_first_unit = thread  # of a prompt's item: the first that is this thread's
         for item in range(load_i64(num_items_at)):
             first_token, tokens = load_i64(items_at + 16 * item), load_i64(items_at + 16 * item + 8)
             splits = load_i64(splits_at + 8 * first_token)
             table = tables + table_stride * load_i64(sequences_at + 8 * first_token)
-            in_tiles = has_tiles and head_dim % TILE_VALUES == 0 and first_token >= load_i64(int8_at)
-            for unit in range(first_unit, kv_heads * splits, threads):
+            of_prompt = first_token >= load_i64(int8_at)
+            in_tiles = has_tiles and head_dim % TILE_VALUES == 0 and of_prompt
+            units = kv_heads * splits
+            if of_prompt:
+                first, last, stride = prompts_first_unit, units, threads
+                prompts_first_unit = (prompts_first_unit - units) % threads
+            else:
+                seen = seen_pages(items_at, item, positions_at, window)
+                first = first_unit_of(thread, threads, units, seen, pages_before, total_pages)
+                last, stride = first_unit_of(thread + 1, threads, units, seen, pages_before, total_pages), 1
+                pages_before += seen
+            for unit in range(first, last, stride):
                 kv_head, split = unit // splits, unit % splits
                 keys = head_bytes * kv_head
                 values = keys + head_bytes * kv_heads
@@ -185,7 +170,7 @@ def _attention(attend_by, value_bits, by_tiles):
                     )  # fmt: skip
                     continue
                 note_next(
-                    mine, item, unit, threads, kv_heads, num_items_at, items_at, splits_at, positions_at, sequences_at,
+                    mine, item, unit, kv_heads, num_items_at, items_at, splits_at, positions_at, sequences_at,
                     tables, table_stride, pages, page_bytes, head_bytes, window,
                 )  # fmt: skip
                 for start in range(0, tokens * group, MAX_ROWS):
@@ -205,7 +190,6 @@ def _attention(attend_by, value_bits, by_tiles):
                         index = (token * heads + head) * most_splits + split
                         part = partials + partial_bytes * index if splits > 1 else 0
                         store_row(mine, i, out + out_stride * token + 4 * head_dim * head, part, head_dim)
-            first_unit = (first_unit - kv_heads * splits) % threads
 
     return attend
 
