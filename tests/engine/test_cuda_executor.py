@@ -14,7 +14,7 @@ import torch
 from residency.engine.cuda.executor import CudaExecutor
 from residency.engine.generation import GenerationOptions
 from residency.engine.loop import Loop
-from residency.engine.sampler import Sampling
+from residency.engine.sampler import Draw, Sampling
 from residency.engine.swap import SwapSpace
 from residency.errors import StoreError, UsageError
 from residency.formats import F32, Q8_0, Format, pack_rows, unpack_rows
@@ -38,6 +38,7 @@ FEW_HEADS: dict[str, Any] = {"num_heads": 2, "num_kv_heads": 1}  # the interpret
 NARROW: dict[str, Any] = FEW_HEADS | {"hidden": 32, "intermediate": 32, "expert_intermediate": 32}
 WIDE: dict[str, Any] = {"hidden": 64, "expert_intermediate": 128}  # quantized experts of more than a page
 MANY_EXPERTS: dict[str, Any] = NARROW | {"num_layers": 3, "num_experts": 4}
+GREEDIEST = Draw(sampling=Sampling(), part=0.0)
 EXACT = DeviceRequest(context_tokens=64, max_sequences=2, chunk_tokens=16, kv_format="F32", activation_type="float32")
 
 
@@ -160,6 +161,23 @@ def test_an_expert_comes_from_the_disk_once_for_as_long_as_it_is_used(on_three_t
     assert read_bytes == [3 * 2 * home_bytes] * 3
 
 
+def test_a_step_reads_nothing_back_until_somebody_looks(
+    many_experts: tuple[Path, list[list[list[int | None]]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Routes and experts that are missing included."""
+    pages, batch = one_token()
+    with executor_of(with_slots_for_some(many_experts[0])) as executor:
+        with monkeypatch.context() as patched:
+            for name in ("tolist", "item", "__bool__", "__int__", "__index__"):
+                patched.setattr(torch.Tensor, name, read_back)
+            logits = executor.compute(batch, pages, np.array([5]))
+        assert len(logits.drawn([GREEDIEST])) == 1
+
+
+def read_back(*_: object) -> None:
+    raise AssertionError("the host waits for the device")
+
+
 def test_a_disk_that_loses_experts_is_one_sentence(on_three_tiers: Plan, tmp_path: Path) -> None:
     with executor_of(on_three_tiers) as executor:
         os.truncate(next((tmp_path / "cache").rglob("experts-2")), 0)
@@ -167,11 +185,16 @@ def test_a_disk_that_loses_experts_is_one_sentence(on_three_tiers: Plan, tmp_pat
             compute_one_token(executor)
 
 
-def compute_one_token(executor: CudaExecutor) -> None:
+def one_token() -> tuple[KvPages, Batch]:
     pages = KvPages([PageGroup(num_pages=4, window_tokens=None)], page_tokens=16)
     pages.extend(0, start_token=0, num_tokens=1)
     entry = BatchEntry(request_id=0, start_token=0, num_tokens=1, of_prompt=True, needs_logits=True)
-    executor.compute(Batch(entries=(entry,)), pages, np.array([5])).rows()
+    return pages, Batch(entries=(entry,))
+
+
+def compute_one_token(executor: CudaExecutor) -> None:
+    pages, batch = one_token()
+    executor.compute(batch, pages, np.array([5])).rows()
 
 
 def test_an_expert_that_a_sequence_returns_to_is_on_the_device(tmp_path: Path) -> None:

@@ -12,6 +12,10 @@ from residency.spec.model import ModelSpec
 from support.device_plans import some_device
 
 GB = 10**9
+NAMES = [
+    *("meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-13b-hf", "meta-llama/Llama-3.1-70B"),
+    *("mistralai/Mixtral-8x7B-v0.1", "Qwen/Qwen3-30B-A3B", "Qwen/Qwen2.5-7B"),
+]
 
 
 def weight_bytes(spec: ModelSpec) -> int:
@@ -28,7 +32,7 @@ def weight_bytes(spec: ModelSpec) -> int:
     return plan.memory.weights
 
 
-@pytest.mark.parametrize("name", ["meta-llama/Llama-2-7b-hf", "Qwen/Qwen3-30B-A3B", "Qwen/Qwen2.5-7B"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_published_model_can_be_run_without_its_weights(name: str) -> None:
     forward_of(made_up_spec(name, "source"))
 

@@ -8,7 +8,9 @@ import pytest
 from residency.errors import BudgetError, ContextError, FileError
 from residency.models.specs import model_spec
 from residency.planner.check import check_plan
+from residency.planner.device_buffers import most_parts
 from residency.planner.device_needs import DeviceRequest, decode_batches
+from residency.planner.on_device import GRAPH_BYTES, runtime_beside
 from residency.planner.plan import Plan
 from residency.spec import open_checkpoint
 from support.device_plans import device_plan_of
@@ -78,6 +80,18 @@ def test_a_plan_whose_arrays_are_not_its_model_s_is_refused(path: Path) -> None:
 @pytest.mark.parametrize(("sequences", "batches"), [(1, (1,)), (3, (1, 2, 3)), (20, (1, 2, 4, 8, 16, 20))])
 def test_every_batch_has_a_graph_that_is_little_larger(sequences: int, batches: tuple[int, ...]) -> None:
     assert decode_batches(sequences) == batches
+
+
+def test_the_memory_of_graphs_is_in_the_plan() -> None:
+    beside = [runtime_beside(600 << 20, sequences) for sequences in (1, 8, 64)]
+    graphs = [len(decode_batches(sequences)) for sequences in (1, 8, 64)]
+    assert [each - beside[0] for each in beside] == [(number - 1) * GRAPH_BYTES for number in graphs]
+
+
+@pytest.mark.parametrize("multiprocessors", [16, 78, 108, 132])
+def test_a_context_is_cut_into_so_many_parts_that_one_sequence_fills_the_device(multiprocessors: int) -> None:
+    parts = most_parts(multiprocessors, 8)
+    assert 2 * multiprocessors <= 8 * parts < 4 * multiprocessors + 8
 
 
 def test_sequences_share_pages_where_there_is_no_room_for_all_contexts(path: Path) -> None:

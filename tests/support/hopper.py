@@ -114,8 +114,8 @@ def _experts(layout: PlaneLayout | None, tokens: int) -> None:
     x: Any = Rows(_rows(tokens))
     route(step, _rows(tokens, 8), spec, torch.empty(8, dtype=torch.int32))  # type: ignore[arg-type]
     multiply(step, x, HIDDEN, experts)
-    in_ram = _paged(step, spec)
-    on_disk = replace(in_ram, table=torch.zeros(8, dtype=torch.int32), read=lambda copies: None)
+    in_ram: Any = _paged(step, spec)
+    on_disk: Any = replace(in_ram, table=torch.zeros(8, dtype=torch.int32), read=lambda copies: None)
     for each in (in_ram, on_disk):
         paged = replace(experts, paged=each)
         fetch(step, paged, each)
