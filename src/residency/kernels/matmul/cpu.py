@@ -1,6 +1,7 @@
 """Matrix products in the weights' own bits, by tiles of 16 rows: a lane of a vector is a row of the matrix.
 
-Rows of prompts meet a matrix in blocks in tile registers where there are any (see cpu_panels.py); all others so:
+Rows of prompts meet a matrix in blocks in tile registers where there are any (see cpu_panels.py); all others so (16 at
+once in tile registers, too: cpu_code_tiles.py):
 
 Every block format comes down to the same sum over groups of 32 (or 16) columns,
 
@@ -14,9 +15,10 @@ from numba import njit
 
 from residency.kernels.matmul import cpu_grouped
 from residency.kernels.matmul.cpu_blocks import BLOCKS, ahead
+from residency.kernels.matmul.cpu_code_tiles import LAID_OUT, tile_multiplier
 from residency.kernels.matmul.cpu_panels import MOST_TOKENS, panel_kernel
 from residency.kernels.matmul.cpu_unpack import UNPACKED
-from residency.kernels.simd.blocks import GROUP_BYTES, HAS_TILES, int8_rows, share_start
+from residency.kernels.simd.blocks import GROUP_BYTES, HAS_TILES, TILE_TOKENS, int8_rows, share_start
 from residency.kernels.simd.language import (
     add_each,
     fma_splat_each,
@@ -51,9 +53,8 @@ def _float(load, value_bytes):
     return of
 
 
-def _multiplier(block, tokens, block_bytes, x_block_bytes):
-    """Multiply a run of tiles by `tokens` rows of x."""
-    is_large = x_block_bytes >= LARGE_BLOCK_GROUPS * GROUP_BYTES
+def _finisher(tokens):
+    """Store a tile's totals, with the bias and what was there before where they are wanted."""
 
     @_device
     def finish(total, index, out, out_stride, bias, accumulate):
@@ -63,6 +64,14 @@ def _multiplier(block, tokens, block_bytes, x_block_bytes):
         if accumulate != 0:
             total = add_each(total, load_rows_f32(tokens, target, out_stride))
         store_each(total, target, out_stride)
+
+    return finish
+
+
+def _multiplier(block, tokens, block_bytes, x_block_bytes):
+    """Multiply a run of tiles by `tokens` rows of x."""
+    is_large = x_block_bytes >= LARGE_BLOCK_GROUPS * GROUP_BYTES
+    finish = _finisher(tokens)
 
     @njit(error_model="numpy", nogil=True)
     def multiply(first, last, weights, x, x_stride, out, out_stride, bias, accumulate, blocks):
@@ -96,7 +105,7 @@ def _multiplier(block, tokens, block_bytes, x_block_bytes):
     return multiply_streams if tokens == 1 and not is_large else multiply
 
 
-def _by_rows(block_of, block_bytes, x_block_bytes):
+def _by_rows(block_of, block_bytes, x_block_bytes, lay_out=None):
     """Tiles begin .. end of one format times some tokens, in register blocks of 16, 8, 4, 2 and 1 tokens.
 
     Tiles are taken in runs that stay in the second-level cache while all tokens pass; a register block's tokens stay in
@@ -105,6 +114,8 @@ def _by_rows(block_of, block_bytes, x_block_bytes):
     by_1, by_2, by_4, by_8, by_16 = (
         _multiplier(block_of(tokens), tokens, block_bytes, x_block_bytes) for tokens in (1, 2, 4, 8, 16)
     )
+    if HAS_TILES and lay_out is not None:
+        by_16 = tile_multiplier(lay_out, x_block_bytes // GROUP_BYTES, block_bytes, _finisher(TILE_TOKENS))
 
     @njit(error_model="numpy", nogil=True)
     def by_rows(begin, end, weights, x, x_stride, tokens, out, out_stride, bias, accumulate, blocks):
@@ -156,9 +167,9 @@ def _kernel(by_rows, by_panels):
     return matmul
 
 
-def _in_blocks(block_of, unpack_block, block_bytes, block_groups):
+def _in_blocks(block_of, unpack_block, block_bytes, block_groups, *, lay_out=None):
     by_panels = panel_kernel(unpack_block, block_bytes, block_groups) if HAS_TILES else None
-    return _by_rows(block_of, block_bytes, block_groups * GROUP_BYTES), by_panels
+    return _by_rows(block_of, block_bytes, block_groups * GROUP_BYTES, lay_out), by_panels
 
 
 def _in_floats(load, value_bytes):
@@ -168,12 +179,14 @@ def _in_floats(load, value_bytes):
 # Of each format: products by rows, and by panels where prompts are multiplied so.
 PRODUCTS = KernelTable(
     {
-        **{name: _in_blocks(BLOCKS[name], *unpacked) for name, unpacked in UNPACKED.items()},
+        **{
+            name: _in_blocks(BLOCKS[name], *unpacked, lay_out=LAID_OUT.get(name)) for name, unpacked in UNPACKED.items()
+        },
         "F32": _in_floats(load_f32x16, 4),
         "F16": _in_floats(load_f16x16, 2),
         "BF16": _in_floats(load_bf16x16, 2),
     },
-    lambda _, fmt: _in_blocks(cpu_grouped.block_of(fmt), *cpu_grouped.unpacked(fmt)),
+    lambda _, fmt: _in_blocks(cpu_grouped.block_of(fmt), *cpu_grouped.unpacked(fmt), lay_out=cpu_grouped.laid_out(fmt)),
 )
 KERNELS = KernelTable(
     {name: _kernel(*products) for name, products in PRODUCTS.items()},

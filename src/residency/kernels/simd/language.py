@@ -113,6 +113,7 @@ stack_bytes = intrinsic_of_arity(1, _stack_bytes, prefer_literal=True)
 
 # -- loads and stores of vectors
 load_u8x64 = operation(u8x64(address), lambda b, p: b.load(pointer(b, p, u8x64.llvm), align=1))
+store_u8x64 = operation(types.void(address, u8x64), lambda b, p, v: b.store(v, pointer(b, p, u8x64.llvm), align=1))
 load_i32x16 = operation(i32x16(address), lambda b, p: b.load(pointer(b, p, i32x16.llvm), align=4))
 load_i8x16 = operation(
     i32x16(address), lambda b, p: b.sext(b.load(pointer(b, p, ir.VectorType(I8, 16)), align=1), i32x16.llvm)
@@ -273,6 +274,9 @@ zeros_i32 = block_of(i32x16, lambda b, token: constant(i32x16, 0), 1)
 repeat = block_of(f32x16, lambda b, token, vector: vector, 2)  # the same vector for every token
 load_rows_f32 = block_of(
     f32x16, lambda b, t, p, s: b.load(pointer(b, token_address(b, p, s, t), f32x16.llvm), align=4), 3
+)
+load_rows_i32 = block_of(
+    i32x16, lambda b, t, p, s: b.load(pointer(b, token_address(b, p, s, t), i32x16.llvm), align=4), 3
 )
 # (dots, weights, x address, x stride); weights are codes up to 127, and up to 255
 dot4_each = each(4, (0,), _dot4_splat(dot4), i32x16)

@@ -1,0 +1,216 @@
+"""Products of 16 tokens in tile registers (Intel AMX), by the same sums as one token's.
+
+A group's codes, of 32 columns, are laid out as bytes, one tile instruction multiplies them by all tokens, and the
+integers enter the totals as cpu_blocks.py says: bit for bit what one token alone gets. A group takes three turns of the
+loop, two apart: its codes are laid out, multiplied, and scaled; so no turn waits for a result of its own.
+"""
+
+from numba import njit
+
+from residency.kernels.matmul import cpu_unpack as unpack
+from residency.kernels.matmul.cpu_blocks import FAR_PREFETCH_BYTES, accumulator
+from residency.kernels.simd.blocks import GROUP_BYTES, TILE_TOKENS
+from residency.kernels.simd.language import (
+    high_nibbles,
+    load_f16x16,
+    load_f32x16,
+    load_i32x16,
+    load_rows_i32,
+    load_u8x64,
+    low_nibbles,
+    mul_f32,
+    or_u8,
+    plane_bit,
+    prefetch_l2,
+    splat_f32,
+    stack_bytes,
+    store_f32x16,
+    store_i64,
+    store_u8x64,
+    tile_configure,
+    tile_dot_i8u8,
+    tile_load,
+    tile_release,
+    tile_store,
+    tile_zero,
+    zeros_f32,
+)
+
+DELAY = 2  # turns between a group's codes and its product, and between that and its scaling
+SLOTS = 8  # groups that are under way, and more
+SCALES_AT = 512  # in a slot, after 32 columns' codes: 16 scales, and 16 minima
+SLOT_BYTES = SCALES_AT + 128
+SLOTS_BYTES = SLOTS * SLOT_BYTES
+SUMS = 4  # products that are under way
+SUM_BYTES = 64 * TILE_TOKENS  # of 16 rows
+SUMS_BYTES = SUMS * SUM_BYTES
+
+_device = njit(error_model="numpy", nogil=True, forceinline=True)
+_function = njit(error_model="numpy", nogil=True)
+
+
+@_device
+def ahead(at, num_bytes):
+    """Start on its way into the second-level cache what is laid out later."""
+    for line in range(0, num_bytes, 64):
+        prefetch_l2(at + FAR_PREFETCH_BYTES + line)
+
+
+@_device
+def store_scales(scale, minimum, slot):
+    """A group's 16 scales, and what code 0 stands for."""
+    store_f32x16(slot + SCALES_AT, scale)
+    store_f32x16(slot + SCALES_AT + 64, minimum)
+
+
+@_device
+def nibbles(at, slot):
+    """Lay out 32 columns' codes of four bits."""
+    for quarter in range(4):
+        packed = load_u8x64(at + 64 * quarter)
+        store_u8x64(slot + 128 * quarter, low_nibbles(packed))
+        store_u8x64(slot + 128 * quarter + 64, high_nibbles(packed))
+
+
+@_device
+def _nibbles_and_plane(at, plane_at, slot):
+    plane = load_u8x64(plane_at)
+    for quarter in range(4):
+        packed = load_u8x64(at + 64 * quarter)
+        store_u8x64(slot + 128 * quarter, or_u8(low_nibbles(packed), plane_bit(plane, 2 * quarter)))
+        store_u8x64(slot + 128 * quarter + 64, or_u8(high_nibbles(packed), plane_bit(plane, 2 * quarter + 1)))
+
+
+def _four_bits(block_bytes, middle):
+    """Q4_0 and Q4_1: the minimum is a multiple of the scale, or stored."""
+
+    @_device
+    def lay_out(at, group, slot):
+        ahead(at, block_bytes)
+        scale = load_f16x16(at + 256)
+        minimum = load_f16x16(at + 288) if middle == 0.0 else mul_f32(scale, splat_f32(middle))
+        store_scales(scale, minimum, slot)
+        nibbles(at, slot)
+        return slot
+
+    return lay_out
+
+
+def _five_bits(block_bytes, middle):
+    """Q5_0 and Q5_1."""
+
+    @_device
+    def lay_out(at, group, slot):
+        ahead(at, block_bytes)
+        scale = load_f16x16(at + 320)
+        minimum = load_f16x16(at + 352) if middle == 0.0 else mul_f32(scale, splat_f32(middle))
+        store_scales(scale, minimum, slot)
+        _nibbles_and_plane(at, at + 256, slot)
+        return slot
+
+    return lay_out
+
+
+@_device
+def _q8_0(at, group, slot):
+    """The codes are bytes already."""
+    ahead(at, 544)
+    scale = load_f16x16(at + 512)
+    store_scales(scale, mul_f32(scale, splat_f32(-128.0)), slot)
+    return at
+
+
+def _k_quant(has_plane, scales_at):
+    """Q4_K and Q5_K."""
+
+    @_device
+    def lay_out(at, group, slot):
+        ahead(at + 256 * group, 256)
+        ahead(at + 2048 + 64 * group, 64 if has_plane or group < 4 else 0)
+        scales, minima = load_i32x16(at + scales_at), load_i32x16(at + scales_at + 64)
+        scale = load_f16x16(at + scales_at + 192)
+        minimum = mul_f32(load_f16x16(at + scales_at + 224), splat_f32(-1.0))
+        if group < 4:
+            s, m = unpack.first_scale(scales, group), unpack.first_scale(minima, group)
+        else:
+            lows = load_i32x16(at + scales_at + 128)
+            s = unpack.last_scale(scales, lows, group - 4, 0)
+            m = unpack.last_scale(minima, lows, group - 4, 4)
+        store_scales(mul_f32(scale, s), mul_f32(minimum, m), slot)
+        if has_plane:
+            _nibbles_and_plane(at + 256 * group, at + 2048 + 64 * group, slot)
+        else:
+            nibbles(at + 256 * group, slot)
+        return slot
+
+    return lay_out
+
+
+# Of each format for which this is quicker: `lay_out(block, group, slot)`, which says where the codes are.
+LAID_OUT = {
+    "Q4_0": _four_bits(288, -8.0),
+    "Q4_1": _four_bits(320, 0.0),
+    "Q5_0": _five_bits(352, -16.0),
+    "Q5_1": _five_bits(384, 0.0),
+    "Q8_0": _q8_0,
+    "Q4_K": _k_quant(False, 2048),
+    "Q5_K": _k_quant(True, 2560),
+}
+
+
+@_function
+def _configure(at):
+    """Registers 0: sums, 1: the tokens' columns, 2: codes."""
+    for offset in range(0, 64, 8):
+        store_i64(at + offset, 0)
+    store_i64(at, 1)
+    store_i64(at + 16, 64 + (32 << 16) + (64 << 32))
+    store_i64(at + 48, TILE_TOKENS + (TILE_TOKENS << 8) + (8 << 16))
+    tile_configure(at)
+
+
+def tile_multiplier(lay_out, block_groups, block_bytes, finish):
+    """Multiply a run of tiles by 16 rows of x, as cpu.py's multipliers do; `finish` stores a tile's totals."""
+    add_group, _, _ = accumulator(TILE_TOKENS)
+
+    @_device
+    def scaled(total, sums, slot, x, stride):
+        scale, minimum = load_f32x16(slot + SCALES_AT), load_f32x16(slot + SCALES_AT + 64)
+        return add_group(total, load_rows_i32(TILE_TOKENS, sums, 64), scale, minimum, x + 32, x + 44, stride)
+
+    @_function
+    def multiply(first, last, weights, x, x_stride, out, out_stride, bias, accumulate, blocks):
+        slots, sums = stack_bytes(SLOTS_BYTES), stack_bytes(SUMS_BYTES)
+        _configure(sums)
+        row_groups = block_groups * blocks
+        groups = row_groups * (last - first)
+        at, group = weights + block_bytes * blocks * first, 0  # the block, and its group, to be laid out
+        codes = next_codes = last_codes = slots
+        multiplied = added = 0  # the row's group that is to be multiplied, and scaled
+        total = zeros_f32(TILE_TOKENS)
+        for turn in range(groups + 2 * DELAY):
+            if turn < groups:
+                last_codes = lay_out(at, group, slots + SLOT_BYTES * (turn % SLOTS))
+                group += 1
+                if group == block_groups:
+                    group, at = 0, at + block_bytes
+            if turn >= DELAY:
+                tile_zero(0)
+                tile_load(1, x + GROUP_BYTES * multiplied, x_stride)
+                tile_load(2, codes, 64)
+                tile_dot_i8u8(0, 1, 2)
+                tile_store(0, sums + SUM_BYTES * (turn % SUMS), 64)
+                multiplied = multiplied + 1 if multiplied + 1 < row_groups else 0
+            codes, next_codes = next_codes, last_codes
+            if turn >= 2 * DELAY:
+                its_sums = sums + SUM_BYTES * ((turn - DELAY) % SUMS)
+                slot = slots + SLOT_BYTES * ((turn - 2 * DELAY) % SLOTS)
+                total = scaled(total, its_sums, slot, x + GROUP_BYTES * added, x_stride)
+                added += 1
+                if added == row_groups:
+                    finish(total, first, out, out_stride, bias, accumulate)
+                    total = zeros_f32(TILE_TOKENS)
+                    first, added = first + 1, 0
+        tile_release()
+
+    return multiply
