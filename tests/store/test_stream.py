@@ -54,6 +54,21 @@ def test_slots_given_back_are_filled_round_and_round() -> None:
             assert held == [number % 5 for number in range(count, count + 3)]
 
 
+def test_whole_cycles_are_read_for_a_rate() -> None:
+    taken: list[int] = []
+    with Stream(lambda into, offset: taken.append(offset), CYCLE, slots_of(Arena(3 * 4096)), readers=1) as stream:
+        assert until(lambda: stream.num_arrived == 3)
+        assert stream.read_rate(0.01) > 0
+        assert len(taken) % len(CYCLE) == 3
+
+
+def test_a_step_after_a_rate_begins_with_the_first_read_of_the_cycle() -> None:
+    arena = Arena(3 * 4096)
+    with Stream(numbered, CYCLE, slots_of(arena), readers=4) as stream:
+        stream.read_rate(0.01)
+        assert arena.memory[stream.slot_of_next * 4096] == 0
+
+
 def test_a_read_has_arrived_when_all_before_it_have() -> None:
     """The first read waits; those after it are done long before."""
     first = threading.Event()

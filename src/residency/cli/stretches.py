@@ -1,7 +1,8 @@
 """Decoding in stretches, by a process of its own that waits between them, so that the machine can be measured there.
 
-Run: `python -m residency.cli.stretches PLAN.json TOKENS`. Each line on standard input asks for one stretch of so many
-tokens and is answered with a line, tokens per second; at the input's end a line of JSON compares memory.
+Run: `python -m residency.cli.stretches PLAN.json TOKENS`. Each line on standard input asks for one thing and
+is answered with a line: "decode" for tokens per second of so many tokens, "read" for bytes per second of what streams,
+where something does, into the very buffers of the steps. At the input's end a line of JSON compares memory.
 """
 
 import json
@@ -21,6 +22,8 @@ from residency.paths import child_environment
 from residency.planner import Plan
 from residency.verifier.forecast import Comparison, Tolerances, compare_memory, memory_run, speed_run
 
+READING_SECONDS = 0.4
+
 
 class Stretches:
     """A process that decodes when it is asked to."""
@@ -31,18 +34,25 @@ class Stretches:
 
     def decode(self) -> float:
         """Tokens per second of one more stretch, the first of which is not counted. ResidencyError where it fails."""
-        assert self._process.stdin is not None
-        try:
-            print(file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # it has ended, and says why
-        return float(self._answer())
+        return float(self._asked("decode"))
+
+    def read(self) -> float:
+        """Bytes per second of what streams, while nothing is computed. ResidencyError where it fails."""
+        return float(self._asked("read"))
 
     def end(self) -> tuple[Comparison, ...]:
         """Memory by class and in all, forecast and measured. ResidencyError where it fails."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         return tuple(Comparison(**each) for each in json.loads(self._answer()))
+
+    def _asked(self, what: str) -> str:
+        assert self._process.stdin is not None
+        try:
+            print(what, file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            pass  # it has ended, and says why
+        return self._answer()
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
@@ -79,8 +89,10 @@ def main() -> None:
     path, tokens = Path(sys.argv[1]), int(sys.argv[2])
     try:
         with Engine.open(read_plan(path)) as engine:
-            for _ in sys.stdin:
-                print(speed_run(engine, tokens).tokens_per_second, flush=True)
+            for line in sys.stdin:
+                reads = line.strip() == "read"
+                answer = engine.read_rate(READING_SECONDS) if reads else speed_run(engine, tokens).tokens_per_second
+                print(answer, flush=True)
             compared = compare_memory(memory_run(engine, tokens), Tolerances())
     except ResidencyError as error:
         sys.exit(str(error))

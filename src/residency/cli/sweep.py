@@ -19,13 +19,8 @@ from residency.models.specs import model_spec
 from residency.planner import Plan
 from residency.planner.explain import speed
 from residency.planner.streaming import READERS
-from residency.spec.model import ModelSpec
 from residency.spec.opening import open_checkpoint
-from residency.spec.spans import store_spans
-from residency.store.disk_rate import file_read_rate
 from residency.store.memory_rate import memory_read_rates
-from residency.store.stream import Range
-from residency.store.weights import store_folder
 from residency.units import mib, rate
 from residency.verifier.sweep import Stretch, Sweep, SweepPoint
 
@@ -43,8 +38,8 @@ def sweep_memory(
     """Run the model in budgets from the least to enough. MachineError without a disk, UsageError
     for a mixture; errors of the runs as theirs.
 
-    What is forecast goes by how fast memory is read beside each run, and the disk beside each second of it: what others
-    share changes that quickly.
+    What is forecast goes by how fast memory is read beside each run, and beside each second of it by how fast what
+    streams is read into the run's own buffers while it computes nothing: what others share changes that quickly.
     """
     whole = plan_rows(path, context=CONTEXT_TOKENS, threads=threads, machine=machine)
     model = model_spec(open_checkpoint(path))
@@ -60,7 +55,7 @@ def sweep_memory(
         sweep = replace(sweep, resident_seconds=1 / plan.forecast.decode_tokens_per_second)
         budget_bytes = sweep.budget_bytes(part)
         plan = plan_rows(path, memory=budget_bytes, context=CONTEXT_TOKENS, threads=threads, machine=beside)
-        points.append(_point(sweep, model, plan))
+        points.append(_point(sweep, plan))
     progress("running in ever more memory", len(RESIDENT_PARTS), len(RESIDENT_PARTS))
     rates = [each.disk_bytes_per_second for point in points for each in point.stretches if each.disk_bytes_per_second]
     return replace(sweep, least=replace(sweep.least, disk_bytes_per_second=statistics.median(rates))), points
@@ -75,17 +70,18 @@ def _with_memory_rate(machine: Machine, whole: Plan) -> Machine:
     return replace(machine, tiers=tuple(tiers))
 
 
-def _point(sweep: Sweep, model: ModelSpec, plan: Plan) -> SweepPoint:
+def _point(sweep: Sweep, plan: Plan) -> SweepPoint:
     """One budget: stretches of decoding between reads of what streams."""
     fewest, most = STRETCH_TOKENS
     tokens = min(max(int(plan.forecast.decode_tokens_per_second * STRETCH_SECONDS), fewest), most)
     with stretches(plan, tokens=tokens) as run:
         run.decode()  # the prompt is computed, pages are touched
-        disk = [_disk_rate(model, plan)]
+        streams = plan.streaming is not None
+        disk = [run.read() if streams else None]
         decoded: list[float] = []
         for _ in range(STRETCHES):
             decoded.append(run.decode())
-            disk.append(_disk_rate(model, plan))
+            disk.append(run.read() if streams else None)
         peak = next(each for each in run.end() if each.name == "peak")
     beside = [None if before is None or after is None else (before + after) / 2 for before, after in pairwise(disk)]
     return SweepPoint(
@@ -102,16 +98,6 @@ def _point(sweep: Sweep, model: ModelSpec, plan: Plan) -> SweepPoint:
         forecast_peak_bytes=peak.forecast,
         peak_bytes=peak.measured,
     )
-
-
-def _disk_rate(model: ModelSpec, plan: Plan) -> float | None:
-    """How fast the disk gives what streams in `plan`; None where nothing does."""
-    if plan.streaming is None:
-        return None
-    spans = store_spans(model, plan.streaming.slot_bytes)
-    ranges = [Range(offset=spans[span].offset, num_bytes=spans[span].num_bytes) for span in plan.streaming.streamed]
-    path, room_bytes = store_folder(plan.model_fingerprint) / "weights", plan.streaming.buffer_bytes
-    return file_read_rate(path, ranges, room_bytes=room_bytes, threads=READERS, seconds=READING_SECONDS)
 
 
 def sweep_lines(points: Sequence[SweepPoint]) -> list[str]:

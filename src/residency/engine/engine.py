@@ -210,6 +210,13 @@ class Engine:
             if event.is_last:
                 del self._streams[event.request_id]
 
+    def read_rate(self, seconds: float) -> float | None:
+        """Bytes per second at which what streams arrives in its buffers while nobody computes, for about so long; None
+        where nothing does. No answer may be under way. StoreError where the disk fails.
+        """
+        residents = self._weights.residents if isinstance(self._executor, CpuExecutor) else None
+        return None if residents is None else residents.stream.read_rate(seconds)
+
     def measured_memory(self, loop: Loop | None = None) -> MemoryBytes:
         """Memory by class so far: mapped weights and activations that are resident, pages in use by `loop` (the
         engine's own by default), and the rest of the process's peak as runtime.

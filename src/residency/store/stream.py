@@ -122,6 +122,24 @@ class Stream:
         self._counters[_RELEASED] += 1
         os.eventfd_write(self._bell, 1)
 
+    def read_rate(self, seconds: float) -> float:
+        """Bytes per second of whole cycles, for about so long, that nobody computes with: between two steps. StoreError
+        where a read has failed.
+
+        A disk's rate depends on the memory that is read into, and not only by its amount: so these are the slots.
+        """
+        number, last = int(self._counters[_RELEASED]), len(self._slots) - 1
+        self.wait(number + last)
+        started, num_bytes = time.perf_counter(), 0
+        while time.perf_counter() - started < seconds:
+            for each in self._cycle:
+                self.wait(number)
+                self.release()
+                number += 1
+                num_bytes += each.num_bytes
+        self.wait(number + last)
+        return num_bytes / (time.perf_counter() - started)
+
     def check(self) -> None:
         """StoreError where a read has failed; what steps have computed since is worth nothing."""
         if self._failure is not None:

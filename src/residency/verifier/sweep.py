@@ -18,7 +18,7 @@ class Stretch:
 
     tokens_per_second: float
     forecast_tokens_per_second: float
-    disk_bytes_per_second: float | None  # of bare reads of what streams; None where nothing does
+    disk_bytes_per_second: float | None  # of reads of what streams, without computing; None where nothing does
 
 
 @dataclass(frozen=True, kw_only=True)
