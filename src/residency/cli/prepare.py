@@ -8,6 +8,7 @@ import hashlib
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -22,6 +23,7 @@ from residency.engine.planning import open_planned
 from residency.kernels.library import kernel_folder
 from residency.paths import cache_folder, child_environment
 from residency.planner import Plan
+from residency.planner.streaming import LEAST_SLOTS
 from residency.store.fetch import find
 from residency.store.probe import kept_machine
 
@@ -40,7 +42,7 @@ def command(model: str, asked: PlanOptions) -> None:
     """
     with Progress() as progress:
         plan = planned(model, asked, progress)
-        with Engine.open(plan, progress=progress):
+        with Engine.open(_with_little_in_memory(plan), progress=progress):
             pass
         if plan.device is None:
             measure_formats(tensor.format.name for tensor in open_planned(plan)[1].tensors if len(tensor.shape) == 2)
@@ -48,6 +50,15 @@ def command(model: str, asked: PlanOptions) -> None:
     with suppress(OSError):
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
+
+
+def _with_little_in_memory(plan: Plan) -> Plan:
+    """The same, but that none of the weights stay where some stream: the compiler needs the room."""
+    if plan.streaming is None:
+        return plan
+    streaming = replace(plan.streaming, slots=LEAST_SLOTS, streamed=tuple(range(len(plan.streaming.span_bytes))))
+    weights_bytes = plan.memory.weights - plan.streaming.memory_bytes + streaming.memory_bytes
+    return replace(plan, streaming=streaming, memory=replace(plan.memory, weights=weights_bytes))
 
 
 def prepare_first(model: str, asked: PlanOptions) -> None:

@@ -31,6 +31,7 @@ _FEW, _MANY = 64, 512  # tokens: what the second number adds is multiplying, the
 _UNNOTICED_RATE = 1e15  # of unpacking, where products unpack on the way
 _STREAMED_BYTES = 512 * 1024**2  # more than caches hold, where that is to be had: half in a cache is now fast, now slow
 _READING_SECONDS = 0.5
+_MEASURING_BYTES = 2 * 1024**3  # twice what the process takes that measures steps
 _KERNELS = 200  # of the program that shows what a kernel costs beside its work
 KERNELS_PER_LAYER = 12  # in a layer of the models here
 
@@ -53,11 +54,13 @@ def this_machine(*, renew: bool = False) -> Machine:
 
 def measure_formats(formats: Iterable[str]) -> None:
     """Measure steps with those of these number formats whose kernels are compiled, in another process, unless that has
-    been done, or others keep processors busy. MachineError if that process fails.
+    been done, others keep processors busy, or memory is short. MachineError if that process fails.
     """
     machine = kept_machine()
+    if machine is None or is_disturbed(machine) or machine.tier("ram").available_bytes < _MEASURING_BYTES:
+        return
     compiled = {name for name in formats if (kernel_folder() / f"matmul.{name}.json").exists()}
-    if machine is None or is_disturbed(machine) or compiled <= set(machine.read_shares):
+    if compiled <= set(machine.read_shares):
         return
     _in_another_process("residency.engine.calibrate_steps", *sorted(compiled))
 

@@ -18,12 +18,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from residency.errors import StoreError, UnsupportedError
+from residency.errors import BudgetError, StoreError, UnsupportedError
+from residency.hardware.host import read_host
 from residency.hardware.processor import instruction_sets, processor_fields
 from residency.kernels.simd.link import Image
 from residency.kernels.simd.tiles import has_tiles
 from residency.paths import cache_folder, child_environment
+from residency.units import binary_bytes
 
+COMPILER_BYTES = 400 * 1024**2  # of a process that compiles: the compiler, and the largest kernel at its height
 _NEEDED_INSTRUCTIONS = ("avx2", "fma", "f16c")  # as Linux names them
 
 Progress = Callable[[int, int], None]  # kernels compiled, kernels to compile
@@ -94,9 +97,11 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def compile_kernels(names: list[str], folder: Path, progress: Progress | None = None) -> None:
-    """Compile `names` into `folder`, in as many processes as there are processors. StoreError if one fails."""
+    """Compile `names` into `folder`, in as many processes as there are processors and memory for. StoreError if one
+    fails, BudgetError where there is not memory enough for one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    workers = min(len(names), os.cpu_count() or 1)
+    workers = min(len(names), os.cpu_count() or 1, _compilers_that_fit())
     command = [sys.executable, "-m", "residency.kernels.simd.compile", str(folder)]
     environment = child_environment()
     if cpu := os.environ.get("RESIDENCY_CPU"):  # what Numba itself must compile for
@@ -112,6 +117,17 @@ def compile_kernels(names: list[str], folder: Path, progress: Progress | None = 
         for i in range(workers)
     ]
     _follow(running, len(names), folder, names, progress)
+
+
+def _compilers_that_fit() -> int:
+    """How many processes there is memory for, as the container allows."""
+    free_bytes = read_host().available_bytes
+    if free_bytes < COMPILER_BYTES:
+        raise BudgetError(
+            f"compiling kernels takes {binary_bytes(COMPILER_BYTES)}, once, and {binary_bytes(free_bytes)} are free; "
+            f"run residency prepare where there is more memory, with the same cache folder ({cache_folder()})."
+        )
+    return free_bytes // COMPILER_BYTES
 
 
 def _follow(
