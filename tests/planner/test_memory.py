@@ -158,7 +158,7 @@ def test_a_step_has_room_for_a_token_of_every_sequence(make_model: MakeModel, ma
 def test_a_chunk_is_no_longer_than_it_pays(make_model: MakeModel, machine: Machine) -> None:
     slow = machine.with_measured(matrix_int8_operations_per_second=1e9)
     costly_steps = machine.with_measured(step_overhead_seconds=1.0)
-    assert [planned(make_model(None), each).chunk_tokens for each in (slow, costly_steps)] == [128, 512]
+    assert [planned(make_model(None), each).chunk_tokens for each in (slow, costly_steps)] == [256, 512]
 
 
 def test_a_context_that_was_asked_for_is_paid_for_with_the_chunk(make_model: MakeModel, machine: Machine) -> None:

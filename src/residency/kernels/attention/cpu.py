@@ -127,6 +127,29 @@ def _attention(attend_by, value_bits, by_tiles):
         else:
             by_8(scratch, table, pages, page_bytes, keys, values, scales, head_dim, first_page, last_page)
 
+    @_function
+    def by_rows(
+        scratch, first_token, tokens, kv_head, split, splits, most_splits, group, heads, head_dim, q, q_stride, scale,
+        table, pages, page_bytes, keys, values, scales, positions_at, window, out, out_stride, partials,
+    ):  # fmt: skip
+        """One unit of work, by blocks of its item's rows."""
+        partial_bytes = 4 * head_dim + 64
+        for start in range(0, tokens * group, MAX_ROWS):
+            rows = min(MAX_ROWS, tokens * group - start)
+            block = 1 if rows == 1 else 2 if rows == 2 else 4 if rows <= 4 else 8
+            first_key, last_key = load_rows(
+                scratch, block, rows, start, group, first_token, kv_head, q, q_stride, scale, head_dim, positions_at,
+                window,
+            )  # fmt: skip
+            first_page, last_page = pages_of_split(first_key, last_key, split, splits)
+            by_block(block, scratch, table, pages, page_bytes, keys, values, scales, head_dim, first_page, last_page)
+            for i in range(rows):
+                token = first_token + (start + i) // group
+                head = kv_head * group + (start + i) % group
+                index = (token * heads + head) * most_splits + split
+                part = partials + partial_bytes * index if splits > 1 else 0
+                store_row(scratch, i, out + out_stride * token + 4 * head_dim * head, part, head_dim)
+
     def attend(
         q, q_stride, scale: float, heads, kv_heads, head_dim, pages, page_bytes, tables, table_stride, items_at,
         num_items_at, positions_at, sequences_at, window, splits_at, most_splits_at, int8_at, out, out_stride, partials,
@@ -139,7 +162,6 @@ def _attention(attend_by, value_bits, by_tiles):
         most_splits = load_i64(most_splits_at)
         group = heads // kv_heads
         head_bytes = value_bits * PAGE_TOKENS // 8 * head_dim
-        partial_bytes = 4 * head_dim + 64
         total_pages = pages_of_sampled(items_at, num_items_at, positions_at, window, int8_at)
         pages_before = 0
         prompts_first_unit = thread  # of a prompt's item: the first that is this thread's
@@ -173,23 +195,11 @@ def _attention(attend_by, value_bits, by_tiles):
                     mine, item, unit, kv_heads, num_items_at, items_at, splits_at, positions_at, sequences_at,
                     tables, table_stride, pages, page_bytes, head_bytes, window,
                 )  # fmt: skip
-                for start in range(0, tokens * group, MAX_ROWS):
-                    rows = min(MAX_ROWS, tokens * group - start)
-                    block = 1 if rows == 1 else 2 if rows == 2 else 4 if rows <= 4 else 8
-                    first_key, last_key = load_rows(
-                        mine, block, rows, start, group, first_token, kv_head, q, q_stride, scale, head_dim,
-                        positions_at, window,
-                    )  # fmt: skip
-                    first_page, last_page = pages_of_split(first_key, last_key, split, splits)
-                    by_block(
-                        block, mine, table, pages, page_bytes, keys, values, scales, head_dim, first_page, last_page
-                    )
-                    for i in range(rows):
-                        token = first_token + (start + i) // group
-                        head = kv_head * group + (start + i) % group
-                        index = (token * heads + head) * most_splits + split
-                        part = partials + partial_bytes * index if splits > 1 else 0
-                        store_row(mine, i, out + out_stride * token + 4 * head_dim * head, part, head_dim)
+                by_rows(
+                    mine, first_token, tokens, kv_head, split, splits, most_splits, group, heads, head_dim, q, q_stride,
+                    scale, table, pages, page_bytes, keys, values, scales, positions_at, window, out, out_stride,
+                    partials,
+                )  # fmt: skip
 
     return attend
 
