@@ -10,6 +10,7 @@ from residency.models.specs import model_spec
 from residency.planner.check import check_plan
 from residency.planner.device_buffers import most_parts
 from residency.planner.device_needs import DeviceRequest, decode_batches
+from residency.planner.explain import beside_device
 from residency.planner.on_device import GRAPH_BYTES, runtime_beside
 from residency.planner.plan import Plan
 from residency.spec import open_checkpoint
@@ -147,6 +148,15 @@ def test_experts_that_ram_has_no_room_for_lie_on_the_disk(mixture: Path) -> None
     assert plan.device == replace(in_ram.device, disk_experts=14, pinned_bytes=10 * home_bytes)
     assert plan.forecast.decode_tokens_per_second < in_ram.forecast.decode_tokens_per_second
     check_plan(Plan.from_json(plan.to_json()), model_spec(open_checkpoint(mixture)))
+
+
+def test_a_plan_says_where_experts_lie(mixture: Path) -> None:
+    _, in_ram = with_less(mixture)
+    assert in_ram.device is not None
+    on_disk = replace(in_ram.device, disk_experts=14)
+    (told,), (told_of_disk,) = (beside_device(device) for device in (in_ram.device, on_disk))
+    assert "all in pinned RAM" in told and "disk" not in told
+    assert "10 in pinned RAM" in told_of_disk and "all on the disk, from which" in told_of_disk
 
 
 def test_the_less_ram_there_is_the_more_a_step_reads_from_the_disk(mixture: Path) -> None:

@@ -60,7 +60,7 @@ def beside_device(planned: DevicePlan) -> list[str]:
     pinned = mib(planned.pinned_bytes)
     if planned.expert_slots:
         in_ram = planned.num_experts - planned.disk_experts if planned.disk_experts else "all"
-        on_disk = " and all on the disk" if planned.disk_experts else ""
+        on_disk = " and all on the disk," if planned.disk_experts else ""
         return [
             f"{planned.expert_slots} of {planned.num_experts} experts are on the device, {in_ram} in pinned RAM, "
             f"{pinned},{on_disk} from which the others come when a token is sent to them"
