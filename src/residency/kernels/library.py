@@ -26,7 +26,8 @@ from residency.kernels.simd.tiles import has_tiles
 from residency.paths import cache_folder, child_environment
 from residency.units import binary_bytes
 
-COMPILER_BYTES = 400 * 1024**2  # of a process that compiles: the compiler, and the largest kernel at its height
+COMPILER_BYTES = 400 * 1024**2  # of a process that compiles one kernel; the largest takes 321 MB
+GROWN_COMPILER_BYTES = 1024**3  # of one that compiles many, and keeps what it knows of each
 _NEEDED_INSTRUCTIONS = ("avx2", "fma", "f16c")  # as Linux names them
 
 Progress = Callable[[int, int], None]  # kernels compiled, kernels to compile
@@ -97,45 +98,38 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def compile_kernels(names: list[str], folder: Path, progress: Progress | None = None) -> None:
-    """Compile `names` into `folder`, in as many processes as there are processors and memory for. StoreError if one
-    fails, BudgetError where there is not memory enough for one.
+    """Compile `names` into `folder`, in as many processes as there are processors; where memory is short, one kernel
+    after another, each in a process of its own. StoreError if one fails, BudgetError where there is no room for one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    workers = min(len(names), os.cpu_count() or 1, _compilers_that_fit())
-    command = [sys.executable, "-m", "residency.kernels.simd.compile", str(folder)]
-    environment = child_environment()
-    if cpu := os.environ.get("RESIDENCY_CPU"):  # what Numba itself must compile for
-        environment |= {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": ""}
-    running = [
-        subprocess.Popen(
-            [*command, *names[i::workers]],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            text=True,
-        )
-        for i in range(workers)
-    ]
-    _follow(running, len(names), folder, names, progress)
-
-
-def _compilers_that_fit() -> int:
-    """How many processes there is memory for, as the container allows."""
+    workers = min(len(names), os.cpu_count() or 1)
+    parts = [names[i::workers] for i in range(workers)]
     free_bytes = read_host().available_bytes
     if free_bytes < COMPILER_BYTES:
         raise BudgetError(
             f"compiling kernels takes {binary_bytes(COMPILER_BYTES)}, once, and {binary_bytes(free_bytes)} are free; "
             f"run residency prepare where there is more memory, with the same cache folder ({cache_folder()})."
         )
-    return free_bytes // COMPILER_BYTES
+    if free_bytes >= workers * GROWN_COMPILER_BYTES:
+        _follow([_compiler(folder, part) for part in parts], folder, names, progress)
+        return
+    for name in names:
+        _follow([_compiler(folder, [name])], folder, names, progress)
 
 
-def _follow(
-    running: list["subprocess.Popen[str]"], total: int, folder: Path, names: list[str], progress: Progress | None
-) -> None:
+def _compiler(folder: Path, names: list[str]) -> "subprocess.Popen[str]":
+    environment = child_environment()
+    if cpu := os.environ.get("RESIDENCY_CPU"):  # what Numba itself must compile for
+        environment |= {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": ""}
+    command = [sys.executable, "-m", "residency.kernels.simd.compile", str(folder), *names]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True)
+
+
+def _follow(running: list["subprocess.Popen[str]"], folder: Path, names: list[str], progress: Progress | None) -> None:
+    """Wait for the compilers, and tell how many of all `names` are done."""
     while any(process.poll() is None for process in running):
         if progress:
-            progress(sum((folder / f"{name}.json").exists() for name in names), total)
+            progress(sum((folder / f"{name}.json").exists() for name in names), len(names))
         try:
             running[-1 if running[0].poll() is not None else 0].wait(timeout=0.1)
         except subprocess.TimeoutExpired:
@@ -146,7 +140,7 @@ def _follow(
             last = (problems.strip().splitlines() or ["no message"])[-1]
             raise StoreError(f"compiling the kernels failed ({last}); check that numba works in this Python.")
     if progress:
-        progress(total, total)
+        progress(sum((folder / f"{name}.json").exists() for name in names), len(names))
 
 
 @cache
