@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from residency.ledger.experts import BesideNearer, ExpertSlots, Hindsight, LeastFrequent, LeastRecent, Trace, hit_rate
+from residency.ledger.experts import (
+    BesideNearer,
+    ExpertSlots,
+    Hindsight,
+    LeastFrequent,
+    LeastRecent,
+    Trace,
+    hit_rate,
+    layers_of,
+)
 
 EXPERTS, LAYERS = 8, 6
 
@@ -119,6 +128,39 @@ def test_what_a_nearer_tier_keeps_makes_room_before_what_is_worth_least() -> Non
     beside.nearer = [0]
     gone = [brought.evicted for expert in (3, 4) if (brought := homes.bring(expert, kept=[3])) is not None]
     assert gone == [0, 2]
+
+
+def from_the_farthest(trace: Trace, *, num_slots: int, num_homes: int, spares: bool) -> float:
+    """Of the experts that steps need, the share that is in neither of two tiers. With `spares`, the farther one makes
+    room first with what stays in the nearer.
+    """
+    used = LeastFrequent(EXPERTS * LAYERS)
+    beside = BesideNearer(used)
+    near = ExpertSlots(num_slots, EXPERTS * LAYERS, used)
+    far = ExpertSlots(num_homes, EXPERTS * LAYERS, beside)
+    needed = read = 0
+    for turn, experts in enumerate(layers_of(trace, EXPERTS)):
+        if spares and turn % LAYERS == 0:
+            beside.nearer = near.staying(2 * EXPERTS)
+        missing = near.use(experts)
+        needed += len(experts)
+        for expert in missing:
+            near.bring(expert, kept=experts)
+            if expert not in far:
+                far.bring(expert, kept=missing)
+                read += 1
+        if turn % LAYERS == LAYERS - 1:
+            near.end_step()
+    return read / needed
+
+
+def test_tiers_that_hold_different_experts_read_less_than_tiers_that_hold_the_same() -> None:
+    trace = skewed_trace(exponent=0.5)
+    sparing, plain = (
+        from_the_farthest(trace, num_slots=EXPERTS * LAYERS // 2, num_homes=EXPERTS * LAYERS // 3, spares=spares)
+        for spares in (True, False)
+    )
+    assert sparing < 0.9 * plain
 
 
 def test_what_somebody_else_has_decided_is_followed() -> None:
