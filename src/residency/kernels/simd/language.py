@@ -191,8 +191,17 @@ less_than = operation(mask16(i32x16, i32x16), lambda b, x, y: b.icmp_signed("<",
 
 # -- floats
 _fma = call("llvm.fma.v16f32", f32x16.llvm, f32x16.llvm, f32x16.llvm, f32x16.llvm)
-_maximum = call("llvm.maxnum.v16f32", f32x16.llvm, f32x16.llvm, f32x16.llvm)
-_minimum = call("llvm.minnum.v16f32", f32x16.llvm, f32x16.llvm, f32x16.llvm)
+
+
+def _maximum(b: Builder, x: Value, y: Value) -> Value:
+    """One instruction; of anything and what is no number, the second."""
+    return b.select(b.fcmp_ordered(">", x, y), x, y)
+
+
+def _minimum(b: Builder, x: Value, y: Value) -> Value:
+    return b.select(b.fcmp_ordered("<", x, y), x, y)
+
+
 fma = operation(f32x16(f32x16, f32x16, f32x16), _fma)
 add_f32 = operation(f32x16(f32x16, f32x16), lambda b, x, y: b.fadd(x, y))
 sub_f32 = operation(f32x16(f32x16, f32x16), lambda b, x, y: b.fsub(x, y))
@@ -255,7 +264,17 @@ def _reduce_add(b: Builder, x: Value) -> Value:
 
 
 sum_f32 = operation(types.float32(f32x16), _reduce_add)
-largest_f32 = operation(types.float32(f32x16), call("llvm.vector.reduce.fmax.v16f32", F32, f32x16.llvm))
+
+
+def _largest(b: Builder, x: Value) -> Value:
+    """Halves against each other, four times; LLVM's own goes lane after lane, for the sake of what is no number."""
+    for half in (8, 4, 2, 1):
+        lanes = ir.Constant(ir.VectorType(I32, 16), [lane ^ half for lane in range(16)])
+        x = _maximum(b, x, b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), lanes))
+    return b.extract_element(x, ir.Constant(I32, 0))
+
+
+largest_f32 = operation(types.float32(f32x16), _largest)
 
 
 def _dot4_splat(dot: Callable[..., Value]) -> Callable[..., Value]:
