@@ -10,8 +10,8 @@ from residency.paths import cache_folder
 USERS_CACHE = cache_folder()  # looked at before the tests have a cache folder of their own
 FILES = {
     "smollm2-135m": ("smollm2",),
-    "qwen2.5-coder-0.5b": ("qwen2.5-coder-0.5b",),
-    "qwen2.5-coder-1.5b": ("qwen2.5-coder-1.5b",),
+    "qwen2.5-coder-0.5b": ("qwen2.5-coder-0.5b-instruct",),
+    "qwen2.5-coder-1.5b": ("qwen2.5-coder-1.5b-instruct",),
 }
 
 
