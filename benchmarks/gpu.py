@@ -29,6 +29,7 @@ from gpu_peers import median_seconds, peers
 
 from residency.engine.cuda.executor import CudaExecutor
 from residency.engine.sampler import Draw, Sampling
+from residency.errors import MachineError
 from residency.hardware.host import read_host
 from residency.kernels.attention import attention
 from residency.kernels.device import DeviceStep, StepShape
@@ -48,7 +49,7 @@ from residency.scheduler import Batch
 from residency.scheduler.batch import BatchEntry
 from residency.spec.model import AttentionSpec, ModelSpec
 from residency.spec.state import kv_format_named
-from residency.store.device_rate import DeviceFigures, measure
+from residency.store.device_rate import DeviceFigures, measure, require_cuda
 
 MODELS = {
     "1b": "meta-llama/Llama-3.2-1B",
@@ -350,11 +351,15 @@ def shown(row: dict[str, Any]) -> str:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", default=",".join(TABLES))
-    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--tables", default=",".join(TABLES), help="which tables (%(default)s)")
+    parser.add_argument("--models", default=",".join(MODELS), help="of which shapes (%(default)s)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no row after so many")
     parser.add_argument("--renew", action="store_true", help="measure again what is there")
     asked = parser.parse_args()
+    try:
+        require_cuda()
+    except MachineError as error:
+        sys.exit(f"gpu.py: {error}")
     figures = measure()
     rates = (
         f"{figures.copy_bytes_per_second / 1e12:.2f} TB/s, bf16 {figures.bf16_operations_per_second / 1e12:.0f} TFLOP/s"
