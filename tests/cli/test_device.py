@@ -8,28 +8,10 @@ import pytest
 import torch
 
 from residency.cli.probe import device_in_words
-from residency.store.device_rate import DeviceFigures
 from support.command import Residency
-from support.device import DEVICE, HAS_GPU
+from support.device import DEVICE, DEVICE_FIGURES, HAS_GPU
 from support.gguf_files import write_gguf
 from support.models import small_model
-
-FIGURES = DeviceFigures(
-    name="a GPU",
-    total_bytes=80 << 30,
-    multiprocessors=132,
-    runtime_bytes=600 << 20,
-    copy_bytes_per_second=3.0e12,
-    bf16_operations_per_second=7.5e14,
-    int8_operations_per_second=1.4e15,
-    pinned_to_device=5.5e10,
-    pinned_from_device=5.4e10,
-    pageable_to_device=1.2e10,
-    pageable_from_device=1.1e10,
-    pinned_by_kernels=4.8e10,
-    disk_to_pinned=3.0e9,
-    measured_unix_seconds=1,
-)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
@@ -48,12 +30,12 @@ def test_formats_of_a_device_s_cache_are_refused_on_the_processor(residency: Res
 
 
 def test_a_device_s_figures_are_told_in_words() -> None:
-    told = device_in_words(FIGURES)
+    told = device_in_words(DEVICE_FIGURES)
     assert "132 multiprocessors" in told and "3.00 TB/s" in told and "55.0 GB/s" in told
 
 
 def test_a_device_s_figures_make_a_device_to_plan_with() -> None:
-    device = FIGURES.device()
+    device = DEVICE_FIGURES.device()
     assert (device.usable_bytes, device.memory_bytes_per_second) == (80 << 30, 3.0e12)
     assert device.figure("matrix_efficiency") == 1.0 and device.figures["matrix_efficiency"].origin == "measured"
 
@@ -67,7 +49,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
     from residency.engine.cuda.executor import CudaExecutor
 
     if not HAS_GPU:
-        monkeypatch.setattr("residency.engine.device.this_device", lambda renew=False: FIGURES)
+        monkeypatch.setattr("residency.engine.device.this_device", lambda renew=False: DEVICE_FIGURES)
         monkeypatch.setattr("residency.engine.cuda.executor.CudaExecutor", partial(CudaExecutor, device=DEVICE))
 
 

@@ -7,23 +7,7 @@ import pytest
 
 from residency.store import device_rate
 from residency.store.device_rate import DeviceFigures, device_figures
-
-FIGURES = DeviceFigures(
-    name="a GPU",
-    total_bytes=80 << 30,
-    multiprocessors=132,
-    runtime_bytes=600 << 20,
-    copy_bytes_per_second=3.0e12,
-    bf16_operations_per_second=7.5e14,
-    int8_operations_per_second=1.4e15,
-    pinned_to_device=5.5e10,
-    pinned_from_device=5.4e10,
-    pageable_to_device=1.2e10,
-    pageable_from_device=1.1e10,
-    pinned_by_kernels=4.8e10,
-    disk_to_pinned=3.0e9,
-    measured_unix_seconds=1,
-)
+from support.device import DEVICE_FIGURES
 
 
 @pytest.fixture
@@ -32,17 +16,17 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[DeviceFigu
     done: list[DeviceFigures] = []
 
     def measure() -> DeviceFigures:
-        done.append(replace(FIGURES, runtime_bytes=FIGURES.runtime_bytes + len(done)))
+        done.append(replace(DEVICE_FIGURES, runtime_bytes=DEVICE_FIGURES.runtime_bytes + len(done)))
         return done[-1]
 
     monkeypatch.setenv("RESIDENCY_CACHE", str(tmp_path))
-    monkeypatch.setattr(device_rate, "require_cuda", lambda: FIGURES.name)
+    monkeypatch.setattr(device_rate, "require_cuda", lambda: DEVICE_FIGURES.name)
     monkeypatch.setattr(device_rate, "measure", measure)
     return done
 
 
 def test_a_device_is_measured_once(measured: list[DeviceFigures]) -> None:
-    assert device_figures() == device_figures() == FIGURES
+    assert device_figures() == device_figures() == DEVICE_FIGURES
     assert len(measured) == 1
 
 

@@ -11,12 +11,29 @@ import torch
 from residency.formats import Format
 from residency.formats.planes import PLANE_LAYOUTS, PlaneLayout, to_planes
 from residency.kernels.device import DeviceMatrix, DeviceStep, StepShape
+from residency.store.device_rate import DeviceFigures
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels' modules are imported
 DEVICE = "cuda" if HAS_GPU else "cpu"
 MULTIPROCESSORS = 4  # of the grids here: contexts are cut into several parts
+DEVICE_FIGURES = DeviceFigures(
+    name="a GPU",
+    total_bytes=80 << 30,
+    multiprocessors=132,
+    runtime_bytes=600 << 20,
+    copy_bytes_per_second=3.0e12,
+    bf16_operations_per_second=7.5e14,
+    int8_operations_per_second=1.4e15,
+    pinned_to_device=5.5e10,
+    pinned_from_device=5.4e10,
+    pageable_to_device=1.2e10,
+    pageable_from_device=1.1e10,
+    pinned_by_kernels=4.8e10,
+    disk_to_pinned=3.0e9,
+    measured_unix_seconds=1,
+)
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]

@@ -81,31 +81,21 @@ def _nibbles_and_plane(at, plane_at, slot):
         store_u8x64(slot + 128 * quarter + 64, or_u8(high_nibbles(packed), plane_bit(plane, 2 * quarter + 1)))
 
 
-def _four_bits(block_bytes, middle):
-    """Q4_0 and Q4_1: the minimum is a multiple of the scale, or stored."""
+def _one_group(has_plane, has_minimum, middle=0.0):
+    """Q4_0, Q4_1, Q5_0 and Q5_1: the minimum is stored, or a multiple of the scale."""
+    scale_at = 320 if has_plane else 256
+    block_bytes = scale_at + (64 if has_minimum else 32)
 
     @_device
     def lay_out(at, group, slot):
         ahead(at, block_bytes)
-        scale = load_f16x16(at + 256)
-        minimum = load_f16x16(at + 288) if middle == 0.0 else mul_f32(scale, splat_f32(middle))
+        scale = load_f16x16(at + scale_at)
+        minimum = load_f16x16(at + scale_at + 32) if has_minimum else mul_f32(scale, splat_f32(middle))
         store_scales(scale, minimum, slot)
-        nibbles(at, slot)
-        return slot
-
-    return lay_out
-
-
-def _five_bits(block_bytes, middle):
-    """Q5_0 and Q5_1."""
-
-    @_device
-    def lay_out(at, group, slot):
-        ahead(at, block_bytes)
-        scale = load_f16x16(at + 320)
-        minimum = load_f16x16(at + 352) if middle == 0.0 else mul_f32(scale, splat_f32(middle))
-        store_scales(scale, minimum, slot)
-        _nibbles_and_plane(at, at + 256, slot)
+        if has_plane:
+            _nibbles_and_plane(at, at + 256, slot)
+        else:
+            nibbles(at, slot)
         return slot
 
     return lay_out
@@ -148,10 +138,10 @@ def _k_quant(has_plane, scales_at):
 
 # Of each format for which this is quicker: `lay_out(block, group, slot)`, which says where the codes are.
 LAID_OUT = {
-    "Q4_0": _four_bits(288, -8.0),
-    "Q4_1": _four_bits(320, 0.0),
-    "Q5_0": _five_bits(352, -16.0),
-    "Q5_1": _five_bits(384, 0.0),
+    "Q4_0": _one_group(False, False, -8.0),
+    "Q4_1": _one_group(False, True),
+    "Q5_0": _one_group(True, False, -16.0),
+    "Q5_1": _one_group(True, True),
     "Q8_0": _q8_0,
     "Q4_K": _k_quant(False, 2048),
     "Q5_K": _k_quant(True, 2560),
