@@ -18,7 +18,7 @@ from residency.quantize.grids import Floats, IntegerScheme, by_group
 Columns = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
 
-_SEARCHED_ROWS = 256  # of each matrix: as many tell where ranges end
+_SEARCHED_ROWS = 1024  # of each matrix: as many tell where ranges end
 _STEPS, _RATE, _STEEPEST = 60, 0.15, 3.0  # of the descent: how many, the first one's length, the largest slope
 _FLOOR = 1e-4  # of a group's error, so that columns that end no range keep a finite slope
 _FAINTEST = np.float32(1e-8)  # of the strongest input, what silent ones are taken for

@@ -27,7 +27,7 @@ from residency.quantize.grids import (
 Factors = Sequence[tuple[float, float]]  # what the low and the high end are multiplied by
 
 _NARROWED = [(factor, factor) for factor in np.linspace(1, 0.6, 9).tolist()]  # the first sweep's
-_STEPS = (0.12, 0.12, 0.06, 0.04, 0.02)  # by which either end moves in the others
+_STEPS = (0.2, 0.16, 0.12, 0.08, 0.06, 0.04, 0.03, 0.02)  # by which either end moves in the others
 _GAINS = (0.5, 2.0)  # between which a row, or a group of it, is stretched
 _RIDGE = 1e-3  # of a group's own energy, by which groups that hardly count stay as they are
 _TINY = 1e-30  # so that nothing is divided by 0

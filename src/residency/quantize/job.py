@@ -43,7 +43,7 @@ _JOB, _HEAD = "job.json", "head.rows"
 SCORED_TOKENS = 128  # whose logits are in memory at once
 HEAD_ROWS = 1 << 14  # of the head, likewise
 _ENCODED_ROWS = 1 << 12
-_VERSION = 6  # of what lies in the work folder; changes with the arithmetic
+_VERSION = 7  # of what lies in the work folder; changes with the arithmetic
 
 
 class Target(Protocol):
