@@ -11,7 +11,7 @@ from residency.kernels.attention import PROMPT_TOKENS
 from residency.kernels.positions import angles, most_splits, slots, splits
 from residency.kernels.recorder import Inputs, Recorder, address_of
 from residency.ledger import KvPages, SequencePages
-from residency.scheduler import Batch
+from residency.scheduler import Batch, BatchEntry
 from residency.spec.model import ModelSpec, RopeSpec
 
 NUM_TOKENS, NUM_LOGITS, NUM_ITEMS, MOST_SPLITS, NUM_INT8 = range(5)
@@ -35,7 +35,8 @@ class StepInputs:
             self.angles[rope] = buffers["rope"][len(self.angles)]
         self._frequencies = {rope: np.asarray(rope.inverse_frequencies) for rope in self.angles}
         self._numbers = np.arange(len(self._positions))
-        self._written: dict[tuple[int, int], tuple[SequencePages, int]] = {}  # by group and row of the tables
+        self._written: list[tuple[Sequence[SequencePages], int]] = [((), 0)] * len(self.tables[0])  # in tables' rows
+        self._num_single = 0  # entries of one token that the last step began with
         self._most_sampled = len(self.tables[0])  # of whose contexts parts can be kept
 
     @property
@@ -66,19 +67,20 @@ class StepInputs:
     def write(self, batch: Batch, pages: KvPages, *, every_logit: bool = False) -> Sequence[int]:
         """Write a batch; the tokens whose logits the step gives, by their place in it. `every_logit` asks for all."""
         tables = pages.sequences
-        single = list(takewhile(lambda entry: entry.num_tokens == 1, batch.entries))  # as in decode: all at once
+        for index, entry in enumerate(batch.entries):
+            self._write_tables(index, tables[entry.request_id])
+        single = list(takewhile(_is_single, batch.entries))  # as in decode: all at once
         first = num_items = len(single)
         self._positions[:first] = [entry.start_token for entry in single]
-        self._sequences[:first] = self._items[:first, 0] = self._numbers[:first]
-        self._items[:first, 1] = 1
-        for index, entry in enumerate(single):
-            self._write_tables(index, tables[entry.request_id])
+        if first > self._num_single:
+            self._sequences[:first] = self._items[:first, 0] = self._numbers[:first]
+            self._items[:first, 1] = 1
+        self._num_single = first
         rows = [index for index, entry in enumerate(single) if every_logit or entry.needs_logits]
         for index, entry in enumerate(batch.entries[first:], first):
             last = first + entry.num_tokens
             self._positions[first:last] = np.arange(entry.start_token, entry.start_token + entry.num_tokens)
             self._sequences[first:last] = index
-            self._write_tables(index, tables[entry.request_id])
             item_tokens = PROMPT_TOKENS if entry.of_prompt else 1
             for start in range(first, last, item_tokens):
                 self._items[num_items] = start, min(item_tokens, last - start)
@@ -102,9 +104,15 @@ class StepInputs:
 
     def _write_tables(self, index: int, sequences: Sequence[SequencePages]) -> None:
         """A sequence's tables in the row `index`, where something else or an earlier state of them stands there."""
+        version = sum([sequence.version for sequence in sequences])
+        before, version_before = self._written[index]
+        if sequences is before and version == version_before:
+            return
+        self._written[index] = sequences, version
         for group, sequence in enumerate(sequences):
-            state = sequence, sequence.version
-            if self._written.get((group, index)) != state:
-                held = sequence.pages
-                self.tables[group, index, sequence.first_page : sequence.first_page + len(held)] = held
-                self._written[group, index] = state
+            held = sequence.pages
+            self.tables[group, index, sequence.first_page : sequence.first_page + len(held)] = held
+
+
+def _is_single(entry: BatchEntry) -> bool:
+    return entry.num_tokens == 1

@@ -2,102 +2,24 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from residency.engine.executor import Executor, Logits
-from residency.engine.generation import FinishReason, GenerationOptions, TokenEvent, TokenLogprob
+from residency.engine.generation import GenerationOptions, TokenEvent
 from residency.engine.kv_store import KvStoreSpace
 from residency.engine.lending import Lender
+from residency.engine.loop_answer import LoopAnswer
 from residency.engine.metrics import LoopCounts
-from residency.engine.sampler import FloatArray, Sampler, allowed_by
-from residency.engine.scoring import ScoredPrompt, score_prompts, token_logprobs
+from residency.engine.sampler import FloatArray, Sampler
+from residency.engine.scoring import ScoredPrompt, score_prompts
 from residency.engine.swap import SwapSpace
 from residency.engine.tiers import NextTier
-from residency.errors import BudgetError, UsageError
+from residency.errors import BudgetError
 from residency.ledger import KvPages, PageCopy
 from residency.ledger.groups import PageGroup
 from residency.planner.plan import Plan
-from residency.scheduler import Admission, Batch, BatchEntry, Request, Scheduler
-
-
-@dataclass
-class _Answer:
-    """One answer's tokens, the prompt's and the sampled ones, in an array with room for all."""
-
-    request_id: int
-    number: int
-    options: GenerationOptions
-    tokens: npt.NDArray[np.int64]
-    prompt_tokens: int
-    known_tokens: int
-    sampler: Sampler
-    page_tokens: int
-    scored: ScoredPrompt | None
-    cached_tokens: int = 0
-    needs_logits_alone: bool = field(init=False)  # as all that is told of the next token, so that a device can choose
-    is_greedy: bool = field(init=False)  # and it is the likeliest
-
-    def __post_init__(self) -> None:
-        asked = self.options
-        tells = asked.logprobs is not None or asked.num_answers > 1 or asked.logit_mask is not None
-        self.needs_logits_alone = self.sampler.needs_logits_alone and not tells
-        self.is_greedy = self.needs_logits_alone and asked.sampling.temperature == 0.0
-
-    def sample(self, logits: FloatArray | int) -> int:
-        """The next token, which is known from now on: of these logits, or the one that a device chose. UsageError where
-        the logit mask fails or allows none.
-        """
-        token = logits if isinstance(logits, int) else self._sampled(logits)
-        self.tokens[self.known_tokens] = token
-        self.known_tokens += 1
-        return token
-
-    def _sampled(self, logits: FloatArray) -> int:
-        known = self.tokens[: self.known_tokens]
-        allowed = self._allowed(known, len(logits))
-        return self.sampler.sample(logits, known, prompt_tokens=self.prompt_tokens, allowed=allowed)
-
-    def _allowed(self, known: npt.NDArray[np.int64], vocabulary: int) -> npt.NDArray[np.bool_] | None:
-        if self.options.logit_mask is None:
-            return None
-        try:
-            allowed = allowed_by(self.options.logit_mask(known[self.prompt_tokens :].tolist()), vocabulary)
-        except Exception as error:  # it is the caller's code
-            raise UsageError(f"the logit mask failed: {error}") from error
-        if not allowed.any():
-            raise UsageError("the logit mask allows no token.")
-        return allowed
-
-    def page_key(self, page: int) -> bytes:
-        """How many of a page's tokens were sampled, the tokens, and for the first page the salt.
-
-        Sampled tokens are computed in another way than the same ones in a prompt, with a result that may be rounded
-        differently; what a request gets shall not depend on what is cached.
-        """
-        start, end = page * self.page_tokens, (page + 1) * self.page_tokens
-        num_sampled = min(self.page_tokens, max(0, end - self.prompt_tokens))
-        tokens = self.tokens[start:end].astype(np.int32).tobytes()
-        salt = b"" if page else self.options.cache_salt.encode("utf-8", "surrogatepass")
-        return num_sampled.to_bytes() + tokens + salt
-
-    def request(self, sequence: int, num_answers: int = 1) -> Request:
-        """What the scheduler is asked for."""
-        return Request(
-            request_id=sequence,
-            prompt_tokens=self.prompt_tokens,
-            wanted_tokens=self.options.max_tokens,
-            priority=self.options.priority,
-            num_answers=num_answers,
-            page_key=self.page_key if self.options.shares_pages else None,
-        )
-
-    def twin(self, number: int) -> "_Answer":
-        """Another answer, of which nothing but the prompt is known."""
-        sampler = Sampler(self.options.sampling, answer=number)
-        return replace(self, number=number, tokens=self.tokens.copy(), known_tokens=self.prompt_tokens, sampler=sampler)
+from residency.scheduler import Admission, Batch, Request, Scheduler
 
 
 class Loop:
@@ -137,7 +59,7 @@ class Loop:
             admission=admission,
             swap=self._tier.swap_cost,
         )
-        self._answers: dict[int, _Answer] = {}  # by the number that the scheduler knows
+        self._answers: dict[int, LoopAnswer] = {}  # by the number that the scheduler knows
         self._sequences: dict[int, list[int]] = {}  # those numbers of each request
         self._next_request = self._next_sequence = 0
         self._totals: Counter[str] = Counter()
@@ -196,7 +118,7 @@ class Loop:
             request_id, self._next_request = self._next_request, self._next_request + 1
         tokens = np.empty(len(prompt) + options.max_tokens, np.int64)
         tokens[: len(prompt)] = prompt
-        answer = _Answer(
+        answer = LoopAnswer(
             request_id=request_id,
             number=0,
             options=options,
@@ -244,26 +166,24 @@ class Loop:
         them and does not hold the step up.
         """
         batch = self._scheduled()
+        answers = [self._answers[entry.request_id] for entry in batch.entries]
         try:
-            logits = self._compute(batch, before_run)
+            logits = self._compute(batch, answers, before_run)
         except BudgetError as error:
             return [self._refuse_last(batch, str(error))]
         events: list[TokenEvent] = []
         ended: list[int] = []
         forks: dict[int, list[Request]] = {}
-        wanted = [entry for entry in batch.entries if entry.needs_logits]
-        for entry, row in zip(wanted, self._choices(wanted, logits), strict=True):
-            answer = self._answers[entry.request_id]
-            answers = {entry.request_id: answer}
+        wanted = [pair for pair in zip(batch.entries, answers, strict=True) if pair[0].needs_logits]
+        chosen = self._choices([answer for _, answer in wanted], logits)
+        for (entry, answer), row in zip(wanted, chosen, strict=True):
+            sequences = [(entry.request_id, answer)]
             if answer.known_tokens == answer.prompt_tokens:
-                answer.cached_tokens = entry.cached_tokens
-                self._totals["prompt_tokens"] += answer.prompt_tokens
-                self._totals["prefix_hit_tokens"] += entry.cached_tokens
-                twins = {self._take_in(twin): twin for twin in map(answer.twin, range(1, answer.options.num_answers))}
-                forks[entry.request_id] = [twin.request(sequence) for sequence, twin in twins.items()]
-                answers |= twins
-            for sequence, each in answers.items():
-                event = self._sampled(each, row)
+                twins = self._begin(answer, entry.cached_tokens)
+                forks[entry.request_id] = [twin.request(sequence) for sequence, twin in twins]
+                sequences += twins
+            for sequence, each in sequences:
+                event = each.next(row, self._eos_ids)
                 events.append(event)
                 if event.finish_reason is not None:
                     ended.append(sequence)
@@ -278,15 +198,21 @@ class Loop:
         self._scheduler.withdraw(batch, lost=())
         last = self._scheduler.running[-1]
         self._scheduler.cancel(last)
-        event = _end(self._answers[last], "error", reason)
+        event = self._answers[last].end("error", reason)
         self._let_go(last)
         return event
 
-    def _choices(self, wanted: Sequence[BatchEntry], logits: Logits) -> Sequence[FloatArray | int]:
-        """The logits of each entry, or its token where the step has chosen it, or a device can choose for all."""
-        answers = [self._answers[entry.request_id] for entry in wanted]
+    def _begin(self, answer: LoopAnswer, cached_tokens: int) -> list[tuple[int, LoopAnswer]]:
+        """A prompt has been computed: its further answers, each with the number that the scheduler will know."""
+        answer.cached_tokens = cached_tokens
+        self._totals["prompt_tokens"] += answer.prompt_tokens
+        self._totals["prefix_hit_tokens"] += cached_tokens
+        return [(self._take_in(twin), twin) for twin in map(answer.twin, range(1, answer.options.num_answers))]
+
+    def _choices(self, answers: Sequence[LoopAnswer], logits: Logits) -> Sequence[FloatArray | int]:
+        """The logits of each answer, or its token where the step has chosen it, or a device can choose for all."""
         if isinstance(logits, np.ndarray):
-            likeliest = self._executor.likeliest(len(wanted))
+            likeliest = self._executor.likeliest(len(answers))
             pairs = zip(answers, likeliest, strict=True)
             return [token if answer.is_greedy else logits[row] for row, (answer, token) in enumerate(pairs)]
         if answers and all(answer.needs_logits_alone for answer in answers):
@@ -325,12 +251,12 @@ class Loop:
         )
         return failed
 
-    def _compute(self, batch: Batch, before_run: Callable[[], None]) -> Logits:
-        """The logits of the batch's entries that need them."""
-        answers = [(entry, self._answers[entry.request_id]) for entry in batch.entries]
-        tokens = [answer.tokens[entry.start_token : entry.start_token + entry.num_tokens] for entry, answer in answers]
+    def _compute(self, batch: Batch, answers: Sequence[LoopAnswer], before_run: Callable[[], None]) -> Logits:
+        """The logits of the batch's entries, which are of these answers, that need them."""
+        pairs = list(zip(batch.entries, answers, strict=True))
+        tokens = [answer.tokens[entry.start_token : entry.start_token + entry.num_tokens] for entry, answer in pairs]
         logits = self._executor.compute(batch, self._pages, np.concatenate(tokens), before_run=before_run)
-        if scored := {entry.request_id: answer.scored for entry, answer in answers if answer.scored is not None}:
+        if scored := {entry.request_id: answer.scored for entry, answer in pairs if answer.scored is not None}:
             logits = score_prompts(self._executor, batch, scored)
         self._totals["steps"] += 1
         self._totals["computed_tokens"] += batch.num_tokens
@@ -338,7 +264,7 @@ class Loop:
         self._totals["read_bytes"] += self._read_bytes(batch)
         return logits
 
-    def _take_in(self, answer: _Answer) -> int:
+    def _take_in(self, answer: LoopAnswer) -> int:
         sequence, self._next_sequence = self._next_sequence, self._next_sequence + 1
         self._answers[sequence] = answer
         self._sequences[answer.request_id].append(sequence)
@@ -350,31 +276,6 @@ class Loop:
         if not self._sequences[request_id]:
             del self._sequences[request_id]
 
-    def _sampled(self, answer: _Answer, logits: FloatArray | int) -> TokenEvent:
-        """The answer's next token, or its end where none can be sampled."""
-        try:
-            token = answer.sample(logits)
-        except Exception as error:  # one answer's fault ends no other
-            return _end(answer, "error", str(error))
-        is_first = answer.known_tokens == answer.prompt_tokens + 1
-        at_eos = token in self._eos_ids and not answer.options.ignore_eos
-        at_length = answer.known_tokens == len(answer.tokens)
-        logprob: float | None = None
-        top: tuple[TokenLogprob, ...] = ()
-        if answer.options.logprobs is not None and not isinstance(logits, int):
-            logprob, top = token_logprobs(logits, token, answer.options.logprobs)
-        return TokenEvent(
-            request_id=answer.request_id,
-            answer=answer.number,
-            token=token,
-            prompt_tokens=answer.prompt_tokens,
-            cached_tokens=answer.cached_tokens,
-            finish_reason="stop" if at_eos else "length" if at_length else None,
-            logprob=logprob,
-            top_logprobs=top,
-            prompt_logprobs=answer.scored.logprobs if is_first and answer.scored is not None else None,
-        )
-
     def _read_bytes(self, batch: Batch) -> int:
         """Bytes that a step reads: the weights once, of experts those that its tokens were sent to, and each entry's
         keys and values as far as its windows reach.
@@ -385,15 +286,3 @@ class Loop:
             seen_tokens = sum(ends if group.window_tokens is None else [min(end, group.window_tokens) for end in ends])
             total += seen_tokens * group.page_bytes // self._plan.page_tokens * len(group.layers)
         return total
-
-
-def _end(answer: _Answer, reason: FinishReason, error: str | None = None) -> TokenEvent:
-    return TokenEvent(
-        request_id=answer.request_id,
-        answer=answer.number,
-        token=None,
-        prompt_tokens=answer.prompt_tokens,
-        cached_tokens=answer.cached_tokens,
-        finish_reason=reason,
-        error=error,
-    )

@@ -98,14 +98,16 @@ class SequencePages:
         place = token // self._page_tokens - self._first_page
         return 0 <= place < len(self._pages) and self._pool.holders(self._pages[place]) > 1
 
-    def has_room_for(self, start_token: int, num_tokens: int) -> bool:
-        """Whether the tokens can be written as things are: no page to take, to copy or to give back before."""
-        place, end_tokens = start_token // self._page_tokens, (self._first_page + len(self._pages)) * self._page_tokens
-        return (
-            start_token + num_tokens <= end_tokens
-            and self._pool.holders(self._pages[place - self._first_page]) == 1
-            and (self._window_tokens is None or not self.pages_to_slide(start_token))
-        )
+    def writable_until(self, start_token: int) -> int:
+        """Up to which token, at most to its page's end, those from `start_token` on can be written as things are: no
+        page to take, to copy or to give back before; `start_token` where it cannot.
+        """
+        page = start_token // self._page_tokens
+        place, end_token = page - self._first_page, (page + 1) * self._page_tokens
+        if self._window_tokens is not None:
+            end_token = min(end_token, self._window_tokens - 1 + (self._first_page + 1) * self._page_tokens)
+        is_own = 0 <= place < len(self._pages) and self._pool.holders(self._pages[place]) == 1
+        return max(start_token, end_token) if is_own else start_token
 
     def make_own(self, token: int) -> tuple[int, int]:
         """Put a free page in the place of the one of `token`: (the page before, the page now). Its content is the

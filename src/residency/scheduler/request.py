@@ -22,7 +22,7 @@ class Request:
         return self.prompt_tokens + self.wanted_tokens
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, slots=True)
 class Progress:
     """How far a request is. Its known tokens are the prompt's and those sampled since."""
 
@@ -30,6 +30,7 @@ class Progress:
     arrival: int
     known_tokens: int = field(init=False)
     computed_tokens: int = 0  # known tokens whose keys and values are in the cache
+    writable_until: int = 0  # up to which token there are pages that the next ones are written to as they are
     cached_tokens: int = 0  # of the prompt's, those that others had computed
     num_answers: int = field(init=False)  # sequences that it is, or will be
     is_swapped: bool = False  # whether what was computed waits in the next tier
@@ -65,12 +66,13 @@ class Progress:
 
     def restart(self) -> None:
         """Its pages are gone: begin anew."""
-        self.computed_tokens = 0
+        self.computed_tokens = self.writable_until = 0
         if self.sampled_tokens == 0:
             self.cached_tokens = 0
 
     def fork(self, request: Request) -> "Progress":
-        """Another answer to the same prompt, as far as this one."""
+        """Another answer to the same prompt, as far as this one. Both hold its pages: neither writes to them."""
+        self.writable_until = 0
         twin = Progress(request=request, arrival=self.arrival)
         twin.known_tokens, twin.computed_tokens = self.known_tokens, self.computed_tokens
         twin.cached_tokens = self.cached_tokens

@@ -6,6 +6,7 @@ memory management with PagedAttention (SOSP 2023), for preemption by recomputati
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
 from typing import Literal
 
 from residency.errors import BudgetError, ContextError, UsageError
@@ -120,7 +121,7 @@ class Scheduler:
         if self._in_flight is not None:
             raise ValueError("commit the batch before the next one")
         step = _Step(free_tokens=self._chunk_tokens, free_sampled=self._max_sequences)
-        decoding = dict.fromkeys([each for each in self._running if each.pending_tokens == 1])
+        decoding = dict.fromkeys([each for each in self._running if each.known_tokens - each.computed_tokens == 1])
         for progress in decoding:
             self._put(progress, 1, step)
         if not step.preempted:
@@ -153,7 +154,8 @@ class Scheduler:
             if progress is None:  # cancelled while it was computed
                 continue
             progress.computed_tokens += entry.num_tokens
-            self._pages.publish(entry.request_id, computed_tokens=progress.computed_tokens)
+            if progress.computed_tokens >= progress.writable_until:  # at a page's end, or further
+                self._pages.publish(entry.request_id, computed_tokens=progress.computed_tokens)
             if not entry.needs_logits:
                 continue
             progress.known_tokens += 1
@@ -284,34 +286,41 @@ class Scheduler:
         It preempts those behind itself until its tokens find pages; where that is not enough, it keeps what it has and
         waits for those before it.
         """
-        request_id, start_token = progress.request.request_id, progress.computed_tokens
-        in_prompt = progress.in_prompt
-        num_tokens = min(num_tokens, step.free_tokens)
-        if not in_prompt:
-            num_tokens = min(num_tokens, step.free_sampled)
+        request, start_token = progress.request, progress.computed_tokens
+        in_prompt = start_token < request.prompt_tokens
+        most_tokens = step.free_tokens if in_prompt else min(step.free_tokens, step.free_sampled)
+        num_tokens = min(num_tokens, most_tokens)
         if num_tokens == 0 or (step.preempted and progress not in self._running):
             return
-        if not self._pages.has_room(request_id, start_token=start_token, num_tokens=num_tokens):
-            while not self._pages.can_extend(request_id, start_token=start_token, num_tokens=num_tokens):
-                last = self._running[-1]
-                if last is progress:
-                    return
-                self._preempt(last, step)
-            step.copies += self._pages.extend(request_id, start_token=start_token, num_tokens=num_tokens)
+        if start_token + num_tokens > progress.writable_until and not self._extend(progress, num_tokens, step):
+            return
         step.put(
             BatchEntry(
-                request_id=request_id,
-                start_token=start_token,
-                num_tokens=num_tokens,
-                of_prompt=in_prompt,
-                needs_logits=num_tokens == progress.pending_tokens,
-                cached_tokens=progress.cached_tokens,
+                request.request_id,
+                start_token,
+                num_tokens,
+                in_prompt,
+                start_token + num_tokens == progress.known_tokens,
+                progress.cached_tokens,
             )
         )
+
+    def _extend(self, progress: Progress, num_tokens: int, step: "_Step") -> bool:
+        """See that a request's next tokens have pages to be written to; whether they have. See `_put`."""
+        request_id, start_token = progress.request.request_id, progress.computed_tokens
+        while not self._pages.can_extend(request_id, start_token=start_token, num_tokens=num_tokens):
+            last = self._running[-1]
+            if last is progress:
+                return False
+            self._preempt(last, step)
+        step.copies += self._pages.extend(request_id, start_token=start_token, num_tokens=num_tokens)
+        progress.writable_until = self._pages.writable_until(request_id, start_token)
+        return True
 
     def _preempt(self, progress: Progress, step: "_Step") -> None:
         """Take a request's pages: it waits, swapped out where that pays and there is room, and else to begin anew."""
         request_id = progress.request.request_id
+        progress.writable_until = 0
         if self._swap is not None and self._can_swap(progress, self._swap):
             step.copies += self._pages.swap_out(request_id, computed_tokens=progress.computed_tokens)
             progress.is_swapped = True
@@ -363,19 +372,18 @@ class _Step:
 
     def put(self, entry: BatchEntry) -> None:
         self._entries[entry.request_id] = entry
-        self._count(entry, 1)
+        self.free_tokens -= entry.num_tokens
+        if not entry.of_prompt:
+            self.free_sampled -= entry.num_tokens
 
     def preempt(self, request_id: int) -> None:
         self.preempted.append(request_id)
         entry = self._entries.pop(request_id, None)
         if entry is not None:
-            self._count(entry, -1)
-
-    def _count(self, entry: BatchEntry, sign: int) -> None:
-        self.free_tokens -= sign * entry.num_tokens
-        if not entry.of_prompt:
-            self.free_sampled -= sign * entry.num_tokens
+            self.free_tokens += entry.num_tokens
+            if not entry.of_prompt:
+                self.free_sampled += entry.num_tokens
 
     def batch(self) -> Batch:
-        entries = sorted(self._entries.values(), key=lambda entry: entry.of_prompt)
+        entries = sorted(self._entries.values(), key=attrgetter("of_prompt"))
         return Batch(entries=tuple(entries), preempted=tuple(self.preempted), copies=tuple(self.copies))
