@@ -49,11 +49,12 @@ def test_the_same_command_writes_the_same_bytes(residency: Residency, source: Pa
     assert written[0] == written[1]
 
 
+@pytest.mark.parametrize("damaged", [None, "streams.npz", "layer-00000.npz"])
 def test_a_run_that_was_ended_goes_on_to_the_same_bytes(
-    residency: Residency, source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    residency: Residency, source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str | None
 ) -> None:
-    options = ("--to", "int4", "--group", 64, "--calibration", text, *QUICK)
-    report(residency, source, tmp_path / "whole", *options)
+    options = ("--to", "int4", "--group", 64, "--calibration", text, "--text", text, "--chunks", 1, *QUICK)
+    whole = report(residency, source, tmp_path / "whole", *options)
     calls = []
 
     def once(*arguments: Any) -> Any:
@@ -65,12 +66,30 @@ def test_a_run_that_was_ended_goes_on_to_the_same_bytes(
     monkeypatch.setattr("residency.quantize.job.quantize_layer", once)
     residency("quantize", source, "-o", tmp_path / "part", *options)
     assert not (tmp_path / "part").exists()
-    report(residency, source, tmp_path / "part", *options)
-    assert len(calls) == 3  # the first layer was not quantized again
+    if damaged is not None:
+        path = tmp_path / ".part.quantizing" / damaged
+        path.write_bytes(path.read_bytes()[:-100])
+    part = report(residency, source, tmp_path / "part", *options)
+    assert len(calls) == (4 if damaged == "layer-00000.npz" else 3)  # the first layer is not quantized again
+    assert part["kl_divergence"] == whole["kl_divergence"]
     assert (tmp_path / "part" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
     ).read_bytes()
     assert [path.name for path in tmp_path.iterdir() if "quantizing" in path.name] == []
+
+
+def test_a_run_that_goes_on_may_be_judged_by_another_text(
+    residency: Residency, source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(text.read_text()[::-1])
+    options = ("--to", "int8", "--chunks", 1)
+    whole = report(residency, source, tmp_path / "whole", *options, "--text", other)
+    monkeypatch.setattr("residency.quantize.job.Quantization.publish", interrupted)
+    residency("quantize", source, "-o", tmp_path / "part", *options, "--text", text)
+    monkeypatch.undo()
+    part = report(residency, source, tmp_path / "part", *options, "--text", other)
+    assert part["kl_divergence"] == whole["kl_divergence"]
 
 
 def test_a_result_that_misses_the_bound_is_not_written(
@@ -307,6 +326,10 @@ def perplexity_in_transformers(folder: Path, text: Path) -> float:
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0].double()
     return float(torch.nn.functional.cross_entropy(logits[256:-1], torch.tensor(ids[257:])).exp())
+
+
+def interrupted(*arguments: object) -> None:
+    raise KeyboardInterrupt
 
 
 def report(residency: Residency, source: Path, out: Path, *options: object) -> dict[str, Any]:

@@ -5,7 +5,8 @@ with Quantization(job, progress) as quantization:  # goes on where an earlier on
     evaluation = judged(quantization.scored_logits())  # by the caller; nothing is published until it says so
     quantization.publish()
 
-Beside the output lies a work folder, ".NAME.quantizing", with each finished layer; it goes when the output is there.
+Beside the output lies a work folder, ".NAME.quantizing", with each finished layer and what goes into the next one; it
+goes when the output is there.
 Shape suffixes: S samples, T tokens, C channels, V vocabulary.
 """
 
@@ -39,7 +40,7 @@ from residency.spec.checkpoint import Checkpoint
 from residency.spec.model import ModelSpec, TensorSpec
 
 Progress = Callable[[str, int, int], None]
-_JOB, _HEAD = "job.json", "head.rows"
+_JOB, _HEAD, _STREAMS = "job.json", "head.rows", "streams.npz"
 SCORED_TOKENS = 128  # whose logits are in memory at once
 HEAD_ROWS = 1 << 14  # of the head, likewise
 _ENCODED_ROWS = 1 << 12
@@ -100,8 +101,7 @@ class Quantization:
     def __init__(self, job: Job, progress: Progress) -> None:
         self._job, self._progress = job, progress
         self._folder = job.out.with_name(f".{job.out.name}.quantizing")
-        self._reference_STC = np.zeros((0, 0, 0), np.float32)
-        self._quantized_STC = self._reference_STC
+        self._streams: _Streams
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> "Quantization":
@@ -121,29 +121,29 @@ class Quantization:
     def run(self) -> None:
         """Quantize every layer that is not finished yet."""
         job, spec = self._job, self._job.spec
-        written = job.target.format_of(spec.embedding)
-        x_STC = embedded(spec, job.calibration_ST, written)
-        self._reference_STC = embedded(spec, job.judged_ST)
-        self._quantized_STC = embedded(spec, job.judged_ST, written)
-        for number, layer_spec in enumerate(spec.layers):
+        streams = self._streams = self._kept_streams() or _Streams.of(job)
+        for number in range(streams.layers, len(spec.layers)):
             self._progress("quantizing", number, len(spec.layers))
-            tensors = {tensor.name.split(".", 3)[3]: read_values(tensor) for tensor in layer_spec.tensors}
-            layer = Layer(layer_spec, spec.norm_epsilon, tensors)
-            advance(layer, self._reference_STC)
+            tensors = {tensor.name.split(".", 3)[3]: read_values(tensor) for tensor in spec.layers[number].tensors}
+            layer = Layer(spec.layers[number], spec.norm_epsilon, tensors)
+            advance(layer, streams.reference_STC)
             finished = self._finished(number)
             if finished is None:
-                result = quantize_layer(layer, job.method, x_STC)
+                result = quantize_layer(layer, job.method, streams.calibration_STC)
                 with self._disk_errors():
                     self._keep(number, result)
             else:
                 finished.put_into(layer)
-                advance(layer, x_STC)
-            advance(layer, self._quantized_STC)
+                advance(layer, streams.calibration_STC)
+            advance(layer, streams.quantized_STC)
+            streams.layers = number + 1
+            with self._disk_errors():
+                self._keep_streams(streams)
         self._progress("quantizing", len(spec.layers), len(spec.layers))
 
     def scored_logits(self) -> Iterator[ScoredLogits]:
         """After `run`: of the judged samples' second halves, some tokens at a time."""
-        tokens = self._job.judged_ST.shape[1]
+        tokens, streams = self._job.judged_ST.shape[1], self._streams
         self._write_head()
         for sample, ids_T in enumerate(self._job.judged_ST):
             self._progress("judging", sample, len(self._job.judged_ST))
@@ -151,8 +151,8 @@ class Quantization:
                 scored = slice(start, min(start + SCORED_TOKENS, tokens - 1))
                 yield ScoredLogits(
                     sample=sample,
-                    reference_TV=self._logits(self._reference_STC[sample, scored], partial(read_rows, self._head)),
-                    quantized_TV=self._logits(self._quantized_STC[sample, scored], self._written_rows),
+                    reference_TV=self._logits(streams.reference_STC[sample, scored], partial(read_rows, self._head)),
+                    quantized_TV=self._logits(streams.quantized_STC[sample, scored], self._written_rows),
                     targets_T=ids_T[scored.start + 1 : scored.stop + 1],
                 )
 
@@ -211,7 +211,7 @@ class Quantization:
         with suppress(ValueError):
             if json.loads(self._lock.read()) == {"job": self._job.key}:
                 return
-        for path in self._folder.glob("layer-*"):
+        for path in (*self._folder.glob("layer-*"), *self._folder.glob(_STREAMS)):
             path.unlink()
         self._lock.truncate(0)
         self._lock.write(json.dumps({"job": self._job.key}))
@@ -242,7 +242,7 @@ class Quantization:
     def _result(self, number: int) -> LayerResult:
         vectors: dict[str, Floats] = {}
         matrices: dict[str, dict[str, npt.NDArray[Any]]] = {}
-        with np.load(self._layer_path(number), allow_pickle=False) as file:
+        with self._layer_path(number).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             for key in file.files:
                 kind, name, *part = key.split(" ")
                 if kind == "vector":
@@ -252,8 +252,46 @@ class Quantization:
         restored = {name: self._job.target.restored(name, arrays) for name, arrays in matrices.items()}
         return LayerResult(matrices=restored, vectors=vectors)
 
+    def _keep_streams(self, streams: "_Streams") -> None:
+        scratch = self._folder / f"{_STREAMS}.part"
+        with scratch.open("wb") as file:
+            np.savez(file, allow_pickle=False, judged=self._job.judged_ST, **vars(streams))
+        scratch.replace(self._folder / _STREAMS)
+
+    def _kept_streams(self) -> "_Streams | None":
+        """Where an earlier run was ended; None if there was none, if it judged another text, or if a layer is gone."""
+        with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+            with (self._folder / _STREAMS).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                kept = {name: file[name] for name in file.files}
+            if np.array_equal(kept.pop("judged"), self._job.judged_ST):
+                streams = _Streams(**kept | {"layers": int(kept["layers"])})
+                if all(self._finished(number) is not None for number in range(streams.layers)):
+                    return streams
+        return None
+
     def _disk_errors(self) -> "_DiskErrors":
         return _DiskErrors(self._job.out)
+
+
+@dataclass(kw_only=True)
+class _Streams:
+    """Hidden states on their way through the layers, and how many they have been through."""
+
+    layers: int
+    calibration_STC: Floats  # of the result
+    reference_STC: Floats  # of judged samples, of the source
+    quantized_STC: Floats  # and of the result
+
+    @classmethod
+    def of(cls, job: Job) -> "_Streams":
+        """Before the first layer."""
+        written = job.target.format_of(job.spec.embedding)
+        return cls(
+            layers=0,
+            calibration_STC=embedded(job.spec, job.calibration_ST, written),
+            reference_STC=embedded(job.spec, job.judged_ST),
+            quantized_STC=embedded(job.spec, job.judged_ST, written),
+        )
 
 
 class _DiskErrors:
