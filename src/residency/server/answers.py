@@ -50,6 +50,7 @@ class Answer:
         self._eos_ids = tokenizer.eos_ids
         self._decoder = StreamDecoder(tokenizer, starts_text=starts_text, skip_special=skip_special)
         self._is_empty = is_empty
+        self._is_plain = not (is_empty or any(stops))
         self._stops = StopStrings(stops)
         self._decoded_characters = 0
         self._shown_characters = 0
@@ -59,6 +60,9 @@ class Answer:
 
     def take(self, event: TokenEvent) -> Piece:
         """What the event adds. After a piece with a finish reason there is nothing more."""
+        if self._is_plain and event.finish_reason is None and event.logprob is None and event.token is not None:
+            self.num_tokens += 1  # as nearly all are: of such an answer no places in its text are asked for
+            return Piece(self._decoder.feed(event.token))
         if self._is_empty:
             self.has_ended = True
             return Piece(finish_reason="length")

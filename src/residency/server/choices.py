@@ -10,14 +10,14 @@ from residency.server.tools import Call, Parsed, ToolParser
 Submission = tuple[Sequence[int], GenerationOptions]
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(slots=True)
 class Delta:
     """What one answer grew by since the last look."""
 
     index: int
     text: str = ""
     calls: tuple[Call, ...] = ()
-    tokens: list[Shown] = field(default_factory=list)
+    tokens: tuple[Shown, ...] = ()
     finish_reason: FinishReason | None = None
     prompt_logprobs: PromptLogprobs | None = None  # with the first, where they were asked for
 
@@ -58,25 +58,23 @@ class Choice:
     parser: ToolParser | None = None
     called: bool = False
 
-    def take(self, event: TokenEvent, delta: Delta) -> None:
-        """Add what the event brings to `delta`."""
-        piece = self.answer.take(event)
-        if self.parser is None:
-            delta.text += piece.text
-        else:
-            parsed = self.parser.feed(piece.text)
-            if piece.finish_reason is not None:
-                rest = self.parser.flush()
-                parsed = Parsed(text=parsed.text + rest.text, calls=parsed.calls + rest.calls)
-            self.called = self.called or bool(parsed.calls)
-            delta.text += parsed.text
-            delta.calls += parsed.calls
-        if piece.tokens:
-            delta.tokens += piece.tokens
-        if event.prompt_logprobs is not None:
-            delta.prompt_logprobs = event.prompt_logprobs
-        ended_by_call = self.called and piece.finish_reason == "stop"
-        delta.finish_reason = "tool_calls" if ended_by_call else piece.finish_reason
+    def take(self, event: TokenEvent) -> Delta:
+        """What the event brings."""
+        text, tokens, finish_reason = self.answer.take(event)
+        delta = Delta(self.index, text, (), tokens, finish_reason, event.prompt_logprobs)
+        if self.parser is not None:
+            self._parse(self.parser, delta)
+        return delta
+
+    def _parse(self, parser: ToolParser, delta: Delta) -> None:
+        parsed = parser.feed(delta.text)
+        if delta.finish_reason is not None:
+            rest = parser.flush()
+            parsed = Parsed(text=parsed.text + rest.text, calls=parsed.calls + rest.calls)
+        self.called = self.called or bool(parsed.calls)
+        delta.text, delta.calls = parsed.text, parsed.calls
+        if self.called and delta.finish_reason == "stop":
+            delta.finish_reason = "tool_calls"
 
 
 @dataclass(kw_only=True)
@@ -114,15 +112,21 @@ class Choices:
             choice = self._choices[part * self._per_submission + event.answer]
             if choice.answer.has_ended:
                 continue
-            delta = grown.get(choice.index)
-            if delta is None:
-                delta = grown[choice.index] = Delta(index=choice.index)
             tokens_before = choice.answer.num_tokens
-            choice.take(event, delta)
+            delta = choice.take(event)
+            if choice.index in grown:
+                grown[choice.index].add(delta)
+            else:
+                grown[choice.index] = delta
             self.usage.completion_tokens += choice.answer.num_tokens - tokens_before
             self._open_answers -= choice.answer.has_ended
-            prompt = id(self.submissions[part][0])
-            if prompt not in self._cached:
-                self._cached[prompt] = event.cached_tokens
-                self.usage.cached_tokens += event.cached_tokens
+            if not tokens_before:
+                self._note_cached(part, event.cached_tokens)
         return [delta for delta in grown.values() if not delta.is_empty]
+
+    def _note_cached(self, part: int, cached_tokens: int) -> None:
+        """An answer has begun: what was cached of its prompt, which is counted once."""
+        prompt = id(self.submissions[part][0])
+        if prompt not in self._cached:
+            self._cached[prompt] = cached_tokens
+            self.usage.cached_tokens += cached_tokens

@@ -59,26 +59,23 @@ class Generation:
         """
         while not until():
             self._reader = _Reader(take, until, asyncio.get_running_loop().create_future())
-            self.turn()
+            events, self._events = self._events, []
+            self.hear(events)
             pending = await self._reader.pause
             if pending is not None:
                 await pending
 
-    def put(self, part: int, event: TokenEvent) -> None:
-        """An event of the submission `part`, to be taken at the next `turn`."""
-        self._events.append((part, event))
-
-    def turn(self) -> None:
-        """Let what has come be taken, unless somebody is waited for."""
+    def hear(self, events: list[PartEvent]) -> None:
+        """Let events be taken: now, or when nobody is waited for any more."""
         reader = self._reader
-        if reader is None or reader.pause.done() or not self._events:
+        if reader is None or reader.pause.done():
+            self._events += events
             return
-        events, self._events = self._events, []
         try:
             for _, event in events:
                 if event.error is not None:
                     raise Refused(_failure(event.error))
-            pending = reader.take(events)
+            pending = reader.take(events) if events else None
             if pending is not None or reader.until():
                 reader.pause.set_result(pending)
         except Exception as error:
@@ -137,16 +134,15 @@ class Generator:
         self._bell.ring()
 
     def _deliver(self) -> None:
-        grown: dict[Generation, None] = {}
+        grown: dict[Generation, list[PartEvent]] = {}
         while self._told:
             for event in self._told.popleft():
                 place = self._places.get(event.request_id)
                 if place is not None:
                     generation, part = place
-                    generation.put(part, event)
-                    grown[generation] = None
-        for generation in grown:
-            generation.turn()
+                    grown.setdefault(generation, []).append((part, event))
+        for generation, events in grown.items():
+            generation.hear(events)
 
 
 def _failure(reason: str) -> Problem:

@@ -14,7 +14,7 @@ from residency.server.generation import Generator, PartEvent
 from residency.server.grammar import Constraint
 from residency.server.problems import Refused
 from residency.server.requests import GenerationRequest
-from residency.server.streams import Write, event_bytes, json_bytes
+from residency.server.streams import Write, event_bytes, text_bytes
 from residency.server.watch import Watch
 
 _TEXT = " text"  # with an answer's id, a text that occurs nowhere else
@@ -66,7 +66,7 @@ class Job:
         """Write the stream's server-sent events as they come, those that came together at once."""
 
         def write_all(deltas: Sequence[Delta]) -> Awaitable[None] | None:
-            return write(b"".join(map(self._event, deltas)))
+            return write(self._event(deltas[0]) if len(deltas) == 1 else b"".join(map(self._event, deltas)))
 
         await self._answer(generator, write_all)
         if self.includes_usage and (pending := write(event_bytes(self.writer.usage(self)))) is not None:
@@ -74,12 +74,13 @@ class Job:
 
     def _event(self, delta: Delta) -> bytes:
         """What the writer says of a delta. Where that is text alone, it is written between what is always the same."""
-        if delta.is_text_alone and delta.index in self._around_text:
-            return json_bytes(delta.text).join(self._around_text[delta.index])
+        around = self._around_text.get(delta.index)
+        if around is not None and delta.is_text_alone:
+            return text_bytes(delta.text).join(around)
         event = event_bytes(self.writer.chunk(self, delta))  # the first may say more than later ones of its kind
-        if delta.index not in self._around_text:
+        if around is None:
             later = event_bytes(self.writer.chunk(self, Delta(index=delta.index, text=self.answer_id + _TEXT)))
-            self._around_text[delta.index] = later.split(json_bytes(self.answer_id + _TEXT))
+            self._around_text[delta.index] = later.split(text_bytes(self.answer_id + _TEXT))
         return event
 
     async def _answer(self, generator: Generator, grew: Callable[[Sequence[Delta]], Awaitable[None] | None]) -> None:

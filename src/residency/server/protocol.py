@@ -23,7 +23,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The parser's word that a request begins."""
         super().on_message_begin()
-        self.scope["extensions"] = {FLOW: {"is_full": self._is_full}}
+        self.scope["extensions"] = {FLOW: {"write_now": self._write_now}}
 
     def on_headers_complete(self) -> None:
         """The parser's word that the body begins."""
@@ -35,5 +35,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         super().on_message_complete()
 
-    def _is_full(self) -> bool:
-        return self.flow.write_paused
+    def _write_now(self, data: bytes) -> bool:
+        """Send a chunk of the answer that is being sent, without the tasks and messages of ASGI, which for a token take
+        longer than all else. False where that cannot be: the client is behind or gone, or a later request of the same
+        connection has come.
+        """
+        cycle = self.cycle
+        if self.flow.write_paused or not cycle.chunked_encoding or cycle.response_complete or cycle.disconnected:
+            return False
+        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True

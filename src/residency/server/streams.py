@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Coroutine
+from json.encoder import encode_basestring
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -11,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from residency.server.problems import problem_of
 
 Write = Callable[[bytes], Awaitable[None] | None]  # None where all is done, else what has to be awaited
-FLOW = "residency.flow"  # the server's extension of ASGI: "is_full" says whether sending would wait for the client
+FLOW = "residency.flow"  # the server's extension of ASGI: "write_now" sends a part of a body, or says that it cannot
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -46,6 +47,11 @@ async def send_json(send: Send, value: object) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await _send(send, body, more=False)
+
+
+def text_bytes(text: str) -> bytes:
+    """A text as JSON, which it is within what is sent."""
+    return encode_basestring(text).encode("utf-8", "replace")
 
 
 def event_bytes(value: object) -> bytes:
@@ -83,21 +89,16 @@ async def send_events(send: Send, bodies: "Bodies", stream: Callable[[Write], Aw
 class Bodies:
     """Writes parts of a body to a connection."""
 
-    def __init__(self, send: Send, is_full: Callable[[], bool] | None) -> None:
-        """send: the server's own. is_full: whether the client is behind, so that sending would wait for it."""
+    def __init__(self, send: Send, write_now: Callable[[bytes], bool] | None) -> None:
+        """send: the server's own. write_now: sends a part at once, or says that the client has to be waited for."""
         self._send = send
-        self._is_full = is_full
+        self._write_now = write_now
 
     def write(self, data: bytes) -> Awaitable[None] | None:
         """Send at once; or, where the client has to be waited for, when it has read."""
-        sending = _send(self._send, data, more=True)
-        if self._is_full is None or self._is_full():
-            return asyncio.ensure_future(sending)
-        try:
-            sending.send(None)
-        except StopIteration:
+        if self._write_now is not None and self._write_now(data):
             return None
-        raise RuntimeError("the server waits though its connection has room")
+        return asyncio.ensure_future(_send(self._send, data, more=True))
 
 
 class DirectBodies:
@@ -110,7 +111,7 @@ class DirectBodies:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        bodies = Bodies(send, scope.get("extensions", {}).get(FLOW, {}).get("is_full"))
+        bodies = Bodies(send, scope.get("extensions", {}).get(FLOW, {}).get("write_now"))
         await self._app({**scope, "state": {**scope.get("state", {}), "bodies": bodies}}, receive, send)
 
 

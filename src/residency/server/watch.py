@@ -56,8 +56,9 @@ class Watch:
             self._observer.first_token(now - self._started)
             self._fields["first_token_seconds"] = round(now - self._started, 6)
         for delta in deltas:
-            if delta.index in self._last:
-                self._observer.between_tokens(now - self._last[delta.index])
+            last = self._last.get(delta.index)
+            if last is not None:
+                self._observer.between_tokens(now - last)
             self._last[delta.index] = now
             self._reason = delta.finish_reason or self._reason
         self._usage = usage

@@ -16,7 +16,7 @@ class StreamDecoder:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
         self._drop_space = starts_text and tokenizer.begins_with_space
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._rest = b""  # of a character that was begun
 
     def feed(self, token_id: int) -> str:
         """The characters that `token_id` completes; often one word, sometimes nothing."""
@@ -26,8 +26,13 @@ class StreamDecoder:
         if self._drop_space and data:
             self._drop_space = False
             data = data.removeprefix(b" ")
-        return self._utf8.decode(data)
+        if self._rest:
+            data = self._rest + data
+        text, num_bytes = codecs.utf_8_decode(data, "replace", False)
+        self._rest = data[num_bytes:]
+        return text
 
     def flush(self) -> str:
         """U+FFFD for a character that was begun and never completed, else nothing. The decoder is as new then."""
-        return self._utf8.decode(b"", final=True)
+        text, self._rest = self._rest.decode("utf-8", "replace"), b""
+        return text
