@@ -58,11 +58,17 @@ class Answer:
         self.num_tokens = 0
         self.has_ended = False
 
+    def text_alone(self, event: TokenEvent) -> str | None:
+        """The text that the event adds, where nothing but text can come of it: of a token before the last, without stop
+        strings or log probabilities. Else None, and the event is to be taken.
+        """
+        if event.token is None or event.finish_reason is not None or event.logprob is not None or not self._is_plain:
+            return None
+        self.num_tokens += 1
+        return self._decoder.feed(event.token)
+
     def take(self, event: TokenEvent) -> Piece:
         """What the event adds. After a piece with a finish reason there is nothing more."""
-        if self._is_plain and event.finish_reason is None and event.logprob is None and event.token is not None:
-            self.num_tokens += 1  # as nearly all are: of such an answer no places in its text are asked for
-            return Piece(self._decoder.feed(event.token))
         if self._is_empty:
             self.has_ended = True
             return Piece(finish_reason="length")

@@ -1,7 +1,7 @@
 """The answers to one request side by side: their text, calls and log probabilities as they grow."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from residency.engine.generation import GenerationOptions, PromptLogprobs, TokenEvent
 from residency.server.answers import Answer, FinishReason, Shown
@@ -25,11 +25,6 @@ class Delta:
     def is_empty(self) -> bool:
         """Whether there is nothing to tell."""
         return not (self.text or self.calls or self.tokens or self.finish_reason or self.prompt_logprobs)
-
-    @property
-    def is_text_alone(self) -> bool:
-        """Whether there is text to tell, and nothing else."""
-        return bool(self.text) and not (self.calls or self.tokens or self.finish_reason or self.prompt_logprobs)
 
     def add(self, later: "Delta") -> None:
         """Grow by what the answer grew by after this."""
@@ -57,6 +52,7 @@ class Choice:
     answer: Answer
     parser: ToolParser | None = None
     called: bool = False
+    has_grown: bool = False
 
     def take(self, event: TokenEvent) -> Delta:
         """What the event brings."""
@@ -83,15 +79,14 @@ class Choices:
 
     submissions: Sequence[Submission]
     make: Callable[[int], Choice]
-    usage: Usage = field(init=False)
 
     def __post_init__(self) -> None:
         self._per_submission = self.submissions[0][1].num_answers
         self._choices = [self.make(index) for index in range(len(self.submissions) * self._per_submission)]
         prompts = {id(tokens): len(tokens) for tokens, _ in self.submissions}  # those of one prompt count it once
         self._open_answers = len(self._choices)
+        self._prompt_tokens = sum(prompts.values())
         self._cached: dict[int, int] = {}  # by prompt, as its first answer told
-        self.usage = Usage(prompt_tokens=sum(prompts.values()))
 
     def __len__(self) -> int:
         return len(self._choices)
@@ -100,6 +95,15 @@ class Choices:
     def have_ended(self) -> bool:
         """Whether all answers are complete."""
         return self._open_answers == 0
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return Usage(
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=sum(choice.answer.num_tokens for choice in self._choices),
+            cached_tokens=sum(self._cached.values()),
+        )
 
     def place_of(self, index: int) -> tuple[int, int]:
         """The submission, and its answer, that has the index."""
@@ -112,21 +116,25 @@ class Choices:
             choice = self._choices[part * self._per_submission + event.answer]
             if choice.answer.has_ended:
                 continue
-            tokens_before = choice.answer.num_tokens
+            self._cached.setdefault(id(self.submissions[part][0]), event.cached_tokens)
             delta = choice.take(event)
             if choice.index in grown:
                 grown[choice.index].add(delta)
             else:
                 grown[choice.index] = delta
-            self.usage.completion_tokens += choice.answer.num_tokens - tokens_before
             self._open_answers -= choice.answer.has_ended
-            if not tokens_before:
-                self._note_cached(part, event.cached_tokens)
-        return [delta for delta in grown.values() if not delta.is_empty]
+        deltas = [delta for delta in grown.values() if not delta.is_empty]
+        for delta in deltas:
+            self._choices[delta.index].has_grown = True
+        return deltas
 
-    def _note_cached(self, part: int, cached_tokens: int) -> None:
-        """An answer has begun: what was cached of its prompt, which is counted once."""
-        prompt = id(self.submissions[part][0])
-        if prompt not in self._cached:
-            self._cached[prompt] = cached_tokens
-            self.usage.cached_tokens += cached_tokens
+    def text_alone(self, events: Sequence[tuple[int, TokenEvent]]) -> tuple[int, str] | None:
+        """The index of the one answer that grew, not for the first time, and the text that it grew by, where no more
+        came of the events: so it is of most tokens. Else None, and the events are to be taken.
+        """
+        if len(events) != 1:
+            return None
+        part, event = events[0]
+        choice = self._choices[part * self._per_submission + event.answer]
+        text = choice.answer.text_alone(event) if choice.has_grown and choice.parser is None else None
+        return None if text is None else (choice.index, text)

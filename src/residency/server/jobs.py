@@ -59,40 +59,59 @@ class Job:
             for delta in deltas:
                 grown[delta.index].add(delta)
 
-        await self._answer(generator, add)
+        def add_text(index: int, text: str) -> None:
+            grown[index].text += text
+
+        await self._answer(generator, add, add_text)
         return self.writer.whole(self, grown)
 
     async def stream(self, generator: Generator, write: Write) -> None:
         """Write the stream's server-sent events as they come, those that came together at once."""
 
         def write_all(deltas: Sequence[Delta]) -> Awaitable[None] | None:
-            return write(self._event(deltas[0]) if len(deltas) == 1 else b"".join(map(self._event, deltas)))
+            return write(b"".join(map(self._event, deltas)))
 
-        await self._answer(generator, write_all)
+        def write_text(index: int, text: str) -> Awaitable[None] | None:
+            return write(text_bytes(text).join(self._around_text[index]))
+
+        await self._answer(generator, write_all, write_text)
         if self.includes_usage and (pending := write(event_bytes(self.writer.usage(self)))) is not None:
             await pending
 
     def _event(self, delta: Delta) -> bytes:
-        """What the writer says of a delta. Where that is text alone, it is written between what is always the same."""
-        around = self._around_text.get(delta.index)
-        if around is not None and delta.is_text_alone:
-            return text_bytes(delta.text).join(around)
-        event = event_bytes(self.writer.chunk(self, delta))  # the first may say more than later ones of its kind
-        if around is None:
+        """What the writer says of a delta. What it would say of text alone is noted: the text comes between what is
+        always the same.
+        """
+        event = event_bytes(self.writer.chunk(self, delta))  # the first may say more than later ones
+        if delta.index not in self._around_text:
             later = event_bytes(self.writer.chunk(self, Delta(index=delta.index, text=self.answer_id + _TEXT)))
             self._around_text[delta.index] = later.split(text_bytes(self.answer_id + _TEXT))
         return event
 
-    async def _answer(self, generator: Generator, grew: Callable[[Sequence[Delta]], Awaitable[None] | None]) -> None:
-        """Run the request; `grew` is told what its answers grew by, and may ask to be waited for."""
+    async def _answer(
+        self,
+        generator: Generator,
+        grew: Callable[[Sequence[Delta]], Awaitable[None] | None],
+        grew_text: Callable[[int, str], Awaitable[None] | None],
+    ) -> None:
+        """Run the request; `grew` is told what its answers grew by, or where that is text alone of one of which it has
+        been told before, `grew_text`. Both may ask to be waited for.
+        """
         choices = self.choices
 
         def take(events: Sequence[PartEvent]) -> Awaitable[None] | None:
+            found = choices.text_alone(events)
+            if found is not None:
+                index, text = found
+                if not text:
+                    return None
+                self.watch.saw_text(index)
+                return grew_text(index, text)
             deltas = choices.take(events)
             for delta in deltas:
                 if delta.finish_reason is not None:  # a stop string is nothing that the engine knows of
                     generation.finish(*choices.place_of(delta.index))
-            self.watch.saw(choices.usage, deltas)
+            self.watch.saw(deltas)
             return grew(deltas) if deltas else None
 
         with self.watch:
@@ -101,6 +120,8 @@ class Job:
                     await generation.read(take, until=lambda: choices.have_ended)
                 except Refused as refused:
                     raise self._reason(refused) from None
+                finally:
+                    self.watch.used(choices.usage)
 
     def _reason(self, refused: Refused) -> Exception:
         """Why the engine gave an answer up: a schema that became too complex is the client's fault, refused as such."""

@@ -49,7 +49,17 @@ class Watch:
         }
         self._observer.ended(reason, time.perf_counter() - self._started, usage)
 
-    def saw(self, usage: Usage, deltas: Sequence[Delta]) -> None:
+    def used(self, usage: Usage) -> None:
+        """So many tokens, when it ends."""
+        self._usage = usage
+
+    def saw_text(self, index: int) -> None:
+        """An answer has grown by text alone, and not for the first time."""
+        now = time.perf_counter()
+        self._observer.between_tokens(now - self._last[index])
+        self._last[index] = now
+
+    def saw(self, deltas: Sequence[Delta]) -> None:
         """Answers have grown."""
         now = time.perf_counter()
         if not self._last and deltas:
@@ -61,7 +71,6 @@ class Watch:
                 self._observer.between_tokens(now - last)
             self._last[delta.index] = now
             self._reason = delta.finish_reason or self._reason
-        self._usage = usage
 
 
 class Unobserved:
