@@ -27,6 +27,7 @@ from residency.units import seconds
 
 _READY_PER_SEQUENCE = 2  # requests that are tokenized beforehand, so that a place that is free is taken at once
 _MOST_QUEUED = 1 << 20  # never reached: a batch begins no more than it can do
+_TOLD_WITHIN_SECONDS = 0.1  # nobody reads along
 
 
 @click.command("batch", short_help="Answer a file of requests in OpenAI's batch format.")
@@ -77,7 +78,9 @@ def command(
         with (
             Progress() as progress,
             Engine.open(plan, progress=progress) as engine,
-            Service(engine, queue_limit=_MOST_QUEUED, admission=admission) as service,
+            Service(
+                engine, queue_limit=_MOST_QUEUED, admission=admission, stream_interval_seconds=_TOLD_WITHIN_SECONDS
+            ) as service,
             Model.of(engine, names=(name_of(model), *names)) as served,
             held_to_budget(plan),
         ):

@@ -30,6 +30,7 @@ SERVE_FOOTPRINT = "residency.server.footprint"
 API_KEY_VARIABLE = "RESIDENCY_API_KEY"
 DEFAULT_SEQUENCES = 16
 DEFAULT_KV_STORE = "4GiB"
+DEFAULT_INTERVAL_MS = 25  # forty pieces of text a second: more than anybody reads
 Admission = Literal["guaranteed", "optimistic"]
 _UNTOUCHED_BYTES = 512 * 1024**2  # the stacks of forty threads, of which each touches little
 _M_ARENA_MAX = -8  # of mallopt(3)
@@ -81,6 +82,15 @@ admission_option = click.option(
     metavar="BYTES",
     help="The most that they take.",
 )
+@click.option(
+    "--stream-interval",
+    "interval_ms",
+    type=click.IntRange(0, 1000),
+    default=DEFAULT_INTERVAL_MS,
+    show_default=True,
+    metavar="MS",
+    help="How long a token may wait to be sent with those after it, where steps are quicker; 0: none does.",
+)
 @click.option("--name", "names", multiple=True, metavar="NAME", help="What clients call the model (default: MODEL).")
 @click.option("--api-key", "api_keys", multiple=True, metavar="KEY", help=f"Ask for it; better in {API_KEY_VARIABLE}.")
 @click.option("--cors", "origins", multiple=True, metavar="ORIGIN", help="Allow web pages of this origin, or of '*'.")
@@ -98,6 +108,7 @@ def command(
     swap_bytes: int | None,
     kv_folder: Path | None,
     kv_bytes: int,
+    interval_ms: int,
     names: tuple[str, ...],
     api_keys: tuple[str, ...],
     origins: tuple[str, ...],
@@ -136,7 +147,14 @@ def command(
         with (
             Progress() as progress,
             Engine.open(plan, progress=progress) as engine,
-            Service(engine, queue_limit=queue, admission=admission, swap=swap, store=store) as service,
+            Service(
+                engine,
+                queue_limit=queue,
+                admission=admission,
+                swap=swap,
+                store=store,
+                stream_interval_seconds=interval_ms / 1000,
+            ) as service,
             Model.of(engine, names=names) as served,
         ):
             progress.close()

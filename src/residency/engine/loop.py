@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -161,9 +162,9 @@ class Loop:
             **self._totals,
         )
 
-    def step(self, before_run: Callable[[], None] = lambda: None) -> list[TokenEvent]:
-        """One step; what it gave. `before_run` is called just before the kernels, so that whom it wakes runs beside
-        them and does not hold the step up.
+    def step(self, before_run: Callable[[Batch], None] = lambda batch: None) -> list[TokenEvent]:
+        """One step; what it gave. `before_run` is called with what it computes just before the kernels, so that whom it
+        wakes runs beside them and does not hold the step up.
         """
         batch = self._scheduled()
         answers = [self._answers[entry.request_id] for entry in batch.entries]
@@ -251,11 +252,12 @@ class Loop:
         )
         return failed
 
-    def _compute(self, batch: Batch, answers: Sequence[LoopAnswer], before_run: Callable[[], None]) -> Logits:
+    def _compute(self, batch: Batch, answers: Sequence[LoopAnswer], before_run: Callable[[Batch], None]) -> Logits:
         """The logits of the batch's entries, which are of these answers, that need them."""
         pairs = list(zip(batch.entries, answers, strict=True))
         tokens = [answer.tokens[entry.start_token : entry.start_token + entry.num_tokens] for entry, answer in pairs]
-        logits = self._executor.compute(batch, self._pages, np.concatenate(tokens), before_run=before_run)
+        begin = partial(before_run, batch)
+        logits = self._executor.compute(batch, self._pages, np.concatenate(tokens), before_run=begin)
         if scored := {entry.request_id: answer.scored for entry, answer in pairs if answer.scored is not None}:
             logits = score_prompts(self._executor, batch, scored)
         self._totals["steps"] += 1

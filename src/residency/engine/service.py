@@ -14,7 +14,7 @@ from residency.engine.kv_store import KvStoreSpace
 from residency.engine.metrics import ServiceMetrics
 from residency.engine.swap import SwapSpace
 from residency.errors import QueueFullError, ServiceError, UsageError
-from residency.scheduler import Admission
+from residency.scheduler import Admission, Batch
 
 Listener = Callable[[Sequence[TokenEvent]], None]
 
@@ -49,9 +49,9 @@ class _Open:
 class Service:
     """Answers requests of any thread. Use it in a `with` statement; until its end the engine is its alone.
 
-    A listener is called in the service's thread with all events of a step at once, of all requests that it listens to,
-    when the next step is about to be computed: it must be quick, and where it raises, the requests of these events are
-    cancelled.
+    A listener is called in the service's thread with all events of a step or several at once, of all requests that it
+    listens to, when the next step is about to be computed: it must be quick, and where it raises, the requests of these
+    events are cancelled.
     """
 
     def __init__(
@@ -62,9 +62,13 @@ class Service:
         admission: Admission = "optimistic",
         swap: SwapSpace | None = None,
         store: KvStoreSpace | None = None,
+        stream_interval_seconds: float = 0.0,
     ) -> None:
         """`queue_limit`: answers that may be open beyond those that the plan lets run at one time; `admission`: see
         Scheduler; `swap`: where what is preempted may wait; `store`: where prompts' pages are kept.
+
+        `stream_interval_seconds`: how long a token may wait to be told with those after it, where steps are so quick:
+        neither an answer's first nor its last, and none while prompts are computed.
         """
         if queue_limit < 0:
             raise UsageError(f"a queue cannot hold {queue_limit} requests; give 0 or more.")
@@ -77,7 +81,10 @@ class Service:
         self._submitted: list[_Open] = []
         self._cancelled: list[int] = []
         self._finished: list[tuple[int, int]] = []  # requests with one of their answers
-        self._untold: Sequence[TokenEvent] = ()  # of the last step
+        self._interval_seconds = stream_interval_seconds
+        self._untold: list[TokenEvent] = []  # of the last steps
+        self._untold_since = 0.0
+        self._is_urgent = False  # what is untold
         self._ending = False
         self._failure: BaseException | None = None
         self._num_requests = self._num_refused = 0
@@ -269,14 +276,28 @@ class Service:
 
     def _step(self) -> None:
         started, read_before = time.perf_counter(), self._loop.read_bytes
-        self._untold = self._loop.step(self._tell)
-        seconds = time.perf_counter() - started
+        events = self._loop.step(self._tell_in_time)
+        ended = time.perf_counter()
+        seconds = ended - started
         rate = (self._loop.read_bytes - read_before) / seconds
+        prompt_tokens = self._counts.prompt_tokens
         with self._changed:
             self._counts = self._loop.counts()  # who hears that an answer has ended finds its pages free
             self._last_step_seconds = seconds
             self._step_seconds += seconds
             self._recent_rate += (rate - self._recent_rate) / _RECENT_STEPS
+        if not self._untold:
+            self._untold_since = ended
+        self._untold += events
+        has_first = self._counts.prompt_tokens > prompt_tokens
+        self._is_urgent = self._is_urgent or has_first or any(event.is_last for event in events)
+
+    def _tell_in_time(self, batch: Batch) -> None:
+        """Before a step: tell what has waited for so long that it cannot wait for this step, too."""
+        waited_seconds = time.perf_counter() - self._untold_since + self._last_step_seconds
+        is_long = batch.entries[-1].of_prompt
+        if self._is_urgent or is_long or waited_seconds >= self._interval_seconds:
+            self._tell()
 
     def _end_all(self, request_ids: Iterable[int], reason: FinishReason, error: str | None = None) -> None:
         """End all open answers of requests; those that have ended already are passed over."""
@@ -291,8 +312,8 @@ class Service:
             self._deliver([request.end(answer, reason, error) for answer in ended])
 
     def _tell(self) -> None:
-        """Tell the events of the last step, where that has not been done."""
-        events, self._untold = self._untold, ()
+        """Tell the events that have not been told."""
+        events, self._untold, self._is_urgent = self._untold, [], False
         self._deliver(events)
 
     def _deliver(self, events: Iterable[TokenEvent]) -> None:

@@ -58,12 +58,15 @@ class Answer:
         self.num_tokens = 0
         self.has_ended = False
 
-    def text_alone(self, event: TokenEvent) -> str | None:
-        """The text that the event adds, where nothing but text can come of it: of a token before the last, without stop
-        strings or log probabilities. Else None, and the event is to be taken.
+    def is_text_alone(self, event: TokenEvent) -> bool:
+        """Whether nothing but text can come of the event: of a token before the last, without stop strings or log
+        probabilities.
         """
-        if event.token is None or event.finish_reason is not None or event.logprob is not None or not self._is_plain:
-            return None
+        return self._is_plain and event.finish_reason is None and event.logprob is None
+
+    def text_of(self, event: TokenEvent) -> str:
+        """What such an event adds. It is taken."""
+        assert event.token is not None, "an event without a token ends its answer"
         self.num_tokens += 1
         return self._decoder.feed(event.token)
 

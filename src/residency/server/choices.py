@@ -132,9 +132,11 @@ class Choices:
         """The index of the one answer that grew, not for the first time, and the text that it grew by, where no more
         came of the events: so it is of most tokens. Else None, and the events are to be taken.
         """
-        if len(events) != 1:
+        part, first = events[0]
+        choice = self._choices[part * self._per_submission + first.answer]
+        if not choice.has_grown or choice.parser is not None:
             return None
-        part, event = events[0]
-        choice = self._choices[part * self._per_submission + event.answer]
-        text = choice.answer.text_alone(event) if choice.has_grown and choice.parser is None else None
-        return None if text is None else (choice.index, text)
+        for other, event in events:
+            if other != part or event.answer != first.answer or not choice.answer.is_text_alone(event):
+                return None
+        return choice.index, "".join([choice.answer.text_of(event) for _, event in events])
