@@ -161,6 +161,12 @@ def test_a_chunk_is_no_longer_than_it_pays(make_model: MakeModel, machine: Machi
     assert [planned(make_model(None), each).chunk_tokens for each in (slow, costly_steps)] == [256, 512]
 
 
+def test_a_chunk_is_longer_where_many_others_decode_beside_it(make_model: MakeModel, machine: Machine) -> None:
+    slow = machine.with_measured(matrix_int8_operations_per_second=1e9)
+    chunks = [planned(make_model(None), slow, max_sequences=number).chunk_tokens for number in (1, 64)]
+    assert chunks == [256, 512]
+
+
 def test_a_context_that_was_asked_for_is_paid_for_with_the_chunk(make_model: MakeModel, machine: Machine) -> None:
     model = make_model(None)
     budget = planned(model, machine, context_tokens=2048, chunk_tokens=40).memory.peak

@@ -8,7 +8,7 @@ from residency.errors import BudgetError, ContextError, UsageError
 from residency.hardware import Machine
 from residency.ledger.kv import pages_of_a_sequence
 from residency.planner.buffers import activation_buffers
-from residency.planner.cost import ModelCost, step_seconds, step_workload
+from residency.planner.cost import ModelCost, Step, Workload, step_seconds, step_workload
 from residency.planner.paging import PAGING_BYTES, Paging, least_paging, with_slots
 from residency.planner.plan import PAGE_TOKENS, Buffer, KvGroup, MemoryBytes, Plan
 from residency.planner.speed import DECODE_CONTEXT_TOKENS, forecast_speed, prefill_seconds
@@ -20,7 +20,6 @@ from residency.units import binary_bytes, enough_mib
 
 DEFAULT_CONTEXT_TOKENS = 2048
 LEAST_DEFAULT_CONTEXT_TOKENS = 128  # less is planned only when it is asked for
-# Of a prompt's chunk the weights are unpacked anew each time: of SmolLM2 256 tokens take 56 ms, and 512 take 104.
 CHUNK_CHOICES = (512, 256)
 SMALL_CHUNKS = (128, 64, 32, 16)  # where no larger one fits: each costs more prefill than it saves memory
 DEFAULT_BUDGET_PART = 0.9  # of what is available; the rest is for whatever else runs
@@ -361,21 +360,27 @@ def _refusal(request: _Request, wanted_tokens: int, chunk_tokens: int) -> Budget
 
 
 def _chunk(request: _Request, cost: ModelCost, context_tokens: int, machine: Machine, threads: int) -> int:
-    """Of the usual chunks that fit, the smallest whose prefill is forecast to be about as quick as the best; else
-    the largest that fits."""
+    """Of the usual chunks that fit, the smallest with which a prompt is forecast to be done about as soon as with the
+    best, beside all other sequences, which decode in each of its steps; else the largest that fits.
+    """
+    prompt_tokens = max(1, context_tokens // 2)
+    others = Step(sequences=request.max_sequences - 1, context_tokens=min(DECODE_CONTEXT_TOKENS, context_tokens))
+    beside = step_seconds(Workload.of(cost.works(others)), cost=cost, machine=machine, threads=threads).total
     fitting = {}
     for tokens in (_step_tokens(request, context_tokens, size) for size in CHUNK_CHOICES):
         if request.fits(context_tokens, tokens):
             planned = _with_the_rest_as_weights(request, cost, context_tokens, tokens, machine)
             fitting[tokens] = prefill_seconds(
                 cost,
-                prompt_tokens=max(1, context_tokens // 2),
+                prompt_tokens=prompt_tokens,
                 chunk_tokens=tokens,
                 machine=machine,
                 threads=threads,
                 streaming=planned.streaming,
                 paging=planned.paging,
             )
+            if others.sequences:
+                fitting[tokens] += -(-prompt_tokens // tokens) * beside
     if fitting:
         best_seconds = min(fitting.values())
         return min(size for size, needed in fitting.items() if needed <= best_seconds * _CHUNK_SLOWER_AT_MOST)
