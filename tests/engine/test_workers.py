@@ -1,5 +1,6 @@
 """Threads run a step together, sleep between steps, and end."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -65,6 +66,27 @@ def test_each_step_is_done_when_run_returns(library: Library, tokens: int, threa
         for _ in range(200):
             workers.run(counting.program)
         assert counting.counted(200)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor")
+def test_where_a_thread_stays_no_two_share_a_processor(library: Library) -> None:
+    allowed = os.sched_getaffinity(0)
+    counting = Counting(library, tokens=2)
+    held: list[set[int]] = []
+
+    def serve(workers: Workers) -> None:
+        workers.stay()
+        workers.run(counting.program)
+        others = [thread.native_id or 0 for thread in threading.enumerate() if thread.name.startswith("residency-")]
+        held.extend(os.sched_getaffinity(thread) for thread in (0, *others))
+
+    with Workers(library, len(allowed)) as workers:
+        serving = threading.Thread(target=serve, args=(workers,))
+        serving.start()
+        serving.join()
+    assert counting.counted(1)
+    assert sorted(map(list, held)) == [[processor] for processor in sorted(allowed)]
+    assert os.sched_getaffinity(0) == allowed
 
 
 @pytest.mark.parametrize("busy", [0, 2])

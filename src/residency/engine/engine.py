@@ -105,6 +105,11 @@ class Engine:
             lender=self._lender(),
         )
 
+    def stay(self) -> None:
+        """The calling thread runs a loop and does nothing else from now on; it may be given a processor of its own."""
+        if isinstance(self._executor, CpuExecutor):
+            self._executor.stay()
+
     def _lender(self) -> Lender | None:
         """For several sequences, which seldom need all pages at one time; alone, a run is what its plan says."""
         if self.plan.streaming is None or self.plan.max_sequences == 1 or not isinstance(self._executor, CpuExecutor):

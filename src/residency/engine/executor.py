@@ -180,6 +180,10 @@ class CpuExecutor:
         """End the threads and give the memory back."""
         self._opened.close()
 
+    def stay(self) -> None:
+        """The calling thread computes steps and does nothing else from now on; see Workers."""
+        self._workers.stay()
+
     @property
     def activation_bytes(self) -> int:
         """Bytes of the activation buffers that are in memory."""

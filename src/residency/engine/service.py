@@ -224,6 +224,7 @@ class Service:
             raise ServiceError("the service is ending and takes no more requests.")
 
     def _run(self) -> None:
+        self._engine.stay()
         try:
             while self._take_orders():
                 if self._loop.has_work:

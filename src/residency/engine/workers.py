@@ -3,11 +3,18 @@
 A thread whose processor somebody else keeps busy makes all others wait for it, some milliseconds at a time. Where
 that costs more than the thread brings, the step goes on with the caller's thread alone, and so do the next steps; all
 threads are tried again after a while, ever longer while it keeps happening.
+
+A thread of somebody else that is woken for a moment, such as a server's, may put two of ours on one processor, where
+Linux' scheduler leaves them for many milliseconds. Where a thread does nothing but run steps, and there are as many
+processors as threads, each gets one of its own.
 """
 
+import os
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
 
 import numpy as np
@@ -38,6 +45,9 @@ class Workers:
         self._retreat_until = 0.0
         self._late: deque[bool] = deque(maxlen=4)
         self._retreat_seconds = _SHORTEST_RETREAT_SECONDS
+        self._staying: int | None = None  # the thread that said so
+        self._processors: list[int] = []  # then: one for each thread
+        self._is_bound = False  # whether that thread is held to the first
         self._wake = threading.Condition()
         self._others = [
             threading.Thread(target=self._work, args=(thread,), name=f"residency-{thread}", daemon=True)
@@ -64,9 +74,21 @@ class Workers:
             other.join()
         self._others = []
 
+    def stay(self) -> None:
+        """The calling thread does nothing from now on but run programs: where there are as many processors as threads,
+        each gets one of its own.
+        """
+        self._processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        if self._others and len(self._processors) == self._threads:
+            self._staying, self._is_bound = threading.get_native_id(), False
+            for other, processor in zip(self._others, self._processors[1:], strict=True):
+                _bind(other.native_id, [processor])
+
     def run(self, program: Program) -> None:
         """Run a program; returns when every kernel is done."""
         active = self._threads if self._others and time.perf_counter() >= self._retreat_until else 1
+        if self._staying is not None:
+            self._place(together=active > 1)
         if active > 1:
             with self._wake:
                 self._control[_PROGRAM] = program.address
@@ -80,6 +102,12 @@ class Workers:
             went_on_alone = int(self._meeting[_ALONE_WORD]) // MOST_KERNELS == generation
             lost = int(self._meeting[_LOST_WORD]) // (active - 1)
             self._judge(was_late=went_on_alone or lost > _LATE_SHARE * int(self._meeting[_TOGETHER_WORD]))
+
+    def _place(self, *, together: bool) -> None:
+        """Hold the thread that stays to its processor; alone it goes wherever one is free."""
+        if together != self._is_bound and threading.get_native_id() == self._staying:
+            self._is_bound = together
+            _bind(0, self._processors[:1] if together else self._processors)
 
     def _judge(self, *, was_late: bool) -> None:
         """Retreat to one thread where the others were late in two of four steps: for twice as long as the last time,
@@ -100,3 +128,9 @@ class Workers:
                 while self._control[_GENERATION] == self._control[seen]:
                     self._wake.wait()
             self._serve(control, control + 8 * seen, meeting, thread, self._threads, _SPINS)
+
+
+def _bind(thread: int | None, processors: Iterable[int]) -> None:
+    """Let a thread (0: the caller's) run on these processors alone, where it may."""
+    with suppress(OSError):
+        os.sched_setaffinity(thread or 0, processors)
