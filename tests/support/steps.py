@@ -1,6 +1,7 @@
 """Runs one operator, or a few, as a step: inputs in NumPy arrays, outputs poisoned, and guards around every array."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from residency.engine.workers import Workers
 from residency.formats import FORMATS, format_named
 from residency.kernels.library import Library
 from residency.kernels.matmul.reference import GROUP_VALUES, quantize_rows, rounded_to_bf16
-from residency.kernels.recorder import Inputs, Launch, Recorder, Rows, address_of
+from residency.kernels.recorder import Inputs, Recorder, Rows, address_of
 from residency.kernels.simd.tiles import has_tiles
 from residency.spec.state import RUN_KV_NAMES
 
@@ -44,6 +45,20 @@ _GUARD = 0xA5
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 Run = Callable[["Step", int], None]  # a step, and on how many threads
+
+
+@dataclass
+class _Given(Rows):
+    """Rows that are packed when somebody asks for it."""
+
+    num_prompt: int = 0
+
+    def as_q8(self, together: int = 1) -> npt.NDArray[np.uint8]:
+        assert self.q8 is not None
+        self.q8[...] = packed_groups(self.values, together)
+        if self.num_prompt:
+            self.q8[-self.num_prompt :] = packed_prompt(self.values[-self.num_prompt :])
+        return self.q8
 
 
 class Step:
@@ -106,12 +121,7 @@ class Step:
 
         The last `num_prompt` are a prompt's.
         """
-        packed_TB = packed_groups(values_TC)
-        if num_prompt:
-            packed_TB[-num_prompt:] = packed_prompt(values_TC[-num_prompt:])
-        rows = Rows(self.given(values_TC), self.given(packed_TB))
-        rows.launch = Launch("made by the test", {"q8": 0}, meet=False)
-        return rows
+        return _Given(self.given(values_TC), self.poisoned_groups(*values_TC.shape), num_prompt=num_prompt)
 
     @property
     def guards_are_intact(self) -> bool:
@@ -145,16 +155,14 @@ class Runner:
             workers.close()
 
 
-def packed_groups(values_TC: Floats) -> npt.NDArray[np.uint8]:
+def packed_groups(values_TC: Floats, together: int = 1) -> npt.NDArray[np.uint8]:
     """Quantized rows as the kernels hold them, (tokens, columns / 32 * 64) bytes; the last quarter is poisoned."""
-    quantized = quantize_rows(values_TC)
-    scales_TG = quantized.scales_TG
-    packed = np.zeros((*scales_TG.shape, GROUP_BYTES), np.uint8)
-    packed[:, :, :32] = quantized.codes_TGV.view(np.uint8)
-    words = np.concatenate([scales_TG[:, :, None], quantized.sums_TG3], axis=2).astype(np.float32)
-    packed[:, :, 32:] = np.ascontiguousarray(words).view(np.uint8)
-    rows = np.full((len(values_TC), scales_TG.shape[1] * ROW_GROUP_BYTES), 0xFF, np.uint8)
-    rows[:, : scales_TG.shape[1] * GROUP_BYTES] = packed.reshape(len(values_TC), -1)
+    quantized = quantize_rows(values_TC, together)
+    tokens, groups = quantized.scales_TG.shape
+    words = np.concatenate([quantized.scales_TG[:, :, None], quantized.sums_TG3], axis=2).astype(np.float32, "C")
+    rows = np.full((tokens, groups * ROW_GROUP_BYTES), 0xFF, np.uint8)
+    rows[:, : groups * GROUP_VALUES] = quantized.codes_TGV.reshape(tokens, -1).view(np.uint8)
+    rows[:, groups * GROUP_VALUES : groups * GROUP_BYTES] = words.reshape(tokens, -1).view(np.uint8)
     return rows
 
 
@@ -179,14 +187,15 @@ def unpacked_prompt(packed_TB: npt.NDArray[np.uint8]) -> Floats:
 
 def codes_of(packed_TB: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
     """The codes in quantized rows, (tokens, columns)."""
-    return np.ascontiguousarray(_groups(packed_TB)[:, :, :32]).view(np.int8).reshape(len(packed_TB), -1)
+    return np.ascontiguousarray(packed_TB[:, : _num_groups(packed_TB) * GROUP_VALUES]).view(np.int8)
 
 
 def words_of(packed_TB: npt.NDArray[np.uint8]) -> Floats:
-    """The four words after each group's codes, (tokens, groups, 4): scale, two halves' sums and the sum."""
-    return np.ascontiguousarray(_groups(packed_TB)[:, :, 32:]).view(np.float32)
+    """The four words of each group, (tokens, groups, 4): scale, two halves' sums and the sum."""
+    groups = _num_groups(packed_TB)
+    words = np.ascontiguousarray(packed_TB[:, groups * GROUP_VALUES : groups * GROUP_BYTES])
+    return words.view(np.float32).reshape(len(packed_TB), groups, 4)
 
 
-def _groups(packed_TB: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    num_groups = packed_TB.shape[1] // ROW_GROUP_BYTES
-    return packed_TB[:, : num_groups * GROUP_BYTES].reshape(len(packed_TB), num_groups, GROUP_BYTES)
+def _num_groups(packed_TB: npt.NDArray[np.uint8]) -> int:
+    return int(packed_TB.shape[1] // ROW_GROUP_BYTES)

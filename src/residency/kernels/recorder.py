@@ -50,7 +50,7 @@ class Inputs:
 class Rows:
     """The rows of an activation: float32, packed for matrices in blocks, or both; its maker writes what is asked for.
 
-    `values` (tokens, columns); `q8` (tokens, columns / 32 x 64) bytes, see simd/blocks.place_of_row.
+    `values` (tokens, columns); `q8` (tokens, columns / 32 x 64) bytes, see simd/blocks.py.
     """
 
     values: FloatArray
@@ -64,10 +64,11 @@ class Rows:
             self.launch.words["out"] = address_of(self.values)
         return self.values
 
-    def as_q8(self) -> npt.NDArray[np.uint8]:
-        """The packed rows."""
+    def as_q8(self, together: int = 1) -> npt.NDArray[np.uint8]:
+        """The packed rows, at least `together` groups of 32 columns of which share a scale."""
         assert self.q8 is not None and self.launch is not None
-        self.launch.words["q8"] = address_of(self.q8)
+        words = self.launch.words
+        words["q8"], words["together"] = address_of(self.q8), max(together, words["together"])
         return self.q8
 
 

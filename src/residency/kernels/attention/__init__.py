@@ -68,6 +68,7 @@ def attention(step: Recorder, spec: AttentionSpec, q: FloatArray, cache: LayerPa
         head_dim=spec.head_dim,
         q8=0,
         q8_stride=row_bytes(q8),
+        together=1,
         int8_at=step.inputs.num_int8,
         tokens_at=step.inputs.num_tokens,
         out=address_of(out),

@@ -34,7 +34,7 @@ from residency.kernels.attention.cpu_shares import (
     seen_pages,
 )
 from residency.kernels.attention.cpu_tiles import PAGE_TOKENS, TILE_VALUES, float_pages, prompt_attention
-from residency.kernels.simd.blocks import GROUP, HAS_TILES, exp_f32, int8_rows, place_of_row, share_start, store_group
+from residency.kernels.simd.blocks import GROUP, HAS_TILES, exp_f32, int8_rows, pack, share_start
 from residency.kernels.simd.language import (
     add_f32,
     fma_splat_each,
@@ -222,8 +222,8 @@ def _merged(first, splits, head_dim, d):
 
 
 def combine(
-    partials, splits_at, most_splits_at, heads, head_dim, out, out_stride, q8, q8_stride, int8_at, tokens_at, thread,
-    threads,
+    partials, splits_at, most_splits_at, heads, head_dim, out, out_stride, q8, q8_stride, together, int8_at, tokens_at,
+    thread, threads,
 ):  # fmt: skip
     """Merge the parts of split heads into `out`, and write the packed twin where `q8` is not 0."""
     most_splits = load_i64(most_splits_at)
@@ -233,22 +233,20 @@ def combine(
     tokens = load_i64(tokens_at)
     quantized = int8_rows(tokens, int8_at)
     groups = heads * head_dim // GROUP
-    unit, end = share_start(tokens * groups, thread, threads), share_start(tokens * groups, thread + 1, threads)
+    runs = tokens * groups // together
+    unit, end = together * share_start(runs, thread, threads), together * share_start(runs, thread + 1, threads)
     while unit < end:  # token after token
         token = unit // groups
         first = unit - token * groups
         last = min(groups, first + end - unit)
         splits = load_i64(splits_at + 8 * token)
-        place, group_bytes = place_of_row(q8, q8_stride, token, tokens, quantized)
-        for group in range(first, last):
-            column = GROUP * group
-            at = out + out_stride * token + 4 * column
-            if splits > 1:
-                for c in range(column, column + GROUP, 16):
-                    part = partials + part_bytes * (token * heads + c // head_dim)
-                    store_f32x16(at + 4 * (c - column), _merged(part, splits, head_dim, c % head_dim))
-            if q8 != 0:
-                store_group(load_f32x16(at), load_f32x16(at + 64), place + group_bytes * group, token < quantized)
+        row = out + out_stride * token
+        if splits > 1:
+            for column in range(GROUP * first, GROUP * last, 16):
+                part = partials + part_bytes * (token * heads + column // head_dim)
+                store_f32x16(row + 4 * column, _merged(part, splits, head_dim, column % head_dim))
+        if q8 != 0:
+            pack(row + 128 * first, first, last, groups, together, q8, q8_stride, token, tokens, quantized)
         unit += last - first
 
 

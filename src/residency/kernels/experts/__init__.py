@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from residency.formats import Format
 from residency.kernels.device import DeviceStep, on_device
+from residency.kernels.matmul import groups_together
 from residency.kernels.recorder import FloatArray, Recorder, Rows, address_of, row_bytes
 from residency.spec.model import MoeSpec
 
@@ -133,7 +134,7 @@ def send(step: Recorder, x: Rows, columns: int, experts: Experts) -> None:
     """Copy x (tokens, columns) to the sorted rows, in the way that the experts' matrices multiply."""
     if isinstance(step, DeviceStep):
         return  # rows are read where they are
-    source = x.as_q8() if experts.is_packed else x.as_values()
+    source = x.as_q8(groups_together(experts.gate_format)) if experts.is_packed else x.as_values()
     out = step.buffers["expert_in_q8" if experts.is_packed else "expert_in"]
     assert columns % 32 == 0 and row_bytes(out) >= columns * (2 if experts.is_packed else 4)
     step.launch(
@@ -171,6 +172,7 @@ def multiply(step: Recorder, x: Rows, columns: int, experts: Experts) -> None:
         out=address_of(gated),
         out_stride=row_bytes(gated),
         groups=intermediate // 32,
+        together=groups_together(experts.down_format),
         blocks=_blocks(experts.gate_format, columns),
     )
     step.launch(

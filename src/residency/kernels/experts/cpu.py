@@ -17,11 +17,12 @@ from residency.kernels.matmul.cpu import PRODUCTS
 from residency.kernels.matmul.cpu_panels import MOST_TOKENS
 from residency.kernels.matmul.cpu_unpack import UNPACKED
 from residency.kernels.simd.blocks import (
+    ROW_GROUP_BYTES,
     exp_f32,
     inlined,
     int8_rows,
-    place_of_row,
-    quantize_group,
+    pack,
+    place_in_tiles,
     share_start,
     sigmoid,
     silu,
@@ -228,11 +229,14 @@ def _gather(is_packed):
             for row in range(max(begin, first), min(end, first + count)):
                 token = load_i32(rows + 4 * row)
                 if is_packed:
-                    source, source_bytes = place_of_row(x, x_stride, token, tokens, quantized)
-                    target, target_bytes = place_of_row(
-                        out + out_stride * first, out_stride, row - first, count, quantized_here
-                    )
-                    for group in range(groups):  # of a quantized row, part of the next group, too
+                    source, source_bytes = x + x_stride * token, ROW_GROUP_BYTES
+                    target, target_bytes = out + out_stride * row, ROW_GROUP_BYTES
+                    if token >= quantized:
+                        source, source_bytes = place_in_tiles(x, x_stride, token, tokens, quantized)
+                        target, target_bytes = place_in_tiles(
+                            out + out_stride * first, out_stride, row - first, count, quantized_here
+                        )
+                    for group in range(groups):
                         store_i32x16(target + target_bytes * group, load_i32x16(source + source_bytes * group))
                 else:
                     for half in range(2 * groups):
@@ -256,7 +260,7 @@ def _gate_up(products, unpacked, activation):
     block_groups = unpacked[2] if is_packed else 1
 
     @_function
-    def gated_rows(first, last, gate, up, x, x_stride, rows, out, out_stride, blocks):
+    def gated_rows(first, last, groups, together, gate, up, x, x_stride, rows, out, out_stride, blocks):
         """Groups first .. last of the gated product of rows that are not in tiles."""
         gates, ups = stack_bytes(SUMS_BYTES), stack_bytes(SUMS_BYTES)
         for start in range(first, last, RUN_GROUPS):
@@ -267,38 +271,40 @@ def _gate_up(products, unpacked, activation):
                 by_rows(2 * start, 2 * end, gate, source, x_stride, count, low, SUMS_STRIDE, 0, 0, blocks)
                 by_rows(2 * start, 2 * end, up, source, x_stride, count, high, SUMS_STRIDE, 0, 0, blocks)
                 for i in range(count):
-                    target = out + out_stride * (row + i)
-                    for group in range(start, end):
-                        at = SUMS_STRIDE * i + 128 * group
-                        one = mul_f32(activation(load_f32x16(low + at)), load_f32x16(high + at))
-                        two = mul_f32(activation(load_f32x16(low + at + 64)), load_f32x16(high + at + 64))
-                        if is_packed:
-                            quantize_group(one, two, target + 48 * group)
-                        else:
-                            store_f32x16(target + 128 * group, one)
-                            store_f32x16(target + 128 * group + 64, two)
+                    sums = low + SUMS_STRIDE * i
+                    target = sums if is_packed else out + out_stride * (row + i)
+                    for at in range(128 * start, 128 * end, 64):
+                        product = mul_f32(activation(load_f32x16(sums + at)), load_f32x16(high + SUMS_STRIDE * i + at))
+                        store_f32x16(target + at, product)
+                    if is_packed:
+                        pack(sums + 128 * start, start, end, groups, together, out, out_stride, row + i, rows, rows)
 
-    def gate_up(table, up_at, runs, x, x_stride, out, out_stride, groups, blocks, thread, threads):
+    def gate_up(table, up_at, runs, x, x_stride, out, out_stride, groups, together, blocks, thread, threads):
         """See reference.gated_linear, for every run; `out` gets packed rows, or float32 of matrices in floats."""
         num_runs = load_i64(runs)
-        work = load_i64(runs + FIRST_RUN + RUN_BYTES * num_runs + 24) * groups
+        units = groups // together
+        work = load_i64(runs + FIRST_RUN + RUN_BYTES * num_runs + 24) * units
         begin, end = share_start(work, thread, threads), share_start(work, thread + 1, threads)
         for i in range(num_runs):
             run = runs + FIRST_RUN + RUN_BYTES * i
             row, rows = _extent(run)
             each, before = UNPACKING_ROWS + rows, load_i64(run + 24)
-            first, last = _first_unit(begin, before, each, groups), _first_unit(end, before, each, groups)
+            first = together * _first_unit(begin, before, each, units)
+            last = together * _first_unit(end, before, each, units)
             if first < last:
                 gate = load_i64(table + 8 * load_i64(run))
                 source, target = x + x_stride * row, out + out_stride * row
                 quantized = load_i64(run + 16) if has_panels else rows
-                gated_rows(first, last, gate, gate + up_at, source, x_stride, quantized, target, out_stride, blocks)
+                gated_rows(
+                    first, last, groups, together, gate, gate + up_at, source, x_stride, quantized, target, out_stride,
+                    blocks,
+                )  # fmt: skip
                 if has_panels:
-                    together = tokens_together(blocks * block_groups)
-                    for start in range(quantized, rows, together):
+                    most_rows = tokens_together(blocks * block_groups)
+                    for start in range(quantized, rows, most_rows):
                         panels(
                             first, last, gate, gate + up_at, source + x_stride * start, x_stride,
-                            start, min(together, rows - start), quantized, target, out_stride, blocks, rows,
+                            start, min(most_rows, rows - start), quantized, target, out_stride, blocks, rows,
                         )  # fmt: skip
 
     return gate_up

@@ -34,6 +34,7 @@ def gated(
         columns=columns,
         q8=0,
         q8_stride=row_bytes(q8),
+        together=1,
         int8_at=step.inputs.num_int8,
         tokens_at=step.inputs.num_int8 if but_prompts else step.inputs.num_tokens,
     )

@@ -20,7 +20,7 @@ from residency.kernels.matmul.cpu_panels import (
     part_unpacker,
 )
 from residency.kernels.matmul.cpu_unpack import UNPACKED
-from residency.kernels.simd.blocks import gelu_tanh, inlined, place_of_row, share_start, silu
+from residency.kernels.simd.blocks import gelu_tanh, inlined, place_in_tiles, share_start, silu
 from residency.kernels.simd.language import (
     load_f32x16,
     load_i64,
@@ -67,7 +67,7 @@ def gated_panels(unpack_block, block_bytes, block_groups, activation):
             multiply_two(gate + low, up + low, x, x_stride, tokens, low_sums, panels, configuration, blocks)
             multiply_two(gate + high, up + high, x, x_stride, tokens, high_sums, panels, configuration, blocks)
             for token in range(tokens):
-                place, group_bytes = place_of_row(q8, q8_stride, begin + token, all_tokens, quantized)
+                place, group_bytes = place_in_tiles(q8, q8_stride, begin + token, all_tokens, quantized)
                 at = SUM_BYTES * token
                 store_bf16x32(place + group_bytes * group, gated(low_sums + at), gated(high_sums + at))
         tile_release()

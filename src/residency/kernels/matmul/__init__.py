@@ -11,6 +11,7 @@ from residency.kernels.order import in_order
 from residency.kernels.recorder import FloatArray, Recorder, Rows, address_of, row_bytes
 
 _FLOAT_BLOCK_COLUMNS = 4
+_IN_INTEGERS = ("Q4_K", "Q5_K", "Q6_K")  # a block's products are added up with their scales as integers
 _SHARE_BYTES = 1 << 16  # of a matrix that one thread may take over from another: some microseconds of reading
 
 
@@ -28,6 +29,11 @@ class Matrix:
     def blocks(self) -> int:
         """Blocks along the columns of a tile."""
         return self.columns // (_FLOAT_BLOCK_COLUMNS if self.format.is_float else self.format.block_values)
+
+
+def groups_together(number_format: Format) -> int:
+    """How many of x's groups of 32 columns must share a scale to be multiplied by a matrix in this format."""
+    return number_format.block_values // 32 if number_format.name in _IN_INTEGERS else 1
 
 
 def linear(
@@ -56,7 +62,9 @@ def linear(
     assert out.shape[1] * 4 >= -(-matrix.rows // 16) * 64, "each tile of 16 rows is stored whole"
     if matrix.order is not None:
         x = in_order(step, x, matrix.order)
-    source: FloatArray | npt.NDArray[np.uint8] = x.as_values() if matrix.format.is_float else x.as_q8()
+    source: FloatArray | npt.NDArray[np.uint8] = (
+        x.as_values() if matrix.format.is_float else x.as_q8(groups_together(matrix.format))
+    )
     step.launch(
         f"matmul.{matrix.format.name}",
         meet=meet,

@@ -1,24 +1,25 @@
 """Matrix products in the weights' own bits, by tiles of 16 rows: a lane of a vector is a row of the matrix.
 
-Rows of prompts meet a matrix in blocks in tile registers where there are any (see cpu_panels.py); all others so (16 at
-once in tile registers, too: cpu_code_tiles.py):
+Rows of prompts meet a matrix in blocks in tile registers where there are any (see cpu_panels.py); all others so (8 or
+16 at once in tile registers, too: cpu_code_tiles.py, cpu_block_tiles.py):
 
 Every block format comes down to the same sum over groups of 32 (or 16) columns,
 
     out[row] += scale[row] * (x_scale * dot(codes[row], x_codes)) + minimum[row] * x_sum
 
-with unsigned codes, activations quantized to int8 (see `quantize_group`), and offsets and minima folded into
-`minimum`. The layouts of a tile are those of residency.formats.tiles.
+with unsigned codes, activations quantized to int8 (see simd/blocks.py), and offsets and minima folded into `minimum`.
+The layouts of a tile are those of residency.formats.tiles.
 """
 
 from numba import njit
 
 from residency.kernels.matmul import cpu_grouped
+from residency.kernels.matmul.cpu_block_tiles import IN_EIGHTS
 from residency.kernels.matmul.cpu_blocks import BLOCKS, ahead
-from residency.kernels.matmul.cpu_code_tiles import LAID_OUT, tile_multiplier
+from residency.kernels.matmul.cpu_code_tiles import IN_SIXTEENS
 from residency.kernels.matmul.cpu_panels import MOST_TOKENS, panel_kernel
 from residency.kernels.matmul.cpu_unpack import UNPACKED
-from residency.kernels.simd.blocks import GROUP_BYTES, HAS_TILES, TILE_TOKENS, int8_rows, share_start
+from residency.kernels.simd.blocks import GROUP, HAS_TILES, WORDS_BYTES, int8_rows, share_start
 from residency.kernels.simd.language import (
     add_each,
     fma_splat_each,
@@ -43,7 +44,7 @@ def _float(load, value_bytes):
 
     def of(tokens):
         @_device
-        def block(at, x, stride, total):
+        def block(at, x, words, stride, total):
             for column in range(4):
                 total = fma_splat_each(total, load(at + 16 * value_bytes * column), x + 4 * column, stride)
             return total
@@ -68,26 +69,29 @@ def _finisher(tokens):
     return finish
 
 
-def _multiplier(block, tokens, block_bytes, x_block_bytes):
-    """Multiply a run of tiles by `tokens` rows of x."""
-    is_large = x_block_bytes >= LARGE_BLOCK_GROUPS * GROUP_BYTES
+def _multiplier(block, tokens, block_bytes, block_groups):
+    """Multiply a run of tiles by `tokens` rows of x. Blocks of no groups are of four columns in floating point."""
+    is_large = block_groups >= LARGE_BLOCK_GROUPS
+    x_bytes, words_bytes = GROUP * block_groups or 16, WORDS_BYTES * block_groups
     finish = _finisher(tokens)
 
     @njit(error_model="numpy", nogil=True)
     def multiply(first, last, weights, x, x_stride, out, out_stride, bias, accumulate, blocks):
+        words = x + x_bytes * blocks
         for index in range(first, last):
             tile = weights + block_bytes * blocks * index
             total = zeros_f32(tokens)
             for i in range(blocks):
                 if not is_large:
                     ahead(tile + block_bytes * i, block_bytes)
-                total = block(tile + block_bytes * i, x + x_block_bytes * i, x_stride, total)
+                total = block(tile + block_bytes * i, x + x_bytes * i, words + words_bytes * i, x_stride, total)
             finish(total, index, out, out_stride, bias, accumulate)
 
     @njit(error_model="numpy", nogil=True)
     def multiply_streams(first, last, weights, x, x_stride, out, out_stride, bias, accumulate, blocks):
         """For one token: two tiles side by side, as memory delivers two streams faster than one."""
         tile_bytes = block_bytes * blocks
+        words = x + x_bytes * blocks
         for index in range(first, last, 2):
             other = min(index + 1, last - 1)
             low, high = weights + tile_bytes * index, weights + tile_bytes * other
@@ -96,8 +100,9 @@ def _multiplier(block, tokens, block_bytes, x_block_bytes):
             for i in range(blocks):
                 ahead(low + block_bytes * i, block_bytes)
                 ahead(high + block_bytes * i, block_bytes)
-                low_total = block(low + block_bytes * i, x + x_block_bytes * i, x_stride, low_total)
-                high_total = block(high + block_bytes * i, x + x_block_bytes * i, x_stride, high_total)
+                x_block, its_words = x + x_bytes * i, words + words_bytes * i
+                low_total = block(low + block_bytes * i, x_block, its_words, x_stride, low_total)
+                high_total = block(high + block_bytes * i, x_block, its_words, x_stride, high_total)
             finish(low_total, index, out, out_stride, bias, accumulate)
             if other != index:
                 finish(high_total, other, out, out_stride, bias, accumulate)
@@ -105,17 +110,20 @@ def _multiplier(block, tokens, block_bytes, x_block_bytes):
     return multiply_streams if tokens == 1 and not is_large else multiply
 
 
-def _by_rows(block_of, block_bytes, x_block_bytes, lay_out=None):
+def _by_rows(block_of, block_bytes, block_groups, *, eight=None, sixteen=None):
     """Tiles begin .. end of one format times some tokens, in register blocks of 16, 8, 4, 2 and 1 tokens.
 
-    Tiles are taken in runs that stay in the second-level cache while all tokens pass; a register block's tokens stay in
-    the first while the run's tiles pass.
+    `eight` or `sixteen` make what multiplies so many in tile registers. Tiles are taken in runs that stay in the
+    second-level cache while all tokens pass; a register block's tokens stay in the first while the run's tiles pass.
     """
-    by_1, by_2, by_4, by_8, by_16 = (
-        _multiplier(block_of(tokens), tokens, block_bytes, x_block_bytes) for tokens in (1, 2, 4, 8, 16)
+    most = 8 if HAS_TILES and eight is not None else 16
+    by_1, by_2, by_4, by_8, by_most = (
+        _multiplier(block_of(tokens), tokens, block_bytes, block_groups) for tokens in (1, 2, 4, 8, most)
     )
-    if HAS_TILES and lay_out is not None:
-        by_16 = tile_multiplier(lay_out, x_block_bytes // GROUP_BYTES, block_bytes, _finisher(TILE_TOKENS))
+    if HAS_TILES and eight is not None:
+        by_most = eight(block_bytes, _finisher(8))
+    elif HAS_TILES and sixteen is not None:
+        by_most = sixteen(block_bytes, _finisher(16))
 
     @njit(error_model="numpy", nogil=True)
     def by_rows(begin, end, weights, x, x_stride, tokens, out, out_stride, bias, accumulate, blocks):
@@ -127,9 +135,9 @@ def _by_rows(block_of, block_bytes, x_block_bytes, lay_out=None):
                 row = x + x_stride * token
                 result = out + out_stride * token
                 left = tokens - token
-                if left >= 16:
-                    by_16(first, last, weights, row, x_stride, result, out_stride, bias, accumulate, blocks)
-                    token += 16
+                if left >= most:
+                    by_most(first, last, weights, row, x_stride, result, out_stride, bias, accumulate, blocks)
+                    token += most
                 elif left >= 8:
                     by_8(first, last, weights, row, x_stride, result, out_stride, bias, accumulate, blocks)
                     token += 8
@@ -167,26 +175,27 @@ def _kernel(by_rows, by_panels):
     return matmul
 
 
-def _in_blocks(block_of, unpack_block, block_bytes, block_groups, *, lay_out=None):
+def _in_blocks(block_of, unpack_block, block_bytes, block_groups, **in_tiles):
     by_panels = panel_kernel(unpack_block, block_bytes, block_groups) if HAS_TILES else None
-    return _by_rows(block_of, block_bytes, block_groups * GROUP_BYTES, lay_out), by_panels
+    return _by_rows(block_of, block_bytes, block_groups, **in_tiles), by_panels
 
 
 def _in_floats(load, value_bytes):
-    return _by_rows(_float(load, value_bytes), 16 * value_bytes * 4, 16), None
+    return _by_rows(_float(load, value_bytes), 16 * value_bytes * 4, 0), None
 
 
 # Of each format: products by rows, and by panels where prompts are multiplied so.
 PRODUCTS = KernelTable(
     {
         **{
-            name: _in_blocks(BLOCKS[name], *unpacked, lay_out=LAID_OUT.get(name)) for name, unpacked in UNPACKED.items()
+            name: _in_blocks(BLOCKS[name], *unpacked, eight=IN_EIGHTS.get(name), sixteen=IN_SIXTEENS.get(name))
+            for name, unpacked in UNPACKED.items()
         },
         "F32": _in_floats(load_f32x16, 4),
         "F16": _in_floats(load_f16x16, 2),
         "BF16": _in_floats(load_bf16x16, 2),
     },
-    lambda _, fmt: _in_blocks(cpu_grouped.block_of(fmt), *cpu_grouped.unpacked(fmt), lay_out=cpu_grouped.laid_out(fmt)),
+    lambda _, fmt: _in_blocks(cpu_grouped.block_of(fmt), *cpu_grouped.unpacked(fmt), sixteen=cpu_grouped.in_tiles(fmt)),
 )
 KERNELS = KernelTable(
     {name: _kernel(*products) for name, products in PRODUCTS.items()},

@@ -1,12 +1,14 @@
 """Blocks of every format, multiplied by a register block of rows: the sum that cpu.py says, format by format.
 
-`block(at, x, stride, total)` adds the product of the block at `at` and the rows' groups at `x`, `stride` bytes apart.
+`block(at, x, words, stride, total)` adds the product of the block at `at` and the rows' codes at `x`, `stride` bytes
+apart; `words` has their scales and sums.
 """
 
 from numba import njit
 
 from residency.kernels.matmul import cpu_unpack as unpack
-from residency.kernels.simd.blocks import GROUP_BYTES
+from residency.kernels.simd.blocks import GROUP, WORDS_BYTES
+from residency.kernels.simd.codes import mul_add_each
 from residency.kernels.simd.language import (
     dot4_each,
     dot4_full_each,
@@ -16,7 +18,6 @@ from residency.kernels.simd.language import (
     iq4_values,
     load_f16x16,
     load_i8x16,
-    load_i32x16,
     load_u8x64,
     low_nibbles,
     low_pairs,
@@ -32,6 +33,7 @@ from residency.kernels.simd.language import (
     third_bit,
     to_f32,
     to_f32_each,
+    zeros_f32,
     zeros_i32,
 )
 
@@ -76,10 +78,10 @@ def _q4_0(tokens):
     add_group, dot_nibbles, _ = accumulator(tokens)
 
     @_device
-    def block(at, x, stride, total):
+    def block(at, x, words, stride, total):
         scale = load_f16x16(at + 256)
         minimum = mul_f32(scale, splat_f32(-8.0))
-        return add_group(total, dot_nibbles(at, x, stride), scale, minimum, x + 32, x + 44, stride)
+        return add_group(total, dot_nibbles(at, x, stride), scale, minimum, words, words + 12, stride)
 
     return block
 
@@ -88,9 +90,9 @@ def _q4_1(tokens):
     add_group, dot_nibbles, _ = accumulator(tokens)
 
     @_device
-    def block(at, x, stride, total):
+    def block(at, x, words, stride, total):
         dots = dot_nibbles(at, x, stride)
-        return add_group(total, dots, load_f16x16(at + 256), load_f16x16(at + 288), x + 32, x + 44, stride)
+        return add_group(total, dots, load_f16x16(at + 256), load_f16x16(at + 288), words, words + 12, stride)
 
     return block
 
@@ -99,11 +101,11 @@ def _q5_0(tokens):
     add_group, _, dot_nibbles_and_plane = accumulator(tokens)
 
     @_device
-    def block(at, x, stride, total):
+    def block(at, x, words, stride, total):
         scale = load_f16x16(at + 320)
         minimum = mul_f32(scale, splat_f32(-16.0))
         dots = dot_nibbles_and_plane(at, at + 256, x, stride)
-        return add_group(total, dots, scale, minimum, x + 32, x + 44, stride)
+        return add_group(total, dots, scale, minimum, words, words + 12, stride)
 
     return block
 
@@ -112,9 +114,9 @@ def _q5_1(tokens):
     add_group, _, dot_nibbles_and_plane = accumulator(tokens)
 
     @_device
-    def block(at, x, stride, total):
+    def block(at, x, words, stride, total):
         dots = dot_nibbles_and_plane(at, at + 256, x, stride)
-        return add_group(total, dots, load_f16x16(at + 320), load_f16x16(at + 352), x + 32, x + 44, stride)
+        return add_group(total, dots, load_f16x16(at + 320), load_f16x16(at + 352), words, words + 12, stride)
 
     return block
 
@@ -123,12 +125,12 @@ def _q8_0(tokens):
     add_group, _, _ = accumulator(tokens)
 
     @_device
-    def block(at, x, stride, total):
+    def block(at, x, words, stride, total):
         dots = zeros_i32(tokens)
         for part in range(8):
             dots = dot4_full_each(dots, load_u8x64(at + 64 * part), x + 4 * part, stride)
         scale = load_f16x16(at + 512)
-        return add_group(total, dots, scale, mul_f32(scale, splat_f32(-128.0)), x + 32, x + 44, stride)
+        return add_group(total, dots, scale, mul_f32(scale, splat_f32(-128.0)), words, words + 12, stride)
 
     return block
 
@@ -141,53 +143,57 @@ def ahead(at, num_bytes):
         prefetch_l2(at + FAR_PREFETCH_BYTES + line)
 
 
-def _k_quant(tokens, dot_group, add_group, group_bytes, planes_at, scales_at):
-    """A block of Q4_K or Q5_K: eight groups of 32, scales and minima of 6 bits."""
+def block_total(tokens):
+    """How a block's integer sums of scaled dots, and its sums of minima, enter the totals."""
 
     @_device
-    def block(at, x, stride, total):
+    def add_block(total, sums, minima, scale, minimum, words, stride):
+        scaled = mul_splat_each(to_f32_each(sums), words, stride)
+        return fma_each(minima, minimum, fma_each(scaled, scale, total))
+
+    return add_block
+
+
+def _k_quant(tokens, dot_group, planes_at, scales_at):
+    """A block of Q4_K or Q5_K: eight groups of 32, scales and minima of 6 bits."""
+    add_block = block_total(tokens)
+
+    @_device
+    def block(at, x, words, stride, total):
         ahead(at + 2048, scales_at + 256 - 2048)
-        scales = load_i32x16(at + scales_at)
-        minima = load_i32x16(at + scales_at + 64)
-        lows = load_i32x16(at + scales_at + 128)
-        scale = load_f16x16(at + scales_at + 192)
-        minimum = mul_f32(load_f16x16(at + scales_at + 224), splat_f32(-1.0))
-        for group in range(4):
+        scales, minima, lows = unpack.k_scales(at + scales_at)
+        sums = zeros_i32(tokens)
+        for group in range(8):
             ahead(at + 256 * group, 256)
-            x_group = x + GROUP_BYTES * group
-            dots = dot_group(at + group_bytes * group, at + planes_at + 64 * group, x_group, stride)
-            s = mul_f32(scale, unpack.first_scale(scales, group))
-            m = mul_f32(minimum, unpack.first_scale(minima, group))
-            total = add_group(total, dots, s, m, x_group + 32, x_group + 44, stride)
-        for group in range(4):
-            ahead(at + 256 * (group + 4), 256)
-            x_group = x + GROUP_BYTES * (group + 4)
-            dots = dot_group(at + group_bytes * (group + 4), at + planes_at + 64 * (group + 4), x_group, stride)
-            s = mul_f32(scale, unpack.last_scale(scales, lows, group, 0))
-            m = mul_f32(minimum, unpack.last_scale(minima, lows, group, 4))
-            total = add_group(total, dots, s, m, x_group + 32, x_group + 44, stride)
-        return total
+            dots = dot_group(at + 256 * group, at + planes_at + 64 * group, x + GROUP * group, stride)
+            sums = mul_add_each(sums, dots, unpack.k_scale(scales, lows, group, 0))
+        lost = zeros_f32(tokens)
+        for group in range(8):
+            minimum = to_f32(unpack.k_scale(minima, lows, group, 4))
+            lost = fma_splat_each(lost, minimum, words + WORDS_BYTES * group + 12, stride)
+        scale, minimum = unpack.k_factors(at + scales_at)
+        return add_block(total, sums, lost, scale, minimum, words, stride)
 
     return block
 
 
 def _q4_k(tokens):
-    add_group, dot_nibbles, _ = accumulator(tokens)
+    _, dot_nibbles, _ = accumulator(tokens)
 
     @_device
     def dot_group(at, plane_at, x, stride):
         return dot_nibbles(at, x, stride)
 
-    return _k_quant(tokens, dot_group, add_group, 256, 0, 2048)
+    return _k_quant(tokens, dot_group, 0, 2048)
 
 
 def _q5_k(tokens):
-    add_group, _, dot_nibbles_and_plane = accumulator(tokens)
-    return _k_quant(tokens, dot_nibbles_and_plane, add_group, 256, 2048, 2560)
+    _, _, dot_nibbles_and_plane = accumulator(tokens)
+    return _k_quant(tokens, dot_nibbles_and_plane, 2048, 2560)
 
 
 def _q6_k(tokens):
-    add_group, _, _ = accumulator(tokens)
+    add_block = block_total(tokens)
 
     @_device
     def half_group(at, x, stride):
@@ -202,18 +208,19 @@ def _q6_k(tokens):
         return dots
 
     @_device
-    def block(at, x, stride, total):
-        scale = load_f16x16(at + 3328)
+    def block(at, x, words, stride, total):
         ahead(at + 3072, 288)
+        sums = zeros_i32(tokens)
         for half in range(16):
             ahead(at + 192 * half, 192)
-            x_group = x + GROUP_BYTES * (half // 2)
-            which = half % 2
-            dots = half_group(at + 192 * half, x_group + 16 * which, stride)
-            s = mul_f32(scale, to_f32(load_i8x16(at + 3072 + 16 * half)))
-            m = mul_f32(s, splat_f32(-32.0))
-            total = add_group(total, dots, s, m, x_group + 32, x_group + 36 + 4 * which, stride)
-        return total
+            dots = half_group(at + 192 * half, x + 16 * half, stride)
+            sums = mul_add_each(sums, dots, load_i8x16(at + 3072 + 16 * half))
+        lost = zeros_f32(tokens)
+        for half in range(16):
+            its_sum = words + WORDS_BYTES * (half // 2) + 4 + 4 * (half % 2)
+            lost = fma_splat_each(lost, to_f32(load_i8x16(at + 3072 + 16 * half)), its_sum, stride)
+        scale = load_f16x16(at + 3328)
+        return add_block(total, sums, lost, scale, mul_f32(scale, splat_f32(-32.0)), words, stride)
 
     return block
 
@@ -222,20 +229,20 @@ def _q2_k(tokens):
     add_group, _, _ = accumulator(tokens)
 
     @_device
-    def block(at, x, stride, total):
+    def block(at, x, words, stride, total):
         scale = load_f16x16(at + 1280)
         minimum = mul_f32(load_f16x16(at + 1312), splat_f32(-1.0))
         ahead(at + 1024, 320)
         for half in range(16):
             ahead(at + 64 * half, 64)
-            x_group = x + GROUP_BYTES * (half // 2)
-            which = half % 2
+            group, which = half // 2, half % 2
+            x_half, its_words = x + 16 * half, words + WORDS_BYTES * group
             pairs = load_u8x64(at + 64 * half)
             dots = zeros_i32(tokens)
             for part in range(4):
-                dots = dot4_each(dots, low_pairs(pairs, part), x_group + 16 * which + 4 * part, stride)
+                dots = dot4_each(dots, low_pairs(pairs, part), x_half + 4 * part, stride)
             s, m = unpack.q2_k_scales(load_i8x16(at + 1024 + 16 * half), scale, minimum)
-            total = add_group(total, dots, s, m, x_group + 32, x_group + 36 + 4 * which, stride)
+            total = add_group(total, dots, s, m, its_words, its_words + 4 + 4 * which, stride)
         return total
 
     return block
@@ -245,22 +252,22 @@ def _q3_k(tokens):
     add_group, _, _ = accumulator(tokens)
 
     @_device
-    def block(at, x, stride, total):
+    def block(at, x, words, stride, total):
         scale = load_f16x16(at + 1728)
         ahead(at + 1536, 224)
         for half in range(16):
             ahead(at + 96 * half, 96)
             group, which = half // 2, half % 2
-            x_group = x + GROUP_BYTES * group
+            x_half, its_words = x + 16 * half, words + WORDS_BYTES * group
             pairs = load_u8x64(at + 192 * group + 64 * which)
             plane = load_u8x64(at + 192 * group + 128)
             dots = zeros_i32(tokens)
             for part in range(4):
                 codes = or_u8(low_pairs(pairs, part), third_bit(plane, 4 * which + part))
-                dots = dot4_each(dots, codes, x_group + 16 * which + 4 * part, stride)
+                dots = dot4_each(dots, codes, x_half + 4 * part, stride)
             s = unpack.q3_k_scale(at + 1536, half, scale)
             m = mul_f32(s, splat_f32(-4.0))
-            total = add_group(total, dots, s, m, x_group + 32, x_group + 36 + 4 * which, stride)
+            total = add_group(total, dots, s, m, its_words, its_words + 4 + 4 * which, stride)
         return total
 
     return block
@@ -286,10 +293,10 @@ def _iq4_nl(tokens):
     dot_values = _dot_values(tokens, iq4_values, dot4_full_each)
 
     @_device
-    def block(at, x, stride, total):
+    def block(at, x, words, stride, total):
         scale = load_f16x16(at + 256)
         minimum = mul_f32(scale, splat_f32(-127.0))
-        return add_group(total, dot_values(at, x, stride), scale, minimum, x + 32, x + 44, stride)
+        return add_group(total, dot_values(at, x, stride), scale, minimum, words, words + 12, stride)
 
     return block
 
@@ -299,16 +306,16 @@ def _iq4_xs(tokens):
     dot_values = _dot_values(tokens, iq4_values, dot4_full_each)
 
     @_device
-    def block(at, x, stride, total):
+    def block(at, x, words, stride, total):
         scale = load_f16x16(at + 2144)
         ahead(at + 2048, 128)
         for group in range(8):
             ahead(at + 256 * group, 256)
-            x_group = x + GROUP_BYTES * group
-            dots = dot_values(at + 256 * group, x_group, stride)
+            dots = dot_values(at + 256 * group, x + GROUP * group, stride)
+            its_words = words + WORDS_BYTES * group
             s = unpack.iq4_xs_scale(at + 2048, group, scale)
             m = mul_f32(s, splat_f32(-127.0))
-            total = add_group(total, dots, s, m, x_group + 32, x_group + 44, stride)
+            total = add_group(total, dots, s, m, its_words, its_words + 12, stride)
         return total
 
     return block
@@ -319,10 +326,10 @@ def _mxfp4(tokens):
     dot_values = _dot_values(tokens, mxfp4_values, dot4_each)
 
     @_device
-    def block(at, x, stride, total):
+    def block(at, x, words, stride, total):
         scale = unpack.half_power(load_i8x16(at + 256))
         minimum = mul_f32(scale, splat_f32(-12.0))
-        return add_group(total, dot_values(at, x, stride), scale, minimum, x + 32, x + 44, stride)
+        return add_group(total, dot_values(at, x, stride), scale, minimum, words, words + 12, stride)
 
     return block
 

@@ -5,16 +5,16 @@ integers enter the totals as cpu_blocks.py says: bit for bit what one token alon
 loop, two apart: its codes are laid out, multiplied, and scaled; so no turn waits for a result of its own.
 """
 
+from functools import partial
+
 from numba import njit
 
-from residency.kernels.matmul import cpu_unpack as unpack
 from residency.kernels.matmul.cpu_blocks import FAR_PREFETCH_BYTES, accumulator
-from residency.kernels.simd.blocks import GROUP_BYTES, TILE_TOKENS
+from residency.kernels.simd.blocks import GROUP, TILE_TOKENS, WORDS_BYTES
 from residency.kernels.simd.language import (
     high_nibbles,
     load_f16x16,
     load_f32x16,
-    load_i32x16,
     load_rows_i32,
     load_u8x64,
     low_nibbles,
@@ -110,44 +110,6 @@ def _q8_0(at, group, slot):
     return at
 
 
-def _k_quant(has_plane, scales_at):
-    """Q4_K and Q5_K."""
-
-    @_device
-    def lay_out(at, group, slot):
-        ahead(at + 256 * group, 256)
-        ahead(at + 2048 + 64 * group, 64 if has_plane or group < 4 else 0)
-        scales, minima = load_i32x16(at + scales_at), load_i32x16(at + scales_at + 64)
-        scale = load_f16x16(at + scales_at + 192)
-        minimum = mul_f32(load_f16x16(at + scales_at + 224), splat_f32(-1.0))
-        if group < 4:
-            s, m = unpack.first_scale(scales, group), unpack.first_scale(minima, group)
-        else:
-            lows = load_i32x16(at + scales_at + 128)
-            s = unpack.last_scale(scales, lows, group - 4, 0)
-            m = unpack.last_scale(minima, lows, group - 4, 4)
-        store_scales(mul_f32(scale, s), mul_f32(minimum, m), slot)
-        if has_plane:
-            _nibbles_and_plane(at + 256 * group, at + 2048 + 64 * group, slot)
-        else:
-            nibbles(at + 256 * group, slot)
-        return slot
-
-    return lay_out
-
-
-# Of each format for which this is quicker: `lay_out(block, group, slot)`, which says where the codes are.
-LAID_OUT = {
-    "Q4_0": _one_group(False, False, -8.0),
-    "Q4_1": _one_group(False, True),
-    "Q5_0": _one_group(True, False, -16.0),
-    "Q5_1": _one_group(True, True),
-    "Q8_0": _q8_0,
-    "Q4_K": _k_quant(False, 2048),
-    "Q5_K": _k_quant(True, 2560),
-}
-
-
 @_function
 def _configure(at):
     """Registers 0: sums, 1: the tokens' columns, 2: codes."""
@@ -160,19 +122,23 @@ def _configure(at):
 
 
 def tile_multiplier(lay_out, block_groups, block_bytes, finish):
-    """Multiply a run of tiles by 16 rows of x, as cpu.py's multipliers do; `finish` stores a tile's totals."""
+    """Multiply a run of tiles by 16 rows of x, as cpu.py's multipliers do; `finish` stores a tile's totals.
+
+    `lay_out(block, group, slot)` returns where the group's codes are.
+    """
     add_group, _, _ = accumulator(TILE_TOKENS)
 
     @_device
-    def scaled(total, sums, slot, x, stride):
+    def scaled(total, sums, slot, words, stride):
         scale, minimum = load_f32x16(slot + SCALES_AT), load_f32x16(slot + SCALES_AT + 64)
-        return add_group(total, load_rows_i32(TILE_TOKENS, sums, 64), scale, minimum, x + 32, x + 44, stride)
+        return add_group(total, load_rows_i32(TILE_TOKENS, sums, 64), scale, minimum, words, words + 12, stride)
 
     @_function
     def multiply(first, last, weights, x, x_stride, out, out_stride, bias, accumulate, blocks):
         slots, sums = stack_bytes(SLOTS_BYTES), stack_bytes(SUMS_BYTES)
         _configure(sums)
         row_groups = block_groups * blocks
+        words = x + GROUP * row_groups
         groups = row_groups * (last - first)
         at, group = weights + block_bytes * blocks * first, 0  # the block, and its group, to be laid out
         codes = next_codes = last_codes = slots
@@ -186,7 +152,7 @@ def tile_multiplier(lay_out, block_groups, block_bytes, finish):
                     group, at = 0, at + block_bytes
             if turn >= DELAY:
                 tile_zero(0)
-                tile_load(1, x + GROUP_BYTES * multiplied, x_stride)
+                tile_load(1, x + GROUP * multiplied, x_stride)
                 tile_load(2, codes, 64)
                 tile_dot_i8u8(0, 1, 2)
                 tile_store(0, sums + SUM_BYTES * (turn % SUMS), 64)
@@ -195,7 +161,7 @@ def tile_multiplier(lay_out, block_groups, block_bytes, finish):
             if turn >= 2 * DELAY:
                 its_sums = sums + SUM_BYTES * ((turn - DELAY) % SUMS)
                 slot = slots + SLOT_BYTES * ((turn - 2 * DELAY) % SLOTS)
-                total = scaled(total, its_sums, slot, x + GROUP_BYTES * added, x_stride)
+                total = scaled(total, its_sums, slot, words + WORDS_BYTES * added, x_stride)
                 added += 1
                 if added == row_groups:
                     finish(total, first, out, out_stride, bias, accumulate)
@@ -204,3 +170,16 @@ def tile_multiplier(lay_out, block_groups, block_bytes, finish):
         tile_release()
 
     return multiply
+
+
+# Of each format for which this is quicker, `multiplier(block_bytes, finish)`; a block is one group.
+IN_SIXTEENS = {
+    name: partial(tile_multiplier, lay_out, 1)
+    for name, lay_out in {
+        "Q4_0": _one_group(False, False, -8.0),
+        "Q4_1": _one_group(False, True),
+        "Q5_0": _one_group(True, False, -16.0),
+        "Q5_1": _one_group(True, True),
+        "Q8_0": _q8_0,
+    }.items()
+}

@@ -1,11 +1,13 @@
 """Blocks of integers in groups, multiplied and unpacked: residency.formats.grouped says what they are."""
 
+from functools import partial
+
 from numba import njit
 
 from residency.formats import BF16, F16
 from residency.kernels.matmul import cpu_code_tiles, cpu_unpack
 from residency.kernels.matmul.cpu_blocks import accumulator
-from residency.kernels.simd.blocks import GROUP_BYTES
+from residency.kernels.simd.blocks import GROUP, WORDS_BYTES
 from residency.kernels.simd.language import (
     and_i32,
     dot4_each,
@@ -83,13 +85,13 @@ def block_of(fmt):
         dot_group = dot_nibbles if fmt.bits == 4 else _dots(fmt, tokens)
 
         @_device
-        def block(at, x, stride, total):
+        def block(at, x, words, stride, total):
             scale = scales(at)
             minimum = minima(at, scale)
             for group in range(groups):
-                x_group = x + GROUP_BYTES * group
-                dots = dot_group(at + group_bytes * group, x_group, stride)
-                total = add_group(total, dots, scale, minimum, x_group + 32, x_group + 44, stride)
+                dots = dot_group(at + group_bytes * group, x + GROUP * group, stride)
+                its_words = words + WORDS_BYTES * group
+                total = add_group(total, dots, scale, minimum, its_words, its_words + 12, stride)
             return total
 
         return block
@@ -129,8 +131,8 @@ def unpacked(fmt):
     return unpack, block_bytes, groups
 
 
-def laid_out(fmt):
-    """How a group's codes and scales are laid out for cpu_code_tiles.py, in formats for which that is quicker."""
+def in_tiles(fmt):
+    """What multiplies 16 tokens in tile registers, `multiplier(block_bytes, finish)`, where that is quicker."""
     if fmt.bits not in (4, 8):
         return None
     group_bytes, is_full = 64 * fmt.bits, fmt.bits == 8
@@ -147,4 +149,4 @@ def laid_out(fmt):
         cpu_code_tiles.nibbles(codes, slot)
         return slot
 
-    return lay_out
+    return partial(cpu_code_tiles.tile_multiplier, lay_out, fmt.block_values // 32)

@@ -162,7 +162,7 @@ def part_unpacker(unpack, block_bytes, block_groups):
 def panel_kernel(unpack, block_bytes, block_groups):
     """Multiply tiles first .. last by at most MOST_TOKENS rows of x; `unpack(at, panel)` unpacks one block.
 
-    x is in tiles, as blocks.place_of_row says, `x_stride` bytes for each row.
+    x is in tiles, as blocks.place_in_tiles says, `x_stride` bytes for each row.
     """
     unpack_part = part_unpacker(unpack, block_bytes, block_groups)
 

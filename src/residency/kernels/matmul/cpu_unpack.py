@@ -124,17 +124,26 @@ def q8_0(at, out):
 
 
 @_device
-def first_scale(words, group):
-    """6-bit scale or minimum of groups 0 to 3: a byte's low six bits."""
-    return to_f32(and_i32(shift_right(words, 8 * group), 63))
+def k_scales(at):
+    """Q4_K's and Q5_K's: words of scales, of minima, and of both's lower bits in the last four groups."""
+    return load_i32x16(at), load_i32x16(at + 64), load_i32x16(at + 128)
 
 
 @_device
-def last_scale(words, lows, group, low_shift):
-    """6-bit scale or minimum of groups 4 to 7: four bits in `lows`, two in the top of the first groups' bytes."""
-    low = and_i32(shift_right(lows, 8 * group + low_shift), 15)
-    high = and_i32(shift_right(words, 8 * group + 6), 3)
-    return to_f32(or_i32(low, shift_left(high, 4)))
+def k_factors(at):
+    """What all scales, and all minima, of a block are to be multiplied by."""
+    return load_f16x16(at + 192), mul_f32(load_f16x16(at + 224), splat_f32(-1.0))
+
+
+@_device
+def k_scale(words, lows, group, low_shift):
+    """A group's scale or minimum of six bits: of groups 0 to 3 a byte's low six, of the rest four bits in `lows`, and
+    two in the top of the first groups' bytes.
+    """
+    if group < 4:
+        return and_i32(shift_right(words, 8 * group), 63)
+    low = and_i32(shift_right(lows, 8 * (group - 4) + low_shift), 15)
+    return or_i32(low, shift_left(and_i32(shift_right(words, 8 * (group - 4) + 6), 3), 4))
 
 
 def _k_quant(has_plane, scales_at):
@@ -149,15 +158,11 @@ def _k_quant(has_plane, scales_at):
     def unpack(at, out):
         """Eight groups."""
         ahead(at, scales_at + 256)
-        scales, minima = load_i32x16(at + scales_at), load_i32x16(at + scales_at + 64)
-        lows = load_i32x16(at + scales_at + 128)
-        scale = load_f16x16(at + scales_at + 192)
-        minimum = mul_f32(load_f16x16(at + scales_at + 224), splat_f32(-1.0))
-        for group in range(4):
-            s, m = first_scale(scales, group), first_scale(minima, group)
+        scales, minima, lows = k_scales(at + scales_at)
+        scale, minimum = k_factors(at + scales_at)
+        for group in range(8):
+            s, m = to_f32(k_scale(scales, lows, group, 0)), to_f32(k_scale(minima, lows, group, 4))
             unpack_group(at, group, mul_f32(scale, s), mul_f32(minimum, m), out)
-            s, m = last_scale(scales, lows, group, 0), last_scale(minima, lows, group, 4)
-            unpack_group(at, group + 4, mul_f32(scale, s), mul_f32(minimum, m), out)
 
     return unpack
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from residency.formats import Format, unpack_rows
+from residency.kernels.matmul import groups_together
 
 GROUP_VALUES = 32
 
@@ -39,13 +40,14 @@ class QuantizedRows:
         return scaled_TG3
 
 
-def quantize_rows(x_TC: Floats) -> QuantizedRows:
+def quantize_rows(x_TC: Floats, together: int = 1) -> QuantizedRows:
     """Each group's value of largest magnitude becomes code 127 or -127; halves are rounded to the even code.
 
-    All in float32: scale = largest / 127, code = x * (127 / largest), and a group of zeros has scale and codes 0.
+    `together` groups are quantized as one. All in float32: scale = largest / 127, code = x * (127 / largest), and a
+    group of zeros has scale and codes 0.
     """
     x_TGV = x_TC.astype(np.float32).reshape(len(x_TC), -1, GROUP_VALUES)
-    largest_TG = np.abs(x_TGV).max(axis=2)
+    largest_TG = np.abs(x_TGV).reshape(len(x_TC), -1, together * GROUP_VALUES).max(axis=2).repeat(together, axis=1)
     inverse_TG = np.divide(np.float32(127), largest_TG, out=np.zeros_like(largest_TG), where=largest_TG > 0)
     codes_TGV = np.rint(x_TGV * inverse_TG[:, :, None]).astype(np.int8)
     return QuantizedRows(codes_TGV=codes_TGV, scales_TG=largest_TG / np.float32(127))
@@ -65,7 +67,11 @@ def linear(
     sums are exact but for the rounding of float64.
     """
     weights_RC = unpack_rows(number_format, rows_RB).astype(np.float64)
-    taken_TC = x_TC.astype(np.float64) if number_format.is_float else quantize_rows(x_TC).values_TC
+    taken_TC = (
+        x_TC.astype(np.float64)
+        if number_format.is_float
+        else quantize_rows(x_TC, groups_together(number_format)).values_TC
+    )
     out_TR: Doubles = taken_TC @ weights_RC.T
     if bias_R is not None:
         out_TR = out_TR + bias_R

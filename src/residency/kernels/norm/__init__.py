@@ -46,6 +46,7 @@ def _launch(
         add=0,
         q8=0,
         q8_stride=0,
+        together=1,
         int8_at=step.inputs.num_logits if of_logits else step.inputs.num_int8,
         tokens_at=step.inputs.num_logits if of_logits else step.inputs.num_tokens,
     )

@@ -2,7 +2,7 @@
 
 from math import sqrt
 
-from residency.kernels.simd.blocks import GROUP, int8_rows, place_of_row, share_start, store_group
+from residency.kernels.simd.blocks import GROUP, MADE_BYTES, MOST_TOGETHER, int8_rows, pack, share_start
 from residency.kernels.simd.language import (
     add_f32,
     fma,
@@ -10,6 +10,7 @@ from residency.kernels.simd.language import (
     load_i64,
     mul_f32,
     splat_f32,
+    stack_bytes,
     store_f32x16,
     sum_f32,
 )
@@ -27,6 +28,7 @@ def rms(
     add,
     q8,
     q8_stride,
+    together,
     int8_at,
     tokens_at,
     thread,
@@ -42,8 +44,10 @@ def rms(
     by_rows = tokens >= threads
     first_row = share_start(tokens, thread, threads) if by_rows else 0
     last_row = share_start(tokens, thread + 1, threads) if by_rows else tokens
-    first_group = 0 if by_rows else share_start(groups, thread, threads)
-    last_group = groups if by_rows else share_start(groups, thread + 1, threads)
+    runs = groups // together
+    first_group = 0 if by_rows else together * share_start(runs, thread, threads)
+    last_group = groups if by_rows else together * share_start(runs, thread + 1, threads)
+    made = stack_bytes(MADE_BYTES)
     for row in range(first_row, last_row):
         source = x + x_stride * (load_i64(rows_at + 8 * row) if rows_at != 0 else row)
         low_squares = splat_f32(0.0)
@@ -55,20 +59,18 @@ def rms(
             high_squares = fma(high, high, high_squares)
         mean = sum_f32(add_f32(low_squares, high_squares)) / columns
         inverse = splat_f32(1.0 / sqrt(mean + epsilon))
-        place, group_bytes = place_of_row(q8, q8_stride, row, tokens, quantized)
-        for group in range(first_group, last_group):
-            at = 128 * group
-            low = mul_f32(mul_f32(load_f32x16(source + at), inverse), load_f32x16(weight + at))
-            high = mul_f32(mul_f32(load_f32x16(source + at + 64), inverse), load_f32x16(weight + at + 64))
-            if out != 0:
-                target = out + out_stride * row + at
-                if add != 0:
-                    low = add_f32(low, load_f32x16(target))
-                    high = add_f32(high, load_f32x16(target + 64))
-                store_f32x16(target, low)
-                store_f32x16(target + 64, high)
+        for first in range(first_group, last_group, MOST_TOGETHER):
+            last = min(first + MOST_TOGETHER, last_group)
+            for half in range(2 * first, 2 * last):
+                value = mul_f32(mul_f32(load_f32x16(source + 64 * half), inverse), load_f32x16(weight + 64 * half))
+                if out != 0:
+                    target = out + out_stride * row + 64 * half
+                    if add != 0:
+                        value = add_f32(value, load_f32x16(target))
+                    store_f32x16(target, value)
+                store_f32x16(made + 64 * half - 128 * first, value)
             if q8 != 0:
-                store_group(low, high, place + group_bytes * group, row < quantized)
+                pack(made, first, last, groups, together, q8, q8_stride, row, tokens, quantized)
 
 
 KERNELS = {"rms": rms}

@@ -23,6 +23,7 @@ def in_order(step: Recorder, x: Rows, order: npt.NDArray[np.int32]) -> Rows:
         columns=len(order),
         q8=address_of(packed),
         q8_stride=row_bytes(packed),
+        together=1,
         int8_at=step.inputs.num_int8,
         tokens_at=step.inputs.num_tokens,
     )

@@ -1,7 +1,8 @@
 """Small pieces that several kernels share: a thread's share of the work, exp, and how matrices want their inputs.
 
 Rows that meet a matrix in blocks are quantized to int8 in groups of 32; those of prompts are rounded to bfloat16
-where the processor has tile registers for it.
+where the processor has tile registers for it. A quantized row is its int8, one after another, and then WORDS_BYTES of
+each group: as float32 its scale, and the scaled sums of its first half, of its second and of all.
 """
 
 from numba import njit
@@ -13,6 +14,7 @@ from residency.kernels.simd.language import (
     f32_from_bits,
     fma,
     largest_f32,
+    load_f32x16,
     load_i64,
     max_f32,
     min_f32,
@@ -31,12 +33,15 @@ from residency.kernels.simd.language import (
 from residency.kernels.simd.tiles import has_tiles
 
 GROUP = 32  # values that share one scale when activations are quantized
-GROUP_BYTES = 48  # 32 int8, then float32: scale, scale * sum of each half, scale * sum of all
+WORDS_BYTES = 16  # of a group, beside its codes
+MOST_TOGETHER = 8  # groups that share a scale, where a matrix wants it so
+MADE_BYTES = 128 * MOST_TOGETHER  # as float32
 ROW_GROUP_BYTES = 64  # for each group of a row, whichever way it is kept
 TILE_TOKENS = 16  # rows of a tile register
 HAS_TILES = has_tiles()
 
 inlined = njit(error_model="numpy", nogil=True, forceinline=True)
+function = njit(error_model="numpy", nogil=True)
 
 
 @inlined
@@ -94,46 +99,59 @@ def gelu_tanh(x):
 
 
 @inlined
-def quantize_group(low, high, out):
-    """Write 32 values (two vectors) as one 48-byte group: int8 by the largest magnitude, and the sums."""
-    largest = largest_f32(max_f32(abs_f32(low), abs_f32(high)))
-    scale = largest / 127.0
-    inverse = 127.0 / largest if largest > 0.0 else 0.0
-    low_i32 = to_i32(round_f32(mul_f32(low, splat_f32(inverse))))
-    high_i32 = to_i32(round_f32(mul_f32(high, splat_f32(inverse))))
-    store_i8x16(out, low_i32)
-    store_i8x16(out + 16, high_i32)
-    low_sum, high_sum = sum_i32(low_i32), sum_i32(high_i32)
-    store_f32(out + 32, scale)
-    store_f32(out + 36, scale * low_sum)
-    store_f32(out + 40, scale * high_sum)
-    store_f32(out + 44, scale * (low_sum + high_sum))
-
-
-@inlined
 def int8_rows(tokens, int8_at):
     """How many of the rows are quantized, the first ones; the rest are in bfloat16."""
     return load_i64(int8_at) if HAS_TILES else tokens
 
 
 @inlined
-def place_of_row(rows_at, stride, row, tokens, quantized):
-    """Where a row's first group is, and how far on the next.
+def _quantize(values, groups, codes, words):
+    """Write so many groups of 32 float32 values with one scale, that makes the largest of them 127 or -127."""
+    largest = splat_f32(0.0)
+    for half in range(2 * groups):
+        largest = max_f32(largest, abs_f32(load_f32x16(values + 64 * half)))
+    most = largest_f32(largest)
+    scale = most / 127.0
+    inverse = splat_f32(127.0 / most if most > 0.0 else 0.0)
+    for group in range(groups):
+        low = to_i32(round_f32(mul_f32(load_f32x16(values + 128 * group), inverse)))
+        high = to_i32(round_f32(mul_f32(load_f32x16(values + 128 * group + 64), inverse)))
+        store_i8x16(codes + GROUP * group, low)
+        store_i8x16(codes + GROUP * group + 16, high)
+        low_sum, high_sum = sum_i32(low), sum_i32(high)
+        at = words + WORDS_BYTES * group
+        store_f32(at, scale)
+        store_f32(at + 4, scale * low_sum)
+        store_f32(at + 8, scale * high_sum)
+        store_f32(at + 12, scale * (low_sum + high_sum))
 
-    The first rows are quantized, each by itself. The rest are in tiles of 16 rows (the last may have fewer), which hold
-    group after group, and in each group 64 bytes of every row.
+
+@inlined
+def place_in_tiles(rows_at, stride, row, tokens, quantized):
+    """Where a row's first group is, and how far on the next, of rows that are not quantized.
+
+    They come after those that are, in tiles of 16 rows (the last may have fewer), which hold group after group, and in
+    each group 64 bytes of every row.
     """
-    if row < quantized:
-        return rows_at + stride * row, GROUP_BYTES
     in_tile = (row - quantized) % TILE_TOKENS
     first = row - in_tile
     return rows_at + stride * first + 64 * in_tile, 64 * min(TILE_TOKENS, tokens - first)
 
 
-@inlined
-def store_group(low, high, at, is_quantized):
-    """Write a group's 32 values (two vectors) in the way of its row."""
-    if HAS_TILES and not is_quantized:
-        store_bf16x32(at, low, high)
-    else:
-        quantize_group(low, high, at)
+@function
+def pack(values, first, last, groups, together, rows_at, stride, row, tokens, quantized):
+    """Write groups first .. last of a row of so many, whose float32 are at `values`, in the way of that row.
+
+    If it is quantized, each `together` of them share a scale.
+    """
+    if HAS_TILES and row >= quantized:
+        place, group_bytes = place_in_tiles(rows_at, stride, row, tokens, quantized)
+        for group in range(first, last):
+            at = values + 128 * (group - first)
+            store_bf16x32(place + group_bytes * group, load_f32x16(at), load_f32x16(at + 64))
+        return
+    codes = rows_at + stride * row
+    words = codes + GROUP * groups
+    for group in range(first, last, together):
+        at = values + 128 * (group - first)
+        _quantize(at, min(together, last - group), codes + GROUP * group, words + WORDS_BYTES * group)
