@@ -91,6 +91,17 @@ def test_a_bench_measures_in_the_order_asked(path: Path) -> None:
     ]
 
 
+def test_a_long_decode_after_nothing_has_room(path: Path) -> None:
+    asked = Asked(prompt_tokens=(), context_tokens=(0,), sequences=(), decode_tokens=96, repeats=1)
+    speeds = measure(
+        asked,
+        lambda tokens, sequences: plan_of(path, context_tokens=tokens, chunk_tokens=32, max_sequences=sequences),
+        MACHINE,
+        say=lambda what: None,
+    )
+    assert [each.context_tokens for each in speeds] == [0]
+
+
 def test_what_a_models_context_has_no_room_for_is_left_away() -> None:
     asked = Asked(prompt_tokens=(16, 4096), context_tokens=(0, 4096), decode_tokens=4, repeats=1).within(2048)
     assert (asked.prompt_tokens, asked.context_tokens) == ((16,), (0,))

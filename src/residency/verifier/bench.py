@@ -39,8 +39,9 @@ class Asked:
     @property
     def longest_tokens(self) -> int:
         """Tokens of the longest sequence, the generated ones included."""
-        decoded = self.decode_tokens * self.repeats + 2
-        return max([*self.prompt_tokens, *(context + decoded for context in self.context_tokens), _WARM_TOKENS + 1]) + 1
+        decoded = self.decode_tokens * self.repeats + 3
+        after_context = (max(1, context) + decoded for context in self.context_tokens)
+        return max([*(prompt + 1 for prompt in self.prompt_tokens), *after_context, _WARM_TOKENS + 2])
 
     @property
     def batched_tokens(self) -> int:
@@ -52,7 +53,7 @@ class Asked:
         decoded = self.decode_tokens * self.repeats + 3
         return Asked(
             prompt_tokens=tuple(each for each in self.prompt_tokens if each < most_context_tokens),
-            context_tokens=tuple(each for each in self.context_tokens if each + decoded <= most_context_tokens),
+            context_tokens=tuple(each for each in self.context_tokens if max(1, each) + decoded <= most_context_tokens),
             sequences=self.sequences,
             decode_tokens=self.decode_tokens,
             repeats=self.repeats,
