@@ -183,7 +183,7 @@ def product(
         sequences=at,
     )
     step = Recorder(inputs, {"counts": counts})
-    maker = Launch("none", {}, meet=False)
+    maker = Launch("none", {"together": 1}, meet=False)
     x = Rows(np.zeros((tokens, columns), np.float32), np.zeros((tokens, columns // 32 * 64), np.uint8), maker)
     if tiles is None:
         tiles = np.ones(number_format.bytes_of((rows, columns)), np.uint8)
