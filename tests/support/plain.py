@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from residency.formats import unpack_rows
 from residency.kernels.experts.reference import routes
+from residency.kernels.matmul import groups_together
 from residency.kernels.matmul.reference import quantize_rows, rounded_to_bf16
 from residency.spec import AttentionSpec, LayerSpec, ModelSpec, Rearrange, TensorSpec
 from residency.spec.model import MoeSpec
@@ -28,13 +29,13 @@ class Rounding:
 
     bf16_tokens: int
 
-    def product(self, x_TC: Array, weights_RC: Array) -> Array:
-        """x · matrixᵀ."""
+    def product(self, x_TC: Array, weights_RC: Array, together: int) -> Array:
+        """x · matrixᵀ, so many of x's groups quantized as one."""
         n = self.bf16_tokens
         rounded = [rounded_to_bf16(each.astype(np.float32)).astype(np.float64) for each in (x_TC[:n], weights_RC)]
         rest_TC = x_TC[n:]
         if len(rest_TC):
-            rest_TC = quantize_rows(rest_TC.astype(np.float32)).values_TC
+            rest_TC = quantize_rows(rest_TC.astype(np.float32), together).values_TC
         return np.concatenate([rounded[0] @ rounded[1].T, rest_TC @ weights_RC.T])
 
 
@@ -65,7 +66,7 @@ def _product(x_TC: Array, tensor: TensorSpec, rounding: Rounding | None) -> Arra
     """x · matrixᵀ."""
     rows_RC = _head_rows(tensor)
     if rounding and not tensor.format.is_float:
-        return rounding.product(x_TC, rows_RC)
+        return rounding.product(x_TC, rows_RC, groups_together(tensor.format))
     out_TR: Array = x_TC @ rows_RC.T
     return out_TR
 
