@@ -5,6 +5,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
+from residency.kernels.simd.lookup import shuffle_512
 from residency.kernels.simd.vectors import (
     I8,
     I16,
@@ -13,7 +14,6 @@ from residency.kernels.simd.vectors import (
     Value,
     address,
     block_of,
-    call,
     constant,
     each,
     f32x16,
@@ -45,7 +45,6 @@ add_shifted_each = {bits: _add_shifted(bits) for bits in (3, 8)}  # lower + uppe
 
 # -- bytes times small numbers: a vector is 32 words of two bytes
 _WORDS = ir.VectorType(I16, 32)
-_shuffle = call("llvm.x86.avx512.pshuf.b.512", u8x64.llvm, u8x64.llvm, u8x64.llvm)
 
 
 def _all_words(value: int) -> Value:
@@ -56,7 +55,7 @@ def _spread_byte(b: Builder, lanes: Value, index: Value) -> Value:
     """Byte `index` of each lane as both words of the lane; only where there is AVX-512."""
     places = ir.Constant(_WORDS, [0x8000 + lane // 2 % 4 * 4 for lane in range(32)])  # 0x80 picks a zero
     picked = b.add(places, splat(b, b.trunc(index, I16), _WORDS))
-    return b.bitcast(_shuffle(b, b.bitcast(lanes, u8x64.llvm), b.bitcast(picked, u8x64.llvm)), i32x16.llvm)
+    return b.bitcast(shuffle_512(b, b.bitcast(lanes, u8x64.llvm), b.bitcast(picked, u8x64.llvm)), i32x16.llvm)
 
 
 def _mul_words(b: Builder, codes: Value, factors: Value) -> Value:

@@ -8,7 +8,7 @@ from residency.kernels.simd.target import has
 from residency.kernels.simd.vectors import I8, I32, Builder, Value, call, u8x64
 
 _HALF = ir.VectorType(I8, 32)
-_shuffle_512 = call("llvm.x86.avx512.pshuf.b.512", u8x64.llvm, u8x64.llvm, u8x64.llvm)
+shuffle_512 = call("llvm.x86.avx512.pshuf.b.512", u8x64.llvm, u8x64.llvm, u8x64.llvm)
 _shuffle_256 = call("llvm.x86.avx2.pshuf.b", _HALF, _HALF, _HALF)
 
 
@@ -16,7 +16,7 @@ def looked_up(table: Sequence[int]) -> Callable[..., Value]:
     """The operation that gives each byte's value of `table`; bytes are codes from 0 to 15."""
 
     def whole(b: Builder, codes: Value) -> Value:
-        return _shuffle_512(b, ir.Constant(u8x64.llvm, [*table] * 4), codes)
+        return shuffle_512(b, ir.Constant(u8x64.llvm, [*table] * 4), codes)
 
     def by_halves(b: Builder, codes: Value) -> Value:
         values = ir.Constant(_HALF, [*table] * 2)
