@@ -39,21 +39,24 @@ class Asked:
     @property
     def longest_tokens(self) -> int:
         """Tokens of the longest sequence, the generated ones included."""
-        decoded = self.decode_tokens * self.repeats + 3
-        after_context = (max(1, context) + decoded for context in self.context_tokens)
-        return max([*(prompt + 1 for prompt in self.prompt_tokens), *after_context, _WARM_TOKENS + 2])
+        return max(
+            [*(prompt + 1 for prompt in self.prompt_tokens), *map(self._after, self.context_tokens), _WARM_TOKENS + 2]
+        )
 
     @property
     def batched_tokens(self) -> int:
         """Tokens of each of the sequences that decode together; the first waits while the last is prefilled."""
         return BATCH_CONTEXT_TOKENS + self.decode_tokens * self.repeats + max(self.sequences, default=1) + 3
 
+    def _after(self, context_tokens: int) -> int:
+        """Tokens of a sequence that decodes after so many."""
+        return max(1, context_tokens) + self.decode_tokens * self.repeats + 3
+
     def within(self, most_context_tokens: int) -> "Asked":
         """Without what a model of so many tokens of context cannot do."""
-        decoded = self.decode_tokens * self.repeats + 3
         return Asked(
             prompt_tokens=tuple(each for each in self.prompt_tokens if each < most_context_tokens),
-            context_tokens=tuple(each for each in self.context_tokens if max(1, each) + decoded <= most_context_tokens),
+            context_tokens=tuple(each for each in self.context_tokens if self._after(each) <= most_context_tokens),
             sequences=self.sequences,
             decode_tokens=self.decode_tokens,
             repeats=self.repeats,
