@@ -76,7 +76,8 @@ def test_an_answer_comes_token_by_token_to_its_listener(service: Service) -> Non
     assert [event.finish_reason for event in heard.events] == [None] * 4 + ["length"]
 
 
-def test_tokens_between_the_first_and_the_last_may_wait_to_be_told_together(shared: Engine) -> None:
+def told_at_once(shared: Engine, interval_seconds: float) -> list[int]:
+    """How many of nine tokens a listener is told each time."""
     told: list[int] = []
     heard = Heard()
 
@@ -84,24 +85,18 @@ def test_tokens_between_the_first_and_the_last_may_wait_to_be_told_together(shar
         told.append(len(events))
         heard(events)
 
-    with Service(shared, stream_interval_seconds=60.0) as service:
+    with Service(shared, stream_interval_seconds=interval_seconds) as service:
         service.submit(PROMPT, options(9), listen)
         heard.wait()
-    assert told == [1, 8]
+    return told
+
+
+def test_tokens_between_the_first_and_the_last_may_wait_to_be_told_together(shared: Engine) -> None:
+    assert told_at_once(shared, 60.0) == [1, 8]
 
 
 def test_a_token_waits_no_longer_than_it_may(shared: Engine) -> None:
-    told: list[int] = []
-    heard = Heard()
-
-    def listen(events: Sequence[TokenEvent]) -> None:
-        told.append(len(events))
-        heard(events)
-
-    with Service(shared, stream_interval_seconds=1e-6) as service:
-        service.submit(PROMPT, options(9), listen)
-        heard.wait()
-    assert told == [1] * 9
+    assert told_at_once(shared, 1e-6) == [1] * 9
 
 
 def test_callers_of_many_threads_get_what_each_would_get_alone(service: Service, shared: Engine) -> None:
