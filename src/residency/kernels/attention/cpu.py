@@ -34,7 +34,7 @@ from residency.kernels.attention.cpu_shares import (
     seen_pages,
 )
 from residency.kernels.attention.cpu_tiles import PAGE_TOKENS, TILE_VALUES, float_pages, prompt_attention
-from residency.kernels.simd.blocks import GROUP, HAS_TILES, exp_f32, int8_rows, pack, share_start
+from residency.kernels.simd.blocks import GROUP, HAS_TILES, exp_f32, int8_rows, pack, run_start
 from residency.kernels.simd.language import (
     add_f32,
     fma_splat_each,
@@ -233,8 +233,8 @@ def combine(
     tokens = load_i64(tokens_at)
     quantized = int8_rows(tokens, int8_at)
     groups = heads * head_dim // GROUP
-    runs = tokens * groups // together
-    unit, end = together * share_start(runs, thread, threads), together * share_start(runs, thread + 1, threads)
+    unit = run_start(tokens * groups, together, thread, threads)
+    end = run_start(tokens * groups, together, thread + 1, threads)
     while unit < end:  # token after token
         token = unit // groups
         first = unit - token * groups

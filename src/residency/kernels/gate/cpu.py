@@ -1,6 +1,6 @@
 """activation(gate) * up, written over gate, and packed in the same pass where that is asked for."""
 
-from residency.kernels.simd.blocks import GROUP, MOST_TOGETHER, gelu_tanh, int8_rows, pack, share_start, silu
+from residency.kernels.simd.blocks import GROUP, MOST_TOGETHER, gelu_tanh, int8_rows, pack, run_start, silu
 from residency.kernels.simd.language import load_f32x16, load_i64, mul_f32, store_f32x16
 
 
@@ -9,8 +9,8 @@ def _kernel(activation):
         tokens = load_i64(tokens_at)
         quantized = int8_rows(tokens, int8_at)
         groups = columns // GROUP
-        runs = tokens * groups // together
-        unit, end = together * share_start(runs, thread, threads), together * share_start(runs, thread + 1, threads)
+        unit = run_start(tokens * groups, together, thread, threads)
+        end = run_start(tokens * groups, together, thread + 1, threads)
         while unit < end:  # row after row
             row = unit // groups
             first = unit - row * groups

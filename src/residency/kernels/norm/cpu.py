@@ -2,7 +2,7 @@
 
 from math import sqrt
 
-from residency.kernels.simd.blocks import GROUP, MADE_BYTES, MOST_TOGETHER, int8_rows, pack, share_start
+from residency.kernels.simd.blocks import GROUP, MADE_BYTES, MOST_TOGETHER, int8_rows, pack, run_start, share_start
 from residency.kernels.simd.language import (
     add_f32,
     fma,
@@ -44,9 +44,8 @@ def rms(
     by_rows = tokens >= threads
     first_row = share_start(tokens, thread, threads) if by_rows else 0
     last_row = share_start(tokens, thread + 1, threads) if by_rows else tokens
-    runs = groups // together
-    first_group = 0 if by_rows else together * share_start(runs, thread, threads)
-    last_group = groups if by_rows else together * share_start(runs, thread + 1, threads)
+    first_group = 0 if by_rows else run_start(groups, together, thread, threads)
+    last_group = groups if by_rows else run_start(groups, together, thread + 1, threads)
     made = stack_bytes(MADE_BYTES)
     for row in range(first_row, last_row):
         source = x + x_stride * (load_i64(rows_at + 8 * row) if rows_at != 0 else row)

@@ -1,6 +1,6 @@
 """Columns in another order, packed in the same pass: each group's 32 values are gathered and then packed as ever."""
 
-from residency.kernels.simd.blocks import GROUP, MADE_BYTES, int8_rows, pack, share_start
+from residency.kernels.simd.blocks import GROUP, MADE_BYTES, int8_rows, pack, run_start
 from residency.kernels.simd.language import load_f32, load_i32, load_i64, stack_bytes, store_f32
 
 
@@ -10,8 +10,7 @@ def columns(x, x_stride, order, columns, q8, q8_stride, together, int8_at, token
     tokens = load_i64(tokens_at)
     quantized = int8_rows(tokens, int8_at)
     groups = columns // GROUP
-    runs = groups // together
-    begin, end = together * share_start(runs, thread, threads), together * share_start(runs, thread + 1, threads)
+    begin, end = run_start(groups, together, thread, threads), run_start(groups, together, thread + 1, threads)
     for first in range(begin, end, together):
         for row in range(tokens):
             for column in range(GROUP * together):

@@ -51,6 +51,12 @@ def share_start(units, thread, threads):
 
 
 @inlined
+def run_start(units, each, thread, threads):
+    """As `share_start`, where `each` units, of which there is a multiple, stay together."""
+    return each * share_start(units // each, thread, threads)
+
+
+@inlined
 def exp_f32(x):
     """e**x for each lane, to 2 units in the last place: 2**n times a polynomial on [-ln 2 / 2, ln 2 / 2].
 
