@@ -65,7 +65,7 @@ def test_gptq_keeps_outputs_far_better_than_rounding(weights: Floats, inputs: Fl
     assert output_error(weights, gptq(weights, gram, scheme).values_RC, gram) < 0.5 * rounded
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", [*SCHEMES, IntegerScheme(bits=8, group=None, symmetric=True)])
 def test_awq_keeps_outputs_better_than_rounding(weights: Floats, inputs: Floats, scheme: IntegerScheme) -> None:
     gram = gram_of(inputs)
     scales = column_scales([weights], gram.diagonal(), scheme)

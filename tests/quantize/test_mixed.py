@@ -12,7 +12,8 @@ from residency.errors import BudgetError
 from residency.formats import Format, format_named
 from residency.models.specs import model_spec
 from residency.quantize.job import embedded
-from residency.quantize.mixed import Choice, assigned, scanned
+from residency.quantize.mixed import Choice, assigned, choices_of, scanned
+from residency.quantize.scans import keep_scan, kept_scan
 from residency.spec.opening import open_checkpoint
 
 NAMES = ("Q4_0", "Q5_0", "Q6_K", "Q8_0")
@@ -48,11 +49,31 @@ def test_a_budget_below_the_smallest_is_refused() -> None:
 def test_the_scan_finds_more_bits_cheaper_and_every_matrix_worth_something(folder: Path) -> None:
     spec = model_spec(open_checkpoint(folder))
     x = embedded(spec, np.random.default_rng(1).integers(0, spec.vocabulary, (2, 32)))
-    choices = scanned(spec, x, lambda done, total: None)
+    choices = choices_of(spec, scanned(spec, x, lambda done, total: None))
     assert len(choices) == 7 * len(spec.layers) + (1 if spec.head is None else 2)
     for options in choices.values():
         costs = [each.cost for each in sorted(options, key=lambda each: each.num_bytes)]
         assert costs == sorted(costs, reverse=True) and costs[-1] > 0
+
+
+def test_a_scan_is_kept_for_other_sizes_of_the_same_model_on_the_same_tokens(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RESIDENCY_CACHE", str(tmp_path))
+    checkpoint, ids, costs = open_checkpoint(folder), np.arange(6).reshape(2, 3), {"head": {"Q4_0": 0.1, "Q8_0": 1e-9}}
+    assert kept_scan(checkpoint, ids) is None
+    keep_scan(checkpoint, ids, costs)
+    assert kept_scan(checkpoint, ids) == costs
+    assert kept_scan(checkpoint, ids + 1) is None
+
+
+def test_a_damaged_scan_is_as_none(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RESIDENCY_CACHE", str(tmp_path))
+    checkpoint, ids = open_checkpoint(folder), np.arange(6).reshape(2, 3)
+    keep_scan(checkpoint, ids, {"head": {"Q4_0": 0.1}})
+    (path,) = (tmp_path / "scans").iterdir()
+    path.write_text(path.read_text()[:-4])
+    assert kept_scan(checkpoint, ids) is None
 
 
 def random_choices(seed: int) -> dict[str, list[Choice]]:

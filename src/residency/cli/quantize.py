@@ -27,8 +27,9 @@ from residency.quantize.job import Job, Quantization, Target, embedded
 from residency.quantize.layouts import Layout, LayoutName, usual_layout
 from residency.quantize.memory import forecast_bytes, samples_that_fit
 from residency.quantize.methods import Awq, Gptq, Method, MethodName, Rtn
-from residency.quantize.mixed import assigned, scanned
+from residency.quantize.mixed import assigned, choices_of, scanned
 from residency.quantize.samples import Tokens, first_samples, spread_samples, usual_text
+from residency.quantize.scans import keep_scan, kept_scan
 from residency.spec.checkpoint import Checkpoint
 from residency.spec.model import ModelSpec
 from residency.spec.opening import open_checkpoint
@@ -94,7 +95,11 @@ class Asked:
         if self.number_format is not None or self.target_size is None:
             raise UsageError("--to names one format and --target-size mixes them; give one of both.")
         self._refuse_integers("a mixed file")
-        choices = scanned(spec, embedded(spec, scan_ST), lambda done, total: progress("scanning", done, total))
+        costs = kept_scan(checkpoint, scan_ST)
+        if costs is None:
+            costs = scanned(spec, embedded(spec, scan_ST), lambda done, total: progress("scanning", done, total))
+            keep_scan(checkpoint, scan_ST, costs)
+        choices = choices_of(spec, costs)
         fixed = {t.name: t.format for t in requantized(spec, "q4_k_m").tensors if t.name not in choices}
         rest_bytes = gguf_bytes_beside(checkpoint, spec, fixed)
         return self.blocks(fixed | assigned(choices, self.target_size - rest_bytes))

@@ -17,11 +17,13 @@ import numpy as np
 
 from residency.quantize.grids import (
     Floats,
+    Grid,
     IntegerMatrix,
     IntegerScheme,
     extremes,
     grid_between,
     rounding_difference,
+    searched_grid,
 )
 
 Factors = Sequence[tuple[float, float]]  # what the low and the high end are multiplied by
@@ -35,7 +37,26 @@ _FITTED_ROWS = 512  # at once
 
 
 def clipped(weights_RC: Floats, gram_CC: Floats, scheme: IntegerScheme) -> IntegerMatrix:
-    """The matrix on the grid that leaves its outputs off by least on inputs with the Gram matrix `gram`."""
+    """The matrix on the grid that leaves its outputs off by least on inputs with the Gram matrix `gram`.
+
+    Rows that are one group each have no groups to meet, and their errors average out over all columns: their ranges
+    are narrowed by the columns' own energies.
+    """
+    width = scheme.group_values(weights_RC.shape[1])
+    if scheme.group is None:
+        grid = searched_grid(weights_RC, scheme, np.diagonal(gram_CC))
+    else:
+        grid = _moved_grid(weights_RC, gram_CC, scheme)
+    codes_RC = grid.encode(weights_RC)
+    values_RC = grid.decode(codes_RC)
+    stretched = [
+        _stretches(weights_RC[rows], values_RC[rows], gram_CC, width) for rows in _blocks(len(weights_RC), _FITTED_ROWS)
+    ]
+    return IntegerMatrix(grid=grid.stretched(np.concatenate(stretched)), codes_RC=codes_RC)
+
+
+def _moved_grid(weights_RC: Floats, gram_CC: Floats, scheme: IntegerScheme) -> Grid:
+    """Sweep after sweep over the groups."""
     low_RG, high_RG = extremes(weights_RC, scheme)
     ends = _Ends(low_RG=low_RG.copy(), high_RG=high_RG.copy())
     delta_RC = np.zeros_like(weights_RC)
@@ -48,13 +69,7 @@ def clipped(weights_RC: Floats, gram_CC: Floats, scheme: IntegerScheme) -> Integ
             beside_RV = 2 * (delta_RC @ gram_CC[:, part])
             weights_RV, gram_VV = (np.ascontiguousarray(each) for each in (weights_RC[:, part], gram_CC[part, part]))
             delta_RC[:, part] = ends.move(group, weights_RV, gram_VV, beside_RV, scheme, rounds)
-    grid = grid_between(ends.low_RG, ends.high_RG, scheme)
-    codes_RC = grid.encode(weights_RC)
-    values_RC = grid.decode(codes_RC)
-    stretched = [
-        _stretches(weights_RC[rows], values_RC[rows], gram_CC, width) for rows in _blocks(len(weights_RC), _FITTED_ROWS)
-    ]
-    return IntegerMatrix(grid=grid.stretched(np.concatenate(stretched)), codes_RC=codes_RC)
+    return grid_between(ends.low_RG, ends.high_RG, scheme)
 
 
 def output_error(weights_RC: Floats, rounded_RC: Floats, gram_CC: Floats) -> float:

@@ -139,6 +139,7 @@ class Quantization:
             streams.layers = number + 1
             with self._disk_errors():
                 self._keep_streams(streams)
+        streams.calibration_STC = streams.calibration_STC[:0].copy()  # judging needs the room
         self._progress("quantizing", len(spec.layers), len(spec.layers))
 
     def scored_logits(self) -> Iterator[ScoredLogits]:

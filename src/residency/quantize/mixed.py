@@ -31,6 +31,7 @@ _HEAD_ROWS = 2048  # whose logits are looked at
 _SCANNED = {True: "Q4_K", False: "Q4_0"}  # by whether columns are whole blocks of 256
 
 Progress = Callable[[int, int], None]
+Costs = dict[str, dict[str, float]]  # by matrix, then by format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +43,13 @@ class Choice:
     cost: float
 
 
-def scanned(spec: ModelSpec, x_STC: Floats, progress: Progress) -> dict[str, tuple[Choice, ...]]:
-    """The choices of each matrix, by its name. `x` are embeddings of calibration text; they are used up.
+def choices_of(spec: ModelSpec, costs: Costs) -> dict[str, tuple[Choice, ...]]:
+    """What each matrix that was scanned may become, by its name."""
+    return {tensor.name: _choices(tensor, costs[tensor.name]) for tensor in spec.tensors if tensor.name in costs}
+
+
+def scanned(spec: ModelSpec, x_STC: Floats, progress: Progress) -> Costs:
+    """What each matrix costs in each format. `x` are embeddings of calibration text; they are used up.
 
     A cost is the mean squared distance of the logits from where they were, relative to how far they are spread.
     """
@@ -74,7 +80,7 @@ def scanned(spec: ModelSpec, x_STC: Floats, progress: Progress) -> dict[str, tup
     own = {each: _distance(there_NV, head.rounded(each).logits(x_STC)) for each in _formats(spec.hidden)}
     tied = costs.get(head.name, {})
     costs[head.name] = {each: cost + tied.get(each, 0.0) for each, cost in own.items()}
-    return {tensor.name: _choices(tensor, costs[tensor.name]) for tensor in spec.tensors if tensor.name in costs}
+    return costs
 
 
 def assigned(choices: Mapping[str, Sequence[Choice]], budget_bytes: int) -> dict[str, Format]:
