@@ -6,6 +6,7 @@ import pytest
 
 from residency.models.specs import named_spec
 from residency.planner.quality import WEIGHT_LOSSES, MeasuredLoss, keep_loss, loss_of, measured_losses
+from support.deployments import told
 
 MEASURED = MeasuredLoss(label="q4_k_m", part=0.2, tokens=510, text="mine.txt")
 
@@ -28,6 +29,19 @@ def test_a_later_measurement_replaces_an_earlier() -> None:
     keep_loss(MODEL, MEASURED)
     keep_loss(MODEL, MeasuredLoss(label="q4_k_m", part=0.1, tokens=510, text="mine.txt"))
     assert measured_losses(MODEL)["q4_k_m"].part == 0.1
+
+
+@pytest.mark.parametrize(("label", "engine", "option"), [("awq", None, "awq"), ("q5_0", "llama.cpp", "Q5_0")])
+def test_a_format_that_was_measured_is_offered_with_its_figure(label: str, engine: str | None, option: str) -> None:
+    keep_loss(MODEL, MeasuredLoss(label=label, part=0.012, tokens=510, text="mine.txt"))
+    rises = {each.option: each.perplexity_rise for each in told("meta-llama/Llama-3.2-1B", "L4", engine=engine).changes}
+    assert rises[f"--quant {option}"] == 0.012
+
+
+def test_a_plan_says_whose_figure_it_has() -> None:
+    keep_loss(MODEL, MEASURED)
+    found = told("meta-llama/Llama-3.2-1B", "L4", engine="llama.cpp", quant="q4_k_m")
+    assert "510 tokens of mine.txt" in found.origins["perplexity_rise"].how
 
 
 def test_a_damaged_file_is_as_none(own_cache: Path) -> None:

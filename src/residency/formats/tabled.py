@@ -38,11 +38,12 @@ def unpack_mxfp4(blocks_N: Blocks) -> Floats:
     return _half_power(blocks_N["exponent"])[:, None] * _values(MXFP4_TABLE, blocks_N["low"])
 
 
-def pack_iq4_nl(values_NV: Floats) -> Blocks:
-    """The value of largest magnitude becomes code 0, that is -127 scales."""
+def pack_iq4_nl(values_NV: Floats, scale_N1: Floats | None = None) -> Blocks:
+    """Codes by the blocks' `scale`; without, the value of largest magnitude becomes code 0, that is -127 scales."""
     blocks_N = np.zeros(len(values_NV), IQ4_NL_BLOCK)
     with np.errstate(over="ignore"):
-        blocks_N["scale"] = (_extreme(values_NV) / np.float32(-127)).astype(np.float16)
+        scale_N = _extreme(values_NV) / np.float32(-127) if scale_N1 is None else scale_N1[:, 0]
+        blocks_N["scale"] = scale_N.astype(np.float16)
     blocks_N["low"] = _nearest(IQ4_TABLE, values_NV, blocks_N["scale"].astype(np.float32))
     return blocks_N
 
@@ -82,12 +83,25 @@ def _values(table: tuple[int, ...], low: Codes) -> Floats:
     return values
 
 
+def nearest_values(table: tuple[int, ...], scaled: Floats) -> Floats:
+    """The table's value that is nearest to each, the lower of two that are as near."""
+    return np.unique(np.array(table, np.float32))[_places(table, scaled)]
+
+
 def _nearest(table: tuple[int, ...], values: Floats, scale: Floats) -> Codes:
-    """The blocks' bytes of the codes whose values are nearest, the first of two that are as near."""
-    errors = np.abs(scale[..., None, None] * np.array(table, np.float32) - values[..., None])
-    codes = errors.argmin(axis=-1).astype(np.uint8)
-    low: Codes = codes[..., :16] | codes[..., 16:] << 4
+    """The blocks' bytes of the codes whose values are nearest."""
+    wide = scale[..., None]
+    scaled = np.divide(values, wide, out=np.zeros_like(values), where=wide != 0)
+    codes_of = np.unique(table, return_index=True)[1].astype(np.uint8)
+    codes = codes_of[_places(table, scaled)]
+    low: Codes = codes[..., :16] | codes[..., 16:] << np.uint8(4)
     return low
+
+
+def _places(table: tuple[int, ...], scaled: Floats) -> npt.NDArray[np.int64]:
+    """Where each one's nearest value is among the table's, in ascending order."""
+    ascending = np.unique(np.array(table, np.float32))
+    return np.searchsorted((ascending[1:] + ascending[:-1]) / 2, scaled)
 
 
 def _group_scales(blocks_N: Blocks) -> npt.NDArray[np.int8]:

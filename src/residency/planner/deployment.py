@@ -108,7 +108,7 @@ class Deployer:
         self._costs: dict[tuple[object, ...], ModelCost] = {}
         self._paces: dict[tuple[object, ...], Pace] = {}
         self._forecasts: dict[tuple[object, ...], ServingForecast] = {}
-        self._losses = measured_losses(question.model)
+        self.losses = measured_losses(question.model)  # by format
 
     def model(self, quant: str | None) -> ModelSpec:
         """The model in a format. UsageError or UnsupportedError where it cannot be had."""
@@ -150,7 +150,7 @@ class Deployer:
             model=self.model(choice.quant),
             placement=placement,
             forecast=forecast,
-            loss=loss_of(choice.quant, choice.kv.name, self._losses),
+            loss=loss_of(choice.quant, choice.kv.name, self.losses),
         )
 
     def cost(self, choice: Choice) -> ModelCost:

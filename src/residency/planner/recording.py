@@ -14,6 +14,7 @@ from residency.planner.answers import (
 from residency.planner.deployment import Deployment, Question
 from residency.planner.engines import can_run
 from residency.planner.placing import DeviceBytes
+from residency.planner.quality import measured_losses
 from residency.planner.search import Answer
 from residency.planner.serving import Phase, ServingForecast
 from residency.spec.model import ModelSpec
@@ -236,8 +237,15 @@ def _origins(question: Question, deployment: Deployment) -> dict[str, Origin]:
             origin="exact", how=f"bytes a token and fixed bytes, in pages of {engine.page_tokens} tokens"
         ),
         "forecast": _speed_origin(device),
-        "perplexity_rise": Origin(origin="extrapolated", how="measured on Llama 3 8B by llama.cpp, or assumed"),
+        "perplexity_rise": _rise_origin(question, deployment.choice.quant),
     }
+
+
+def _rise_origin(question: Question, quant: str | None) -> Origin:
+    measured = measured_losses(question.model).get((quant or "").lower())
+    if measured is None:
+        return Origin(origin="extrapolated", how="measured on Llama 3 8B by llama.cpp, or assumed")
+    return Origin(origin="measured", how=f"{measured.source}; that of keys and values in fewer bits is assumed")
 
 
 def _speed_origin(device: Device) -> Origin:

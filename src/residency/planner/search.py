@@ -12,6 +12,7 @@ from residency.errors import MachineError, ModelError, UsageError
 from residency.planner.deployment import Deployer, Deployment, Question, can_share, default_choice
 from residency.planner.placing import Choice, Load
 from residency.planner.rates import turning_batch
+from residency.spec.requantize import GGML
 from residency.spec.state import kv_format_named
 
 QUANTS = ("fp8", "int8", "int4-g128")
@@ -87,10 +88,12 @@ def _choices(deployer: Deployer, question: Question) -> Iterator[Choice]:
 
 
 def _smaller(deployer: Deployer, quant: str | None) -> list[str]:
-    """Formats in which the model has fewer bytes than in `quant`."""
+    """Formats in which the model has fewer bytes than in `quant`: the usual ones, and what was measured on it."""
     found = []
     now_bytes = deployer.model(quant).weight_bytes
-    for label in QUANTS if deployer.question.engine.name.startswith("vllm") else GGUF_QUANTS:
+    of_vllm = deployer.question.engine.name.startswith("vllm")
+    measured = [label if of_vllm else label.upper() for label in deployer.losses if (label in GGML) != of_vllm]
+    for label in dict.fromkeys((*(QUANTS if of_vllm else GGUF_QUANTS), *measured)):
         try:
             if deployer.model(label).weight_bytes < now_bytes:
                 found.append(label)

@@ -7,11 +7,12 @@ several widths of its range. Shape suffixes: N groups or blocks, V values, G gro
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from residency.formats import Format, blocks32, blocks256, format_named, pack_rows, unpack_rows
+from residency.formats import Format, blocks32, blocks256, format_named, pack_rows, tabled, unpack_rows
 from residency.quantize.grids import Floats
 
 _WIDTHS = tuple(float(x) for x in np.linspace(0.75, 1.15, 9))  # of a group's range, tried as beginnings
@@ -20,6 +21,7 @@ _NOTHING = np.float32(1e-12)  # added to importances, so that columns that meet 
 
 Bytes = npt.NDArray[np.uint8]
 Blocks = npt.NDArray[np.void]
+Nearest = Callable[[Floats], Floats]  # of what codes stand for, before they are scaled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,20 +64,20 @@ def restored(rows_RB: Bytes, name: str) -> BlockMatrix:
     return BlockMatrix(format=format_named(name), rows_RB=rows_RB)
 
 
-def fitted_scale(values_NV: Floats, weight_NV: Floats, lowest: int, highest: int) -> Floats:
-    """The scale (groups, 1) by which codes from `lowest` to `highest` serve the values best.
+def fitted_scale(values_NV: Floats, weight_NV: Floats, lowest: int, nearest: Nearest) -> Floats:
+    """The scale (groups, 1) by which codes serve the values best, of which `lowest` is farthest from zero.
 
-    The value of largest magnitude gets the lowest code, of which there is one more, or is clipped a little.
+    The value of largest magnitude gets that code, or is clipped a little.
     """
     index_N1 = np.abs(values_NV).argmax(axis=1)[:, None]
     extreme_N1 = np.take_along_axis(values_NV, index_N1, axis=1)
     best_N1 = extreme_N1 / np.float32(lowest)
     least_N1 = np.full(best_N1.shape, np.inf, np.float32)
     for width in _WIDTHS:
-        codes_NV = _codes(values_NV, extreme_N1 * np.float32(width / lowest), lowest, highest)
+        codes_NV = nearest(values_NV * _inverse(extreme_N1 * np.float32(width / lowest)))
         weighed_NV = weight_NV * codes_NV
         scale_N1 = _quotient(_sum(weighed_NV * values_NV), _sum(weighed_NV * codes_NV))
-        codes_NV = _codes(values_NV, scale_N1, lowest, highest)
+        codes_NV = nearest(values_NV * _inverse(scale_N1))
         error_N1 = _sum(weight_NV * (scale_N1 * codes_NV - values_NV) ** 2)
         better_N1 = error_N1 < least_N1
         best_N1, least_N1 = np.where(better_N1, scale_N1, best_N1), np.where(better_N1, error_N1, least_N1)
@@ -90,13 +92,13 @@ def fitted_range(values_NV: Floats, weight_NV: Floats, highest: int, *, below_ze
     low_N1, high_N1 = values_NV.min(axis=1, keepdims=True), values_NV.max(axis=1, keepdims=True)
     if below_zero:
         low_N1, high_N1 = np.minimum(low_N1, 0), np.maximum(high_N1, 0)
-    best = ((high_N1 - low_N1) / np.float32(highest), low_N1)
+    best, nearest = ((high_N1 - low_N1) / np.float32(highest), low_N1), _whole(0, highest)
     least_N1 = np.full(low_N1.shape, np.inf, np.float32)
     total_N1, mean_N1 = _sum(weight_NV), _sum(weight_NV * values_NV)
     for width in _WIDTHS:
         spare_N1 = (high_N1 - low_N1) * np.float32((1 - width) / 2)
         step_N1, start_N1 = (high_N1 - low_N1) * np.float32(width / highest), low_N1 + spare_N1
-        codes_NV = _codes(values_NV - start_N1, step_N1, 0, highest)
+        codes_NV = nearest((values_NV - start_N1) * _inverse(step_N1))
         weighed_NV = weight_NV * codes_NV
         codes_N1, squares_N1, products_N1 = _sum(weighed_NV), _sum(weighed_NV * codes_NV), _sum(weighed_NV * values_NV)
         step_N1 = _quotient(total_N1 * products_N1 - mean_N1 * codes_N1, total_N1 * squares_N1 - codes_N1**2)
@@ -105,7 +107,7 @@ def fitted_range(values_NV: Floats, weight_NV: Floats, highest: int, *, below_ze
             above_N1 = start_N1 > 0
             step_N1 = np.where(above_N1, _quotient(products_N1, squares_N1), step_N1)
             start_N1 = np.where(above_N1, np.float32(0), start_N1)
-        codes_NV = _codes(values_NV - start_N1, step_N1, 0, highest)
+        codes_NV = nearest((values_NV - start_N1) * _inverse(step_N1))
         error_N1 = _sum(weight_NV * (step_N1 * codes_NV + start_N1 - values_NV) ** 2)
         better_N1 = (error_N1 < least_N1) & (step_N1 > 0)
         best = (np.where(better_N1, step_N1, best[0]), np.where(better_N1, start_N1, best[1]))
@@ -113,9 +115,11 @@ def fitted_range(values_NV: Floats, weight_NV: Floats, highest: int, *, below_ze
     return best
 
 
-def _scaled(pack: Callable[[Floats, Floats], Blocks], lowest: int) -> Callable[[Floats, Floats], Blocks]:
+def _scaled(
+    pack: Callable[[Floats, Floats], Blocks], lowest: int, nearest: Nearest
+) -> Callable[[Floats, Floats], Blocks]:
     def fit(values_NV: Floats, weight_NV: Floats) -> Blocks:
-        return pack(values_NV, _half(fitted_scale(values_NV, weight_NV, lowest, -lowest - 1)))
+        return pack(values_NV, _half(fitted_scale(values_NV, weight_NV, lowest, nearest)))
 
     return fit
 
@@ -140,13 +144,22 @@ def _ranged(pack: Callable[[Floats, blocks256.Ranges], Blocks], highest: int) ->
 
 
 def _fit_q6_k(values_NV: Floats, weight_NV: Floats) -> Blocks:
-    steps_N1 = fitted_scale(values_NV.reshape(-1, 16), weight_NV.reshape(-1, 16), -32, 31)
+    steps_N1 = fitted_scale(values_NV.reshape(-1, 16), weight_NV.reshape(-1, 16), -32, _whole(-32, 31))
     return blocks256.pack_q6_k(values_NV, steps_N1.reshape(-1, 16))
 
 
+def _whole(lowest: int, highest: int) -> Nearest:
+    def nearest(scaled_NV: Floats) -> Floats:
+        codes_NV: Floats = np.rint(scaled_NV).clip(lowest, highest)
+        return codes_NV
+
+    return nearest
+
+
 _FITTED: dict[str, Callable[[Floats, Floats], Blocks]] = {
-    "Q4_0": _scaled(blocks32.pack_q4_0, -8),
-    "Q5_0": _scaled(blocks32.pack_q5_0, -16),
+    "Q4_0": _scaled(blocks32.pack_q4_0, -8, _whole(-8, 7)),
+    "Q5_0": _scaled(blocks32.pack_q5_0, -16, _whole(-16, 15)),
+    "IQ4_NL": _scaled(tabled.pack_iq4_nl, min(tabled.IQ4_TABLE), partial(tabled.nearest_values, tabled.IQ4_TABLE)),
     "Q4_1": _between(blocks32.pack_q4_1, 15),
     "Q5_1": _between(blocks32.pack_q5_1, 31),
     "Q4_K": _ranged(blocks256.pack_q4_k, 15),
@@ -155,9 +168,8 @@ _FITTED: dict[str, Callable[[Floats, Floats], Blocks]] = {
 }
 
 
-def _codes(values_NV: Floats, scale_N1: Floats, lowest: int, highest: int) -> Floats:
-    codes_NV: Floats = np.rint(values_NV * _quotient(np.float32(1), scale_N1)).clip(lowest, highest)
-    return codes_NV
+def _inverse(scale_N1: Floats) -> Floats:
+    return _quotient(np.float32(1), scale_N1)
 
 
 def _sum(values_NV: Floats) -> Floats:

@@ -125,10 +125,13 @@ def evaluation_of(chunks: list[ChunkFigures]) -> Evaluation:
 def evaluation_of_logits(scored: Iterable[ScoredLogits]) -> Evaluation:
     """Of a quantization's result against its source."""
     by_chunk: dict[int, list[ChunkFigures]] = {}
-    for each in scored:
-        figures = figures_of(each.quantized_TV, each.reference_TV, each.targets_T)
-        by_chunk.setdefault(each.sample, []).append(figures)
+    for sample, figures in map(_judged, scored):  # which lets go of logits before the next are computed
+        by_chunk.setdefault(sample, []).append(figures)
     return evaluation_of([_joined(parts) for parts in by_chunk.values()])
+
+
+def _judged(scored: ScoredLogits) -> tuple[int, ChunkFigures]:
+    return scored.sample, figures_of(scored.quantized_TV, scored.reference_TV, scored.targets_T)
 
 
 def figures_of(model_TV: Logits, reference_TV: Logits, targets_T: Tokens) -> ChunkFigures:
