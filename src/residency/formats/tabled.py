@@ -16,6 +16,8 @@ Codes = npt.NDArray[np.uint8]
 IQ4_TABLE = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 MXFP4_TABLE = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 
+_WIDEST = 256  # twice what tables hold at most
+
 IQ4_NL_BLOCK = np.dtype([("scale", "<f2"), ("low", "u1", 16)])
 IQ4_XS_BLOCK = np.dtype([("scale", "<f2"), ("high", "<u2"), ("groups", "u1", 4), ("low", "u1", (8, 16))])
 MXFP4_BLOCK = np.dtype([("exponent", "u1"), ("low", "u1", 16)])
@@ -99,9 +101,14 @@ def _nearest(table: tuple[int, ...], values: Floats, scale: Floats) -> Codes:
 
 
 def _places(table: tuple[int, ...], scaled: Floats) -> npt.NDArray[np.int64]:
-    """Where each one's nearest value is among the table's, in ascending order."""
-    ascending = np.unique(np.array(table, np.float32))
-    return np.searchsorted((ascending[1:] + ascending[:-1]) / 2, scaled)
+    """Where each one's nearest value is among the table's, in ascending order.
+
+    What lies between two of a table's values is a whole or a half, so that doubled and rounded up all are in few places.
+    """
+    ascending = np.unique(table)
+    places_of: npt.NDArray[np.int64] = np.searchsorted(ascending[1:] + ascending[:-1], np.arange(-_WIDEST, _WIDEST + 1))
+    doubled = np.ceil(2 * scaled).clip(-_WIDEST, _WIDEST)
+    return places_of[doubled.astype(np.int64) + _WIDEST]
 
 
 def _group_scales(blocks_N: Blocks) -> npt.NDArray[np.int8]:

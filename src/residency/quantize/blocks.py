@@ -16,7 +16,7 @@ from residency.formats import Format, blocks32, blocks256, format_named, pack_ro
 from residency.quantize.grids import Floats
 
 _WIDTHS = tuple(float(x) for x in np.linspace(0.75, 1.15, 9))  # of a group's range, tried as beginnings
-_CHUNK_VALUES = 1 << 20  # fitted at once
+_CHUNK_VALUES = 1 << 16  # fitted at once: as many as stay in the cache
 _NOTHING = np.float32(1e-12)  # added to importances, so that columns that meet nothing are rounded too
 
 Bytes = npt.NDArray[np.uint8]
