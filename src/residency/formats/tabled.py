@@ -103,7 +103,7 @@ def _nearest(table: tuple[int, ...], values: Floats, scale: Floats) -> Codes:
 def _places(table: tuple[int, ...], scaled: Floats) -> npt.NDArray[np.int64]:
     """Where each one's nearest value is among the table's, in ascending order.
 
-    What lies between two of a table's values is a whole or a half, so that doubled and rounded up all are in few places.
+    Half way between two of a table is a whole or a half, so that values, doubled and rounded up, are one of few.
     """
     ascending = np.unique(table)
     places_of: npt.NDArray[np.int64] = np.searchsorted(ascending[1:] + ascending[:-1], np.arange(-_WIDEST, _WIDEST + 1))
