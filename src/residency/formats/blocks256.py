@@ -71,16 +71,20 @@ def unpack_q6_k(blocks_N: Blocks) -> Floats:
     return values_NGV.reshape(num_blocks, 256)
 
 
-def pack_q2_k(values_NB: Floats) -> Blocks:
-    """Codes 0 to 3 between each group's extremes; zero is always in the range."""
+def pack_q2_k(values_NB: Floats, ranges: Ranges | None = None) -> Blocks:
+    """Codes 0 to 3 by the groups' `ranges`; without, between each group's extremes, with zero in the range."""
     values_NGV = values_NB.reshape(-1, 16, 16)
     blocks_N = np.zeros(len(values_NGV), Q2_K_BLOCK)
-    least_NG = np.maximum(-values_NGV.min(axis=2), np.float32(0))
-    step_NG = (np.maximum(values_NGV.max(axis=2), np.float32(0)) + least_NG) / np.float32(3)
+    if ranges is None:
+        least_NG = np.maximum(-values_NGV.min(axis=2), np.float32(0))
+        step_NG = (np.maximum(values_NGV.max(axis=2), np.float32(0)) + least_NG) / np.float32(3)
+    else:
+        step_NG, least_NG = ranges.step_NG, ranges.least_NG
     blocks_N["scale"] = _half(step_NG.max(axis=1, keepdims=True) / np.float32(15))
     blocks_N["min"] = _half(least_NG.max(axis=1, keepdims=True) / np.float32(15))
     scale_N1, min_N1 = (blocks_N[field].astype(np.float32)[:, None] for field in ("scale", "min"))
-    scale_NG = np.ceil(_ratio(step_NG, scale_N1) - np.float32(0.01)).clip(0, 15).astype(np.uint8)
+    rounded = np.ceil(_ratio(step_NG, scale_N1) - np.float32(0.01 if ranges is None else 0.5))
+    scale_NG = rounded.clip(0, 15).astype(np.uint8)
     min_NG = np.rint(_ratio(least_NG, min_N1)).clip(0, 15).astype(np.uint8)
     blocks_N["groups"] = scale_NG | min_NG << 4
     step_NG1, least_NG1 = (scale_N1 * scale_NG)[:, :, None], (min_N1 * min_NG)[:, :, None]
@@ -88,11 +92,11 @@ def pack_q2_k(values_NB: Floats) -> Blocks:
     return blocks_N
 
 
-def pack_q3_k(values_NB: Floats) -> Blocks:
-    """Each group's value of largest magnitude becomes code 0, that is -4 group scales."""
+def pack_q3_k(values_NB: Floats, steps_NG: Floats | None = None) -> Blocks:
+    """Codes by the groups' `steps`; without, each group's value of largest magnitude becomes code 0, -4 steps."""
     values_NGV = values_NB.reshape(-1, 16, 16)
     blocks_N = np.zeros(len(values_NGV), Q3_K_BLOCK)
-    group_NG = _extreme(values_NGV) / np.float32(-4)
+    group_NG = _extreme(values_NGV) / np.float32(-4) if steps_NG is None else steps_NG
     blocks_N["scale"] = _half(_extreme(group_NG) / np.float32(-32))
     scale_N1 = blocks_N["scale"].astype(np.float32)[:, None]
     whole_NG = np.rint(_ratio(group_NG, scale_N1)).clip(-32, 31)

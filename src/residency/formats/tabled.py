@@ -50,11 +50,11 @@ def pack_iq4_nl(values_NV: Floats, scale_N1: Floats | None = None) -> Blocks:
     return blocks_N
 
 
-def pack_iq4_xs(values_NB: Floats) -> Blocks:
-    """Each group's value of largest magnitude becomes code 0, that is -127 group scales."""
+def pack_iq4_xs(values_NB: Floats, steps_NG: Floats | None = None) -> Blocks:
+    """Codes by the groups' `steps`; without, each group's value of largest magnitude becomes code 0, -127 steps."""
     values_NGV = values_NB.reshape(-1, 8, 32)
     blocks_N = np.zeros(len(values_NGV), IQ4_XS_BLOCK)
-    step_NG = _extreme(values_NGV) / np.float32(-127)
+    step_NG = _extreme(values_NGV) / np.float32(-127) if steps_NG is None else steps_NG
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         blocks_N["scale"] = (_extreme(step_NG) / np.float32(-32)).astype(np.float16)
         scale_N1 = blocks_N["scale"].astype(np.float32)[:, None]

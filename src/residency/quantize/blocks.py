@@ -134,18 +134,27 @@ def _between(
     return fit
 
 
-def _ranged(pack: Callable[[Floats, blocks256.Ranges], Blocks], highest: int) -> Callable[[Floats, Floats], Blocks]:
+def _ranged(
+    pack: Callable[[Floats, blocks256.Ranges], Blocks], highest: int, group: int
+) -> Callable[[Floats, Floats], Blocks]:
     def fit(values_NV: Floats, weight_NV: Floats) -> Blocks:
-        grouped, weights = (x.reshape(-1, 32) for x in (values_NV, weight_NV))
-        step_N1, low_N1 = fitted_range(grouped, weights, highest, below_zero=True)
-        return pack(values_NV, blocks256.Ranges(step_NG=step_N1.reshape(-1, 8), least_NG=-low_N1.reshape(-1, 8)))
+        grouped, weights = (x.reshape(-1, group) for x in (values_NV, weight_NV))
+        step_NG, low_NG = (
+            x.reshape(len(values_NV), -1) for x in fitted_range(grouped, weights, highest, below_zero=True)
+        )
+        return pack(values_NV, blocks256.Ranges(step_NG=step_NG, least_NG=-low_NG))
 
     return fit
 
 
-def _fit_q6_k(values_NV: Floats, weight_NV: Floats) -> Blocks:
-    steps_N1 = fitted_scale(values_NV.reshape(-1, 16), weight_NV.reshape(-1, 16), -32, _whole(-32, 31))
-    return blocks256.pack_q6_k(values_NV, steps_N1.reshape(-1, 16))
+def _stepped(
+    pack: Callable[[Floats, Floats], Blocks], lowest: int, nearest: Nearest, group: int
+) -> Callable[[Floats, Floats], Blocks]:
+    def fit(values_NV: Floats, weight_NV: Floats) -> Blocks:
+        grouped, weights = (x.reshape(-1, group) for x in (values_NV, weight_NV))
+        return pack(values_NV, fitted_scale(grouped, weights, lowest, nearest).reshape(len(values_NV), -1))
+
+    return fit
 
 
 def _whole(lowest: int, highest: int) -> Nearest:
@@ -156,15 +165,19 @@ def _whole(lowest: int, highest: int) -> Nearest:
     return nearest
 
 
+_of_table = partial(tabled.nearest_values, tabled.IQ4_TABLE)
 _FITTED: dict[str, Callable[[Floats, Floats], Blocks]] = {
     "Q4_0": _scaled(blocks32.pack_q4_0, -8, _whole(-8, 7)),
     "Q5_0": _scaled(blocks32.pack_q5_0, -16, _whole(-16, 15)),
-    "IQ4_NL": _scaled(tabled.pack_iq4_nl, min(tabled.IQ4_TABLE), partial(tabled.nearest_values, tabled.IQ4_TABLE)),
     "Q4_1": _between(blocks32.pack_q4_1, 15),
     "Q5_1": _between(blocks32.pack_q5_1, 31),
-    "Q4_K": _ranged(blocks256.pack_q4_k, 15),
-    "Q5_K": _ranged(blocks256.pack_q5_k, 31),
-    "Q6_K": _fit_q6_k,
+    "IQ4_NL": _scaled(tabled.pack_iq4_nl, min(tabled.IQ4_TABLE), _of_table),
+    "IQ4_XS": _stepped(tabled.pack_iq4_xs, min(tabled.IQ4_TABLE), _of_table, 32),
+    "Q2_K": _ranged(blocks256.pack_q2_k, 3, 16),
+    "Q3_K": _stepped(blocks256.pack_q3_k, -4, _whole(-4, 3), 16),
+    "Q4_K": _ranged(blocks256.pack_q4_k, 15, 32),
+    "Q5_K": _ranged(blocks256.pack_q5_k, 31, 32),
+    "Q6_K": _stepped(blocks256.pack_q6_k, -32, _whole(-32, 31), 16),
 }
 
 

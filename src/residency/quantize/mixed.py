@@ -24,7 +24,7 @@ from residency.quantize.source import read_rows, read_values
 from residency.spec.model import ModelSpec, TensorSpec
 from residency.units import binary_bytes
 
-WIDE = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+WIDE = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 NARROW = ("Q4_0", "IQ4_NL", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # where columns are no whole blocks of 256
 _UNITS = 1 << 16  # that a budget is counted in
 _HEAD_ROWS = 2048  # whose logits are looked at

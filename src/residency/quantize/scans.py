@@ -15,7 +15,7 @@ from residency.quantize.samples import Tokens
 from residency.records import from_data, to_data
 from residency.spec.checkpoint import Checkpoint
 
-_VERSION = 2  # changes with the scan's arithmetic
+_VERSION = 3  # changes with the scan's arithmetic
 
 
 @dataclass(frozen=True, kw_only=True)
