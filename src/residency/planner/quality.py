@@ -66,7 +66,7 @@ _NARROWEST_MEASURED = 64  # values of a head
 _UNKNOWN = Loss(part=0.05, origin="assumed", source="assumed: nobody's figure is known here")
 
 
-_HERE = "measured on this very model: 1,020 tokens of WikiText-2 raw, test"
+_HERE = "on this very model: 1,020 tokens of WikiText-2 raw, test"
 # Of known models, by `model_key`: what `residency quantize` measured, calibrated on WikiText-2's validation text.
 KNOWN_LOSSES = {
     "qwen2-24x896-151936": {
@@ -95,7 +95,7 @@ def measured_losses(model: ModelSpec) -> dict[str, Loss]:
     """By format, what is known of this very model: measured here, else known to residency."""
     found = dict(KNOWN_LOSSES.get(model_key(model), {}))
     for each in _kept(_path(model)).values():
-        source = f"measured here on this model: {each.tokens} tokens of {each.text}"
+        source = f"on this very model, here: {each.tokens} tokens of {each.text}"
         found[each.label] = Loss(part=each.part, origin="measured", source=source)
     return found
 
