@@ -339,6 +339,12 @@ def report(residency: Residency, source: Path, out: Path, *options: object) -> d
     return data
 
 
+@pytest.fixture(autouse=True)
+def _prepared_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is evaluated is converted when it is opened: a process of its own takes longer than all of these models."""
+    monkeypatch.setattr("residency.cli.evaluate.prepare_first", lambda *_: None)
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return write_folder(tmp_path / "source", small_model("llama", num_layers=2))
